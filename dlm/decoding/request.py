@@ -1,0 +1,167 @@
+"""What is asked of the decoder and what it answers: validated values, token ids only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
+
+from dlm.errors import RequestError
+
+if TYPE_CHECKING:
+    from dlm.decoding.engines import Engine
+    from dlm.decoding.samplers import Sampler
+
+MAX_LENGTH = 8192
+"""Upper bound of `gen_length` and `steps`."""
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one prompt is decoded, whatever engine and sampler do it.
+
+    Attributes:
+        gen_length: masked positions appended to the prompt, 1..8192.
+        max_tokens: at most so many tokens are returned; None returns all of `gen_length`.
+        steps: total of a schedule, 1..8192 (LLaDA's meaning). Where it does not divide evenly the earlier blocks take
+            the remainder. Samplers without a schedule do not use it, as in the reference programs.
+        block_length: length of a semi-autoregressive block.
+        temperature: 0..2; 0 takes the most probable token.
+        top_k, top_p: filters applied before sampling; 0 and 1.0 keep everything. Not used at temperature 0.
+        cfg_scale: classifier-free guidance, >= 0: logits = u + (cfg_scale + 1) (l - u).
+        max_nfe: ceiling of forwards for this prompt; when the remaining budget demands it more positions are revealed
+            than the sampler would.
+        ignore_eos: decode the whole canvas instead of stopping after the block that ends the answer.
+        logits_eos_inf: the end-of-sequence token can not be chosen.
+        confidence_eos_eot_inf: positions that propose end-of-sequence or end-of-turn are revealed last.
+        seed: of the noise; None draws one, which the completion reports.
+        n: samples of this prompt, each with noise of its own.
+        record: keep the step map and the log-probabilities at reveal time.
+    """
+
+    gen_length: int = 128
+    max_tokens: int | None = None
+    steps: int = 128
+    block_length: int = 32
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    cfg_scale: float = 0.0
+    max_nfe: int | None = None
+    ignore_eos: bool = False
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
+    seed: int | None = None
+    n: int = 1
+    record: bool = False
+
+    def __post_init__(self) -> None:
+        faults = self.faults()
+        if faults:
+            raise RequestError("; ".join(faults))
+
+    def faults(self) -> list[str]:
+        """Every violated range, each naming field, value and range."""
+        found: list[str] = []
+        _whole(found, "gen_length", self.gen_length, 1, MAX_LENGTH)
+        _whole(found, "steps", self.steps, 1, MAX_LENGTH)
+        _whole(found, "block_length", self.block_length, 1, MAX_LENGTH)
+        _whole(found, "top_k", self.top_k, 0, None)
+        _whole(found, "n", self.n, 1, None)
+        if self.max_tokens is not None:
+            _whole(found, "max_tokens", self.max_tokens, 1, None)
+        if self.max_nfe is not None:
+            blocks = 1 if found else math.ceil(self.gen_length / self.block_length)
+            _whole(found, "max_nfe", self.max_nfe, blocks, None, "one forward for each block")
+        if self.seed is not None:
+            _whole(found, "seed", self.seed, 0, 2**63 - 1)
+        _real(found, "temperature", self.temperature, 0.0, 2.0)
+        _real(found, "cfg_scale", self.cfg_scale, 0.0, None)
+        _real(found, "top_p", self.top_p, 0.0, 1.0, open_low=True)
+        return found
+
+
+def _whole(found: list[str], name: str, value: object, low: int, high: int | None, why: str = "") -> None:
+    good = isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
+    if not good:
+        bound = f"at least {low}" if high is None else f"{low}..{high}"
+        found.append(f"{name}={value!r} must be a whole number, {bound}{f' ({why})' if why else ''}")
+
+
+def _real(
+    found: list[str], name: str, value: object, low: float, high: float | None, *, open_low: bool = False
+) -> None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    good = good and (value > low if open_low else value >= low) and (high is None or value <= high)  # type: ignore[operator]
+    if not good:
+        bound = f"{'above' if open_low else 'at least'} {low}" + ("" if high is None else f" and at most {high}")
+        found.append(f"{name}={value!r} must be a finite number, {bound}")
+
+
+def check_real(name: str, value: object, low: float, high: float | None, *, open_low: bool = False) -> None:
+    """Raise `RequestError` unless `value` is a finite number in range; for the parameters of engines and samplers."""
+    found: list[str] = []
+    _real(found, name, value, low, high, open_low=open_low)
+    if found:
+        raise RequestError(found[0])
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and how to decode it.
+
+    Attributes:
+        id: stable name, given back with each completion.
+        prompt_ids: the prompt's tokens; the mask id marks positions to fill in (infilling).
+        engine, sampler: which positions to recompute and which to reveal.
+        should_stop: called with the generated tokens before the first end token each time a block is done; True ends
+            the answer there (stop strings, which the decoder knows nothing of).
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    engine: Engine
+    sampler: Sampler
+    should_stop: Callable[[Sequence[int]], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The answer to one sample of a request.
+
+    Attributes:
+        request_id, sample: which request, which of its `n` samples.
+        seed: the seed used.
+        prompt_ids: the prompt with its masked positions filled in.
+        token_ids: the generated tokens before the first end token, cut at `max_tokens`.
+        canvas_ids: every position behind the prompt as the decoder left it; positions never reached hold the mask id.
+        finish_reason: `stop` (an end token or `should_stop`), `length`, or `error`.
+        nfe: forwards this canvas took part in; a guided pair counts once.
+        positions: positions recomputed, summed over those forwards (a guided pair counts twice).
+        seconds: from admission to the end.
+        step_map: for each position of `canvas_ids` the 1-based forward that revealed it, 0 where none did; only with
+            `record`.
+        logprobs: for each position of `canvas_ids` the log-probability of its token under the raw logits (after
+            guidance, before temperature and filters) of the forward that revealed it, nan where none did; only with
+            `record`. Not an autoregressive likelihood.
+        error: why the request was refused; None otherwise.
+    """
+
+    request_id: str
+    sample: int
+    seed: int
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = ()
+    canvas_ids: tuple[int, ...] = ()
+    finish_reason: str = "error"
+    nfe: int = 0
+    positions: int = 0
+    seconds: float = 0.0
+    step_map: tuple[int, ...] | None = None
+    logprobs: tuple[float, ...] | None = field(default=None)
+    error: str | None = None
+
+
+PARAM_NAMES = tuple(f.name for f in fields(SamplingParams))

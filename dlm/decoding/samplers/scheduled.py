@@ -1,0 +1,48 @@
+"""`fixed`: a scheduled number of the best candidates at every step (LLaDA's `generate`, arXiv 2502.09992)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from dlm.decoding.request import SamplingParams
+from dlm.decoding.samplers.base import Indices, Scores, Turn
+from dlm.errors import RequestError
+
+ORDERS = ("low_confidence", "random", "entropy", "margin")
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """n masks and s steps: the first n mod s steps reveal n // s + 1 candidates, the others n // s.
+
+    A candidate that was due but proposed the mask id is made up for in the next steps.
+
+    Attributes:
+        remasking: which candidates come first: `low_confidence` (highest probability), `random`, `entropy` (lowest) or
+            `margin` (largest lead over the second token).
+    """
+
+    remasking: str = "low_confidence"
+    name: ClassVar[str] = "fixed"
+
+    def __post_init__(self) -> None:
+        if self.remasking not in ORDERS:
+            raise RequestError(f"remasking={self.remasking!r} must be one of {', '.join(ORDERS)}")
+
+    @property
+    def order(self) -> str:
+        return self.remasking
+
+    def check(self, params: SamplingParams, num_blocks: int) -> None:
+        if params.steps < num_blocks:
+            raise RequestError(
+                f"steps={params.steps} must be at least {num_blocks}, one for each block of "
+                f"block_length={params.block_length}; raise steps or block_length"
+            )
+
+    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+        each, extra = divmod(turn.masks, turn.steps)
+        done = min(turn.step + 1, turn.steps)
+        due = turn.masks if done == turn.steps else done * each + min(done, extra)
+        return scores.descending()[: max(1, due - turn.revealed)], None
