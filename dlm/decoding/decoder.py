@@ -28,7 +28,7 @@ from dlm.decoding.engines import Window
 from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import Scores, Turn
 from dlm.decoding.scheduler import Scheduler
-from dlm.decoding.scoring import ScoreSpec, score
+from dlm.decoding.scoring import Proposals, ScoreSpec, score
 from dlm.errors import RequestError
 from dlm.models.attention import AttentionBackend, Segment, choose_backend, packing_order
 from dlm.models.backbone import Backbone
@@ -370,8 +370,8 @@ class Decoder:
         hidden: Tensor,
         *,
         ban_mask: bool,
-    ) -> list[np.ndarray]:
-        """`[4, candidates]` for each canvas (see `scoring.score`), scored together where the specs agree."""
+    ) -> list[Proposals]:
+        """What each canvas's candidates propose, scored together where the specs agree."""
         groups: dict[ScoreSpec, list[int]] = {}
         for index, canvas in enumerate(canvases):
             groups.setdefault(self._spec(canvas, ban_mask), []).append(index)
@@ -389,13 +389,14 @@ class Decoder:
             rows_on_device = _upload(rows, hidden.device)
             parts.append(score(self.backbone, hidden[rows_on_device], twin, keys, spec, self.max_head_rows))
         table = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).cpu().numpy()
-        results: list[np.ndarray] = [table] * len(canvases)
+        results: dict[int, Proposals] = {}
         first = 0
-        for index in (index for members in groups.values() for index in members):
-            count = len(candidates[index])
-            results[index] = table[:, first : first + count]
-            first += count
-        return results
+        for spec, members in groups.items():
+            for index in members:
+                last = first + len(candidates[index])
+                results[index] = Proposals.from_table(table[:, first:last], spec)
+                first = last
+        return [results[index] for index in range(len(canvases))]
 
     def _spec(self, canvas: Canvas, ban_mask: bool) -> ScoreSpec:
         params, special = canvas.request.params, self.special
@@ -412,13 +413,12 @@ class Decoder:
             record=params.record,
         )
 
-    def _choose(self, canvas: Canvas, candidates: IntArray, rows: np.ndarray) -> Choice:
+    def _choose(self, canvas: Canvas, candidates: IntArray, proposals: Proposals) -> Choice:
         """Ask the sampler; drop mask proposals; keep the budget of `max_nfe` and the guarantee of progress."""
-        tokens, rank, log_odds, logprobs = rows
-        proposed = tokens.astype(np.int64)
+        rank = proposals.rank
         if canvas.request.sampler.order == "random":
             rank = noise.uniform(noise.keys(canvas.seed, canvas.sample, canvas.nfe, candidates, noise.ORDER))
-        scores = Scores(rank, log_odds, proposed == canvas.mask_id)
+        scores = Scores(rank, proposals.log_odds, proposals.tokens == canvas.mask_id)
         turn = Turn(canvas.block_steps, canvas.block.steps, canvas.block_masks, canvas.block_masks - len(candidates))
         chosen, canvas.memory = canvas.request.sampler.select(scores, turn, canvas.memory)
         chosen = chosen[~scores.proposes_mask[chosen]]
@@ -427,8 +427,8 @@ class Decoder:
             ranked = scores.descending()
             spare = ranked[~scores.proposes_mask[ranked] & ~np.isin(ranked, chosen)]
             chosen = np.concatenate((chosen, spare[:short]))
-        recorded = logprobs[chosen] if canvas.request.params.record else None
-        return Choice(candidates[chosen], proposed[chosen], recorded)
+        recorded = proposals.logprobs[chosen] if canvas.request.params.record else None
+        return Choice(candidates[chosen], proposals.tokens[chosen], recorded)
 
     def _commit(self, canvases: Sequence[Canvas], choices: Sequence[Choice]) -> tuple[list[Completion], int]:
         """Write what was chosen, move on where a block is done, and take out what has ended."""

@@ -9,12 +9,14 @@ Every operation here treats rows one by one, so that a row's result does not dep
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dlm.decoding.noise import gumbel
 
@@ -42,7 +44,7 @@ class ScoreSpec:
         cfg_scale: guidance, 0 for none.
         banned: ids whose logit becomes -inf before anything else.
         deferred: ids whose logit becomes -inf once the proposal is made: positions proposing them get confidence 0.
-        record: also give the log-probability of the proposal under the raw logits.
+        record: the log-probability of the proposal under the raw logits is wanted too.
     """
 
     order: str
@@ -53,6 +55,40 @@ class ScoreSpec:
     banned: tuple[int, ...] = ()
     deferred: tuple[int, ...] = ()
     record: bool = False
+
+    @property
+    def alters_logits(self) -> bool:
+        """Whether log-probabilities under the raw logits need a pass of their own."""
+        return self.record and bool(self.banned or self.deferred)
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What the rows of one canvas propose, on the host.
+
+    Attributes:
+        tokens: `[m]` int64, the token each candidate would take.
+        rank: `[m]` float64, higher is surer, by the spec's order.
+        log_odds: `[m]` float64, log((1 - c) / c) of the proposal's probability c.
+        logprobs: `[m]` float64, log-probability under the raw logits.
+    """
+
+    tokens: npt.NDArray[np.int64]
+    rank: npt.NDArray[np.float64]
+    log_odds: npt.NDArray[np.float64]
+    logprobs: npt.NDArray[np.float64]
+
+    @classmethod
+    def from_table(cls, table: npt.NDArray[np.float64], spec: ScoreSpec) -> Proposals:
+        """Finish the columns `table [6, m]` that `score` made.
+
+        The logarithms are taken here because numpy's do not depend on an element's place in the array; torch's do.
+        """
+        tokens, rank, others, gap, raw_sum, raw_gap = table
+        with np.errstate(divide="ignore"):
+            log_odds = np.where(np.isinf(gap), np.inf, np.log(others) + gap)
+            logprobs = -(np.log(raw_sum) + raw_gap) if spec.alters_logits else -np.logaddexp(0.0, log_odds)
+        return cls(tokens.astype(np.int64), rank if spec.order in STATISTICS else -log_odds, log_odds, logprobs)
 
 
 def score(
@@ -69,7 +105,9 @@ def score(
         max_rows: rows of logits that may exist at once.
 
     Returns:
-        `[4, rows]` float64: proposed token, rank, log-odds against it, log-probability under the raw logits.
+        `[6, rows]` float64, to be finished by `Proposals.from_table`: proposed token; the order's statistic, else 0;
+        the sum of exp(l_v - max) over v other than the proposal; max - l_proposal, inf when deferred; and the same two
+        of the raw logits, over all v, when the spec alters them.
     """
     parts = []
     for start in range(0, hidden.shape[0], max_rows):
@@ -78,9 +116,9 @@ def score(
         if twin is not None:
             unconditional = model.head(twin[chunk])
             logits = unconditional + (spec.cfg_scale + 1.0) * (logits - unconditional)
-        step = max(1, SLICE_BYTES // (logits.shape[1] * logits.element_size()))
-        if logits.device.type != "cpu":
-            step = logits.shape[0]
+        step = logits.shape[0]
+        if logits.device.type == "cpu":
+            step = max(1, SLICE_BYTES // (logits.shape[1] * logits.element_size()))
         for first in range(0, logits.shape[0], step):
             rows = slice(first, first + step)
             row_keys = None if keys is None else keys[chunk][rows]
@@ -91,32 +129,27 @@ def score(
 def _score_slice(logits: Tensor, keys: Tensor | None, spec: ScoreSpec) -> Tensor:
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
-    raw_normalizer = torch.logsumexp(logits, -1).double() if spec.record and spec.banned else None
-    raw = logits.clone() if raw_normalizer is not None else logits
+    raw = logits.clone() if spec.alters_logits else None
     if spec.banned:
         logits[:, list(spec.banned)] = -torch.inf
-    best = logits.amax(-1, keepdim=True)
     token = argmax(logits) if keys is None else _draw(logits, keys, spec)
     at = token.unsqueeze(1)
     chosen = logits.gather(1, at)
-    logprob = torch.zeros_like(token, dtype=torch.float64)
-    if raw_normalizer is not None:
-        logprob = raw.gather(1, at).squeeze(1).double() - raw_normalizer
-    rank = _rank(logits, spec.order) if spec.order in ("entropy", "margin") else None
-    if spec.record and raw_normalizer is None and spec.deferred:
-        logprob = (chosen.squeeze(1) - torch.logsumexp(logits, -1)).double()
-    refused = torch.zeros_like(token, dtype=torch.bool)
+    nothing = torch.zeros_like(token, dtype=torch.float64)
+    statistic = STATISTICS[spec.order](logits) if spec.order in STATISTICS else nothing
     if spec.deferred:
         logits[:, list(spec.deferred)] = -torch.inf
-        best = logits.amax(-1, keepdim=True)
-        refused = torch.isin(token, torch.tensor(spec.deferred, device=token.device))
-    logits.scatter_(1, at, -torch.inf)
-    others = logits.sub_(best).exp_().sum(-1).double().log()
-    log_odds = others + (best - chosen).squeeze(1).double()
-    log_odds = torch.where(refused, torch.inf, log_odds)
-    if spec.record and raw_normalizer is None and not spec.deferred:
-        logprob = -F.softplus(log_odds)
-    return torch.stack((token.double(), -log_odds if rank is None else rank, log_odds, logprob))
+    best = logits.amax(-1, keepdim=True)
+    gap = (best - chosen).squeeze(1).double()
+    if spec.deferred:
+        gap[torch.isin(token, torch.tensor(spec.deferred, device=token.device))] = torch.inf
+    others = logits.scatter_(1, at, -torch.inf).sub_(best).exp_().sum(-1)
+    raw_sum = raw_gap = nothing
+    if raw is not None:
+        top = raw.amax(-1, keepdim=True)
+        raw_gap = (top - raw.gather(1, at)).squeeze(1)
+        raw_sum = raw.sub_(top).exp_().sum(-1)
+    return torch.stack([column.double() for column in (token, statistic, others, gap, raw_sum, raw_gap)])
 
 
 def argmax(logits: Tensor) -> Tensor:
@@ -148,10 +181,17 @@ def _draw(logits: Tensor, keys: Tensor, spec: ScoreSpec) -> Tensor:
     return (warm + gumbel(keys, warm.shape[1])).argmax(-1)
 
 
-def _rank(logits: Tensor, order: str) -> Tensor:
-    """Entropy: sum p log(p + 1e-10). Margin: p1 - p2. float64 `[rows]`."""
+def _negative_entropy(logits: Tensor) -> Tensor:
+    """sum p log(p + 1e-10), `[rows]`."""
     probability = logits.softmax(-1)
-    if order == "entropy":
-        return (probability * (probability + 1e-10).log_()).sum(-1).double()
-    top = probability.topk(2, dim=-1).values
-    return (top[:, 0] - top[:, 1]).double()
+    return (probability + 1e-10).log_().mul_(probability).sum(-1)
+
+
+def _margin(logits: Tensor) -> Tensor:
+    """Lead of the first over the second probability, `[rows]`."""
+    top = logits.softmax(-1).topk(2, dim=-1).values
+    return top[:, 0] - top[:, 1]
+
+
+STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {"entropy": _negative_entropy, "margin": _margin}
+"""Orders that rank by another quantity than the proposal's odds."""
