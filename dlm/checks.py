@@ -1,0 +1,128 @@
+"""What the schemas cannot see: values out of range and choices that do not go together, all of them at once.
+
+Runs before torch is imported and before any weight is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dlm.config import instantiate
+from dlm.decoding.request import PARAM_NAMES, SamplingParams
+from dlm.errors import ConfigError, RequestError
+from dlm.pipeline.model_source import FamilyDefault
+
+
+def check_predict(config: DictConfig) -> None:
+    """Raise `ConfigError` with every missing value and every fault of `conf/predict.yaml`, each with its remedy."""
+    faults = [f"{key} is not set: write {key}=<value>" for key in sorted(OmegaConf.missing_keys(config))]
+    faults += _unresolved(config)
+    if not faults:
+        faults += _model_faults(config)
+        faults += _data_faults(config)
+        faults += _generation_faults(config)
+        faults += _decoder_faults(config)
+        faults += _trainer_faults(config)
+        if config.progress.every_seconds <= 0:
+            faults.append(f"progress.every_seconds={config.progress.every_seconds}: must be above 0")
+    else:
+        parts = {"data": _data_faults, "model": _model_faults, "generation": _generation_faults}
+        missing = {key.split(".")[0] for key in OmegaConf.missing_keys(config)}
+        for part, check in parts.items():
+            if part not in missing:
+                faults += check(config)
+    if faults:
+        raise ConfigError("\n  ".join(["the configuration cannot be used:", *faults]))
+
+
+def _unresolved(config: DictConfig) -> Iterator[str]:
+    """Interpolations that lead nowhere, such as an environment variable that is not set."""
+    for key in config:
+        if OmegaConf.is_missing(config, key):
+            continue
+        try:
+            OmegaConf.to_container(OmegaConf.masked_copy(config, [key]), resolve=True)
+        except Exception as error:  # omegaconf's, and whatever a resolver raises
+            yield f"{key}: {str(error).splitlines()[0]}"
+
+
+def _model_faults(config: DictConfig) -> list[str]:
+    return instantiate(config.model).faults()
+
+
+def _data_faults(config: DictConfig) -> list[str]:
+    faults = instantiate(config.data).faults()
+    limit = config.data.limit
+    if limit is not None and limit < 1:
+        faults.append(f"data.limit={limit}: must be at least 1, or null for all")
+    return faults
+
+
+def _generation_faults(config: DictConfig) -> list[str]:
+    generation = config.generation
+    values = {name: generation[name] for name in PARAM_NAMES}
+    faults = [f"generation.{fault}" for fault in SamplingParams.faults(_Values(values))]  # type: ignore[arg-type]
+    if any(not string for string in generation.stop):
+        faults.append("generation.stop: an empty string stops every answer at once; leave it out")
+    for kind in ("engine", "sampler"):
+        try:
+            choice = instantiate(config[kind])
+            if kind == "sampler" and not faults and not isinstance(choice, FamilyDefault):
+                blocks = -(-generation.gen_length // generation.block_length)
+                choice.check(SamplingParams(**values), blocks)
+        except RequestError as error:
+            faults.append(f"{kind}: {error}")
+        except Exception as error:
+            if not isinstance(error.__cause__, RequestError):
+                raise
+            faults.append(f"{kind}.{error.__cause__}")
+    return faults
+
+
+class _Values:
+    """The fields of `SamplingParams` not yet judged."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+
+
+def _decoder_faults(config: DictConfig) -> list[str]:
+    faults = [
+        f"decoder.{key}={value}: must be at least 1"
+        for key, value in config.decoder.items()
+        if isinstance(value, int) and value < 1
+    ]
+    rows = config.generation.block_length * (2 if config.generation.cfg_scale > 0 else 1)
+    if not faults and config.decoder.max_num_batched_tokens < rows:
+        faults.append(
+            f"decoder.max_num_batched_tokens={config.decoder.max_num_batched_tokens}: a block alone has {rows} "
+            "positions; raise it or lower generation.block_length"
+        )
+    return faults
+
+
+def _trainer_faults(config: DictConfig) -> list[str]:
+    trainer, faults = config.trainer, []
+    devices, nodes = trainer.devices, trainer.num_nodes
+    if isinstance(devices, str) and devices != "auto" and not devices.isdigit():
+        return [f"trainer.devices={devices}: a number, or auto"]
+    count = int(devices) if devices is not None and devices != "auto" else 1
+    if count < 1 and count != -1:
+        faults.append(f"trainer.devices={devices}: must be at least 1")
+    if nodes is None or nodes < 1:
+        faults.append(f"trainer.num_nodes={nodes}: must be at least 1")
+    elif trainer.strategy == "auto" and (count > 1 or nodes > 1):
+        faults.append(
+            f"trainer.devices={devices}, trainer.num_nodes={nodes} with trainer.strategy=auto: several processes are "
+            "trainer=ddp"
+        )
+    if trainer.strategy not in ("auto", "ddp"):
+        faults.append(f"trainer.strategy={trainer.strategy}: auto (one process) or ddp")
+    world = os.environ.get("WORLD_SIZE")
+    if "TORCHELASTIC_RUN_ID" in os.environ and world not in (None, "1") and trainer.strategy != "ddp":
+        faults.append(f"trainer: torchrun started {world} processes, and each would decode everything; use trainer=ddp")
+    return faults

@@ -1,0 +1,234 @@
+"""From a command line to a checked configuration and a task: shared by the entry points.
+
+Every argument is `key=value`. A run composes the configuration here; showing it (`--cfg job`), multirun (`-m`) and
+shell completion are Hydra's own. Imports neither torch nor Lightning.
+
+Exit codes: 0 done; 1 the run failed or is incomplete; 2 the configuration is wrong; 130 and 143 stopped by Ctrl-C and
+SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dlm.config import register_schemas
+from dlm.errors import ConfigError, DLMError
+from dlm.paths import conf_dir
+
+Task = Callable[[DictConfig, Sequence[str]], int]
+"""Takes the configuration and the overrides it came from; returns the exit code."""
+
+HELP = """{title}
+
+usage: python -m {module} [key=value ...]
+
+groups (group=choice):
+{groups}
+
+common keys:
+{keys}
+
+examples:
+{examples}
+
+also:
+  --cfg job              the whole configuration as it would be used; -p sampler shows one part of it
+  -m key=a,b             one run for each value, one after the other
+  --config-dir folder    your own choices, in folders named like the groups
+"""
+
+
+def main(config_name: str, module: str, task: Task, title: str, keys: str, examples: str) -> None:
+    """Run `task` on the configuration that `sys.argv` asks for, and exit with its code.
+
+    Args:
+        config_name: primary file in `conf/`.
+        module: what follows `python -m`.
+        title, keys, examples: for `--help`.
+    """
+    arguments = _parse(sys.argv[1:])
+    if arguments.help:
+        groups = "\n".join(f"  {group:<11} {', '.join(names)}" for group, names in _groups(config_name))
+        print(HELP.format(title=title, module=module, groups=groups, keys=keys, examples=examples), end="")
+        sys.exit(0)
+    try:
+        if arguments.passthrough:
+            _hand_to_hydra(config_name, task)
+            return
+        config = compose_config(config_name, arguments.overrides, arguments.config_dir)
+        if arguments.cfg:
+            shown = config if arguments.package is None else _part(config, arguments.package)
+            print(OmegaConf.to_yaml(shown, resolve=arguments.resolve), end="")
+            sys.exit(0)
+        sys.exit(task(config, tuple(arguments.overrides)))
+    except DLMError as error:
+        sys.exit(report(error))
+
+
+def report(error: DLMError) -> int:
+    """Print what went wrong, without a traceback, and return the exit code."""
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def compose_config(name: str, overrides: Sequence[str] = (), extra_dir: str | None = None) -> DictConfig:
+    """The configuration `conf/<name>.yaml` with `overrides`, its keys and types checked.
+
+    Raises:
+        ConfigError: names the key, the value and what to write instead.
+    """
+    register_schemas()
+    overrides = list(overrides)
+    for override in overrides:
+        if re.match(r"[+~]*hydra[./]", override):
+            raise ConfigError(f"{override!r}: hydra.* settings act with -m (multirun) alone; the folder is run_dir=")
+    if extra_dir is not None:
+        if not Path(extra_dir).is_dir():
+            raise ConfigError(f"--config-dir {extra_dir!r} is no folder")
+        overrides.append(f"hydra.searchpath=[file://{Path(extra_dir).resolve()}]")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        try:
+            config = compose(name, overrides=overrides)
+            unknown = list(_unknown_keys(config))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_explain(error, name, overrides)) from error
+    if unknown:
+        raise ConfigError("; ".join(f"{path} is no key: {remedy}" for path, remedy in unknown))
+    return config
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Flags of our own; whatever else starts with a dash goes to Hydra untouched."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--config-dir", "-cd")
+    arguments, rest = parser.parse_known_args(argv)
+    arguments.overrides = [word for word in rest if not word.startswith("-")]
+    arguments.passthrough = len(arguments.overrides) != len(rest) or arguments.cfg in ("hydra", "all")
+    if arguments.package is not None and arguments.cfg is None:
+        arguments.cfg = "job"
+    return arguments
+
+
+def _hand_to_hydra(config_name: str, task: Task) -> None:
+    """Multirun, shell completion, `--info` and the like."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    register_schemas()
+
+    def job(config: DictConfig) -> int:
+        unknown = list(_unknown_keys(config))
+        if unknown:
+            raise ConfigError("; ".join(f"{path} is no key: {remedy}" for path, remedy in unknown))
+        code = task(config, tuple(HydraConfig.get().overrides.task))
+        if code:
+            sys.exit(code)
+        return code
+
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+
+
+def _part(config: DictConfig, package: str) -> DictConfig:
+    part = OmegaConf.select(config, package)
+    if not isinstance(part, DictConfig):
+        raise ConfigError(f"-p {package!r} is no part of the configuration{_nearest(package, map(str, config))}")
+    return OmegaConf.masked_copy(config, [package]) if "." not in package else part
+
+
+def _groups(config_name: str) -> Iterator[tuple[str, list[str]]]:
+    """The groups that the primary file chooses from, with the choices that lie in `conf/`."""
+    chosen = re.findall(r"^  - (?:override )?(\w+):", (conf_dir() / f"{config_name}.yaml").read_text(), re.MULTILINE)
+    for group in chosen:
+        names = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        if names:
+            yield group, names
+
+
+def _unknown_keys(node: DictConfig, path: str = "") -> Iterator[tuple[str, str]]:
+    """Keys that no schema has: what `+key=value` puts beside the ones that are read."""
+    schema = OmegaConf.get_type(node)
+    known = getattr(schema, "__dataclass_fields__", None)
+    for key in node:
+        name = f"{path}{key}"
+        if known is not None and key not in known:
+            yield name, _nearest(str(key), known, path).removeprefix("; ") or "leave it out"
+        elif not OmegaConf.is_missing(node, key) and isinstance(node._get_node(key), DictConfig):
+            child = node[key]
+            if child is not None:
+                yield from _unknown_keys(child, f"{name}.")
+
+
+def _nearest(word: str, known: Sequence[str] | Iterator[str], path: str = "") -> str:
+    words = [name for name in known if not name.startswith("_")]
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {path}{close[0]}?"
+    return f"; known here: {', '.join(path + name for name in words)}" if words else ""
+
+
+def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
+    """Hydra's message in our words: the path, the value and the remedy."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(error, MissingConfigException):
+        return _explain_choice(error)
+    first = str(error).splitlines()[0]
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        key, reason = cause.full_key, str(cause).splitlines()[0]
+        given = next((o for o in overrides if o.split("=")[0].lstrip("+~") == key), None)
+        if "not in" in reason:
+            parent, _, last = key.rpartition(".")
+            known = getattr(cause.object_type, "__dataclass_fields__", {})
+            path = f"{parent}." if parent else ""
+            return f"{given or key}: {key} is no key{_nearest(last, known, path)}"
+        return f"{given or key}: {reason}"
+    match = re.match(r"Could not override '([^']+)'\. No match in the defaults list", first)
+    if match:
+        groups = [group for group, _ in _groups(name)]
+        return f"{match[1]} is no group{_nearest(match[1], groups)}"
+    given = next((o for o in overrides if o in first), None)
+    if given is not None and "=" not in given:
+        return f"{given!r} is no key=value: everything is set as key=value; see --help"
+    return " ".join(str(error).split("See https://")[0].split())
+
+
+def _explain_choice(error: MissingConfigException) -> str:
+    missing = error.missing_cfg_file or ""
+    group, _, choice = missing.rpartition("/")
+    options = [option for option in error.options or [] if "/" not in option]
+    if not group:
+        return str(error).splitlines()[0]
+    close = difflib.get_close_matches(choice, options, n=1, cutoff=0.5)
+    hint = f"; did you mean {group}={close[0]}?" if close else ""
+    return f"{group}={choice} is no choice{hint} (choices: {', '.join(options) or 'none'})"
+
+
+def quoted(words: Sequence[str]) -> str:
+    """Words as one line that a shell reads back."""
+    import shlex
+
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def program(module: str) -> list[str]:
+    """How this program was started, so that it can be named in a command to type again."""
+    script = Path(sys.argv[0])
+    if os.access(script, os.X_OK) and script.suffix != ".py":
+        return [script.name]
+    return ["python", "-m", module]

@@ -1,0 +1,104 @@
+"""Who decodes what: a list of claims that all processes of an attempt read, taken one by one as they are needed.
+
+A claim is taken by creating a file that must not exist: no process group, so that DDP, torchrun and job arrays do the
+same, a slow process takes fewer, and none waits for another. What a dead process had taken is missing when the run is
+merged, and done by the next attempt.
+
+Claims are taken when the decoder asks for its next prompt, so that it never runs dry between two of them; early ones
+are large, the last ones hold a single prompt, so that all processes end at about the same time.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlm.errors import RunError
+from dlm.pipeline.run_folder import publish
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done in an attempt.
+
+    Attributes:
+        claims: lists of prompt numbers (positions in the run's index), in the order in which they are to be taken.
+        world: processes that share them.
+    """
+
+    claims: list[list[int]]
+    world: int
+
+    @property
+    def num_prompts(self) -> int:
+        return sum(map(len, self.claims))
+
+    def fair_share(self) -> int:
+        """Prompts for each process, at least 1: nobody should hold more of a small plan than this."""
+        return max(1, -(-self.num_prompts // self.world))
+
+
+def divide(costs: Sequence[tuple[float, int]], world: int, largest: int) -> list[list[int]]:
+    """Cut the prompts into claims, costly ones first.
+
+    Each claim takes a share 1 / (2 * world) of what remains, at most `largest` prompts: guided self-scheduling
+    (Polychronopoulos and Kuck, 1987).
+
+    Args:
+        costs: `(cost, number)` of each prompt.
+        world: processes; a single one gets everything in one claim.
+        largest: prompts in the largest claim.
+    """
+    numbers = [number for _, number in sorted(costs, key=lambda pair: (-pair[0], pair[1]))]
+    if world == 1:
+        return [numbers] if numbers else []
+    claims = []
+    while numbers:
+        size = max(1, min(largest, len(numbers) // (2 * world)))
+        claims.append(numbers[:size])
+        numbers = numbers[size:]
+    return claims
+
+
+class Claims:
+    """The claims of one attempt, as one process sees them.
+
+    Args:
+        folder: the attempt's folder inside `claims/`.
+        worker: this process's name, left in the files of the claims that it takes.
+    """
+
+    def __init__(self, folder: Path, worker: str) -> None:
+        self.folder, self.worker = folder, worker
+
+    def agree(self, plan: Plan) -> Plan:
+        """The plan of this attempt: `plan` if this process is the first, else what the first one wrote."""
+        path = self.folder / "plan.json"
+        publish(path, json.dumps({"created": time.time_ns(), "world": plan.world, "claims": plan.claims}))
+        written = json.loads(path.read_text())
+        if written["world"] != plan.world:
+            raise RunError(
+                f"{path} was made for {written['world']} processes and this is one of {plan.world}: start a new "
+                "attempt (another DLM_ATTEMPT), or the same number of processes"
+            )
+        return Plan(written["claims"], written["world"])
+
+    def take(self, plan: Plan) -> Iterator[int]:
+        """Prompt numbers for this process; each claim is taken when its first prompt is asked for."""
+        for number, claim in enumerate(plan.claims):
+            if self._take(number):
+                yield from claim
+
+    def _take(self, number: int) -> bool:
+        path = self.folder / str(number)
+        try:
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(self.worker)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror}; make room and resume") from error
+        return True

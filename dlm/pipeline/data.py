@@ -1,0 +1,106 @@
+"""From prompts to requests: tokenized, with a seed each, claimed when the decoder asks for the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from dlm.decoding.engines import Engine
+from dlm.decoding.request import Completion, Request, SamplingParams
+from dlm.decoding.samplers import Sampler
+from dlm.errors import RequestError
+from dlm.pipeline.claims import Claims, Plan
+from dlm.pipeline.prompts import Fault, Prompt
+from dlm.pipeline.ranks import StopSwitch
+from dlm.pipeline.writer import ShardWriter
+from dlm.text import TextCodec
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every prompt of a run is decoded."""
+
+    params: SamplingParams
+    engine: Engine
+    sampler: Sampler
+    stop: tuple[str, ...] = ()
+
+
+class Work:
+    """All that one process decodes: the one batch of its loader.
+
+    Claims are taken when `requests` is read on, not when the loader is: Lightning fetches batches ahead, and what is
+    claimed early is lost to the others. One stream over all claims also keeps the decoder full from first to last.
+
+    Args:
+        requests: makes the iterator over requests.
+        sink: takes each completion.
+    """
+
+    def __init__(self, requests: Callable[[], Iterator[Request]], sink: Callable[[Completion], None]) -> None:
+        self.requests, self.sink = requests, sink
+
+
+class PromptDataModule(LightningDataModule):
+    """Requests for this process's share of the prompts.
+
+    Args:
+        prompts: all prompts of the run, in input order.
+        load_codec: makes the tokenizer; called once, before any weight is read.
+        recipe: how they are decoded.
+        claims, plan: which of them this process takes.
+        writer: takes the answers, and the reason where there is none.
+        stop: once thrown, nothing more is claimed.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        load_codec: Callable[[], TextCodec],
+        recipe: Recipe,
+        claims: Claims,
+        plan: Plan,
+        writer: ShardWriter,
+        stop: StopSwitch,
+    ) -> None:
+        super().__init__()
+        self.prompts, self.recipe, self.writer, self.stop = prompts, recipe, writer, stop
+        self.claims, self.plan = claims, plan
+        self._load_codec = load_codec
+
+    def setup(self, stage: str) -> None:
+        self.codec = self._load_codec()
+        self.writer.codec = self.codec
+
+    def predict_dataloader(self) -> DataLoader[Work]:
+        return DataLoader([Work(self.requests, self.writer.write)], batch_size=None)  # type: ignore[arg-type]
+
+    def requests(self) -> Iterator[Request]:
+        """This process's requests; a prompt that cannot be one becomes a row with an error on the way."""
+        recipe, should_stop = self.recipe, self.codec.stop_check(self.recipe.stop)
+        for number in self.claims.take(self.plan):
+            if self.stop:
+                return
+            prompt = self.prompts[number]
+            if prompt.fault is not None:
+                self.writer.refuse(prompt.id, prompt.fault)
+                continue
+            try:
+                ids = self.codec.encode(prompt.content)
+            except RequestError as error:
+                self.writer.refuse(prompt.id, Fault("RequestError", str(error)))
+                continue
+            params = replace(recipe.params, seed=seed_of(recipe.params.seed, prompt.id))
+            yield Request(prompt.id, ids, params, recipe.engine, recipe.sampler, should_stop)
+
+
+def seed_of(seed: int | None, prompt_id: str) -> int | None:
+    """A prompt's own noise seed: 63 bits of BLAKE2b over the run's seed and the id, so that it depends on neither order
+    nor neighbours; None stays None."""
+    if seed is None:
+        return None
+    return int.from_bytes(blake2b(f"{seed}:{prompt_id}".encode(), digest_size=8).digest()) >> 1

@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM: the first ends the run after the step in progress, a second Ctrl-C at once.
+
+Every finished answer is on the disk by then, so that ending at once loses none.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from dlm.pipeline.ranks import StopSwitch
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SHOW_CURSOR = "\x1b[?25h"
+
+
+class Interrupts(Callback):
+    """Turns the signals into a throw of the switch while prompts are decoded, and into an immediate end before.
+
+    A callback, because Lightning takes SIGTERM for itself just before the loop begins, and its handler talks to all
+    ranks: it waits half an hour for those that were not signalled.
+
+    Args:
+        stop: thrown by the first signal.
+        launched: another process started this one and will end it: only that one listens to a second Ctrl-C.
+    """
+
+    def __init__(self, stop: StopSwitch, launched: bool) -> None:
+        self.stop, self.launched = stop, launched
+        self._decoding = False
+
+    def install(self) -> None:
+        for signum in SIGNALS:
+            signal.signal(signum, self._handle)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._decoding = True
+        self.install()
+        self.stop.on_stop(pl_module.decoder.stop)  # type: ignore[union-attr]
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if not self._decoding:
+            self.stop.signum = signum
+            raise SystemExit(128 + signum)
+        if not self.stop:
+            if not self.launched:
+                self._say("stopping after the step in progress; Ctrl-C again ends at once")
+            self.stop.throw(signum)
+        elif signum == signal.SIGINT and not self.launched:
+            self._say(SHOW_CURSOR if sys.stderr.isatty() else "ended at once")
+            os._exit(128 + signum)
+
+    @staticmethod
+    def _say(text: str) -> None:
+        # os.write, because print is not safe inside a handler that interrupted a print.
+        os.write(sys.stderr.fileno(), f"\n{text}\n".encode())

@@ -1,0 +1,168 @@
+"""Who this process is among those that work on a run, and which run folder and attempt they share.
+
+All processes of one start must agree on the folder and the attempt before they can talk to each other:
+
+* Lightning's own launcher: the first process decides and its children inherit `DLM_RUN_DIR` and `DLM_ATTEMPT`;
+* torchrun on one machine: the first worker leaves a note named after their common parent, the agent;
+* torchrun or srun on several machines, and job arrays: the folder comes from `run_dir=` or `DLM_RUN_DIR` (the scripts
+  in `launch/` set it), the attempt from the job.
+
+Knows neither torch nor Lightning.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import subprocess
+import tempfile
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import blake2b
+from pathlib import Path
+
+from dlm.errors import ConfigError
+from dlm.pipeline.run_folder import publish
+
+RUN_DIR, ATTEMPT, LAUNCHER = "DLM_RUN_DIR", "DLM_ATTEMPT", "DLM_LAUNCHER_PID"
+OUTPUTS = Path("outputs")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process's place.
+
+    Attributes:
+        run_dir: the run's folder.
+        attempt: name shared by the processes that were started together.
+        array_task: index in a job array, else None.
+        array_size: tasks in the array, 1 without one.
+        parent: process to outlive by no more than a moment; None where nobody launched this one.
+    """
+
+    run_dir: Path
+    attempt: str
+    array_task: int | None = None
+    array_size: int = 1
+    parent: int | None = None
+
+
+def decide(run_dir: str | None, verb: str, environment: MutableMapping[str, str] = os.environ) -> Launch:
+    """Find the run folder and the attempt, and leave them in `environment` for children.
+
+    Raises:
+        ConfigError: `run_dir` and `DLM_RUN_DIR` differ, or several machines have no folder in common.
+    """
+    inherited = environment.get(RUN_DIR)
+    if run_dir and inherited and Path(run_dir).absolute() != Path(inherited).absolute():
+        raise ConfigError(f"run_dir={run_dir} and the environment's {RUN_DIR}={inherited} differ: unset one of them")
+    folder, attempt = run_dir or inherited, environment.get(ATTEMPT)
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        attempt = attempt or f"slurm-array-{environment['SLURM_ARRAY_JOB_ID']}"
+    elif "TORCHELASTIC_RUN_ID" in environment:
+        attempt = attempt or _torchrun_attempt(environment)
+    elif int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+        step = "-".join(environment.get(key, "0") for key in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"))
+        attempt = attempt or f"slurm-{step}"
+    else:
+        attempt = attempt or _new_name()
+    if folder is None:
+        if attempt.startswith("slurm") or int(environment.get("GROUP_WORLD_SIZE", "1")) > 1:
+            raise ConfigError(
+                f"processes on several machines need one folder: set run_dir=<shared folder> or {RUN_DIR} "
+                "(launch/torchrun.sh and launch/predict.sbatch do)"
+            )
+        folder = str(OUTPUTS / verb / attempt)
+    parent = _parent(environment)
+    environment[RUN_DIR], environment[ATTEMPT] = str(Path(folder).absolute()), attempt
+    environment.setdefault(LAUNCHER, str(os.getpid()))
+    array = "SLURM_ARRAY_TASK_ID" in environment
+    return Launch(
+        run_dir=Path(folder),
+        attempt=attempt,
+        array_task=int(environment["SLURM_ARRAY_TASK_ID"]) if array else None,
+        array_size=int(environment.get("SLURM_ARRAY_TASK_COUNT", "1")) if array else 1,
+        parent=parent,
+    )
+
+
+def forget(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Take back what `decide` left, so that another run in this process gets a folder of its own."""
+    if environment.get(LAUNCHER) == str(os.getpid()):
+        for key in (RUN_DIR, ATTEMPT, LAUNCHER):
+            environment.pop(key, None)
+
+
+def _parent(environment: Mapping[str, str]) -> int | None:
+    """The process that launched this one as part of a group; None for the one that a user started."""
+    if "TORCHELASTIC_RUN_ID" in environment:
+        return os.getppid()
+    launcher = environment.get(LAUNCHER)
+    return int(launcher) if launcher is not None and int(launcher) != os.getpid() else None
+
+
+def _torchrun_attempt(environment: Mapping[str, str]) -> str:
+    restart = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if int(environment.get("GROUP_WORLD_SIZE", "1")) == 1:
+        agent = os.getppid()
+        digest = blake2b(f"{machine()} {agent} {process_birth(agent)} {restart}".encode(), digest_size=8).hexdigest()
+        note = Path(tempfile.gettempdir()) / f"dlm-{os.getuid()}-{digest}"
+        publish(note, _new_name())
+        return note.read_text()
+    job = environment["TORCHELASTIC_RUN_ID"]
+    if job in ("", "none"):
+        job = environment.get("SLURM_JOB_ID", "")
+    if not job:
+        raise ConfigError(f"torchrun on several machines needs --rdzv-id=<name of this start>, or {ATTEMPT} set alike")
+    return f"torchrun-{job}-{restart}"
+
+
+def _new_name() -> str:
+    return f"{datetime.now(UTC):%Y%m%d_%H%M%S}-{secrets.token_hex(2)}"
+
+
+def process_birth(pid: int) -> str:
+    """Tells one process from a later one with the same id; empty where there is none.
+
+    On Linux the clock tick at which it began: unlike a time of day, every process that asks sees the same.
+    """
+    if Path("/proc/self/stat").exists():
+        return _stat(pid)[19] if _stat(pid) else ""
+    return _ps("lstart", pid)
+
+
+def is_alive(pid: int, birth: str) -> bool:
+    """Whether the process born at `birth` still runs; one that has ended but was not waited for does not."""
+    if process_birth(pid) != birth or not birth:
+        return False
+    if Path("/proc/self/stat").exists():
+        stat = _stat(pid)
+        return bool(stat) and stat[0] not in "ZX"
+    return not _ps("stat", pid).startswith("Z")
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/<pid>/stat from the state on; empty where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _ps(field: str, pid: int) -> str:
+    shown = subprocess.run(["ps", "-o", f"{field}=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return shown.stdout.strip()
+
+
+def machine() -> str:
+    """Names the machine, its boot and the container's process space: process ids compare only inside one."""
+    parts = [platform.node()]
+    for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        path = Path(source)
+        if path.is_symlink():
+            parts.append(os.readlink(path))
+        elif path.is_file():
+            parts.append(path.read_text().strip())
+    return "/".join(parts)

@@ -1,0 +1,165 @@
+"""What is seen of a run while it goes on: sequences, visible tokens a second, tokens a forward, time to go.
+
+A live bar on a terminal, a plain line every few seconds elsewhere, and the same figures to the logger. Driven by the
+heart's beat, so that a slow step does not hold it up.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from dlm.pipeline.loggers import define_steps
+from dlm.pipeline.ranks import Heart, Others, Status
+
+
+@dataclass(frozen=True)
+class Totals:
+    """A run's figures so far, summed over its processes.
+
+    Attributes:
+        rows, errors: answers written, refused prompts among them.
+        tokens, nfe: visible tokens, and forwards summed over answers.
+        seconds: since decoding began here.
+        occupancy: sequences in a model call as a share of the most it may hold, averaged over the processes' calls.
+    """
+
+    rows: int
+    errors: int
+    tokens: int
+    nfe: int
+    seconds: float
+    occupancy: float
+
+    @classmethod
+    def of(cls, statuses: list[Status], seconds: float) -> Totals:
+        steps = sum(status.steps for status in statuses)
+        return cls(
+            rows=sum(status.rows for status in statuses),
+            errors=sum(status.errors for status in statuses),
+            tokens=sum(status.tokens for status in statuses),
+            nfe=sum(status.nfe for status in statuses),
+            seconds=seconds,
+            occupancy=sum(status.steps * status.occupancy for status in statuses) / steps if steps else 0.0,
+        )
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return self.tokens / self.nfe if self.nfe else 0.0
+
+    def eta(self, total: int) -> float | None:
+        """Seconds to go; None before the first answer."""
+        return (total - self.rows) * self.seconds / self.rows if self.rows else None
+
+
+class ProgressReport(Callback):
+    """Shows how far the whole run is; made in rank 0 alone.
+
+    Args:
+        heart: this process's status, and the beat.
+        others: the other processes.
+        total: rows that this attempt has to write.
+        every: seconds between two plain lines, and between two entries in the logger.
+    """
+
+    def __init__(self, heart: Heart, others: Others, total: int, every: float) -> None:
+        self.heart, self.others, self.total, self.every = heart, others, total, every
+        self._bar: Progress | None = None
+        self._begun = self._shown = time.monotonic()
+        self._ended: float | None = None
+
+    def totals(self) -> Totals:
+        end = self._ended if self._ended is not None else time.monotonic()
+        return Totals.of([self.heart.status, *self.others.statuses()], end - self._begun)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begun = self._shown = time.monotonic()
+        self._loggers = list(trainer.loggers)
+        for logger in self._loggers:
+            define_steps(logger)
+        console = Console(stderr=True)
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("decoding"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                console=console,
+            )
+            self._task = self._bar.add_task("decoding", total=self.total, figures="")
+            self._bar.start()
+        self.heart.on_beat(self._beat)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the clock and the display; calling it again changes nothing."""
+        if self._ended is None:
+            self._ended = time.monotonic()
+            if self._bar is not None:
+                self._show(self.totals())
+                self._bar.stop()
+
+    def _beat(self) -> None:
+        if self._ended is not None:
+            return
+        totals, now = self.totals(), time.monotonic()
+        due = now - self._shown >= self.every
+        if self._bar is not None:
+            self._show(totals)
+        elif due:
+            print(f"{totals.rows}/{self.total} sequences, {self._figures(totals)}", file=sys.stderr, flush=True)
+        if due:
+            self._shown = now
+            self._log(totals)
+
+    def _show(self, totals: Totals) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=totals.rows, figures=self._figures(totals))
+
+    def _figures(self, totals: Totals) -> str:
+        eta = totals.eta(self.total)
+        left = "" if eta is None else f", {clock(eta)} to go"
+        return f"{totals.tokens_per_second:.1f} tokens/s, {totals.tokens_per_forward:.2f} tokens/forward{left}"
+
+    def _log(self, totals: Totals) -> None:
+        for logger in self._loggers:
+            log_progress(logger, totals)
+
+
+def log_progress(logger: object, totals: Totals) -> None:
+    """One entry in a Lightning logger, against the number of answers: `trainer/global_step` stands still in predict."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    figures = {
+        "progress/answers": totals.rows,
+        "progress/errors": totals.errors,
+        "progress/tokens_per_second": totals.tokens_per_second,
+        "progress/tokens_per_forward": totals.tokens_per_forward,
+        "progress/occupancy": totals.occupancy,
+    }
+    if isinstance(logger, WandbLogger):
+        logger.experiment.log(figures)
+    else:
+        logger.log_metrics(figures, step=totals.rows)  # type: ignore[attr-defined]
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03`, `2:03` or `0:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,232 @@
+"""Prompts as they are read: each with a stable id, a fault in one row costing that row alone.
+
+Knows neither tokens nor torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from dlm.demo import PROMPTS
+from dlm.errors import DataError, MissingExtraError
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a row cannot be decoded: a class of fault and what to change."""
+
+    type: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of input.
+
+    Attributes:
+        id: stable name, alike in every reading of the same file.
+        content: the prompt's text, or chat messages.
+        row: the row's other fields, handed on to the output.
+        fault: why it cannot be decoded; None when it can.
+    """
+
+    id: str
+    content: str | Messages
+    row: dict[str, Any] = field(default_factory=dict)
+    fault: Fault | None = None
+
+    @property
+    def size(self) -> int:
+        """Characters of the prompt, for an estimate of its cost; 0 for a row that will not be decoded."""
+        if self.fault is not None:
+            return 0
+        return len(self.content) if isinstance(self.content, str) else sum(len(m["content"]) for m in self.content)
+
+
+@dataclass(frozen=True)
+class JsonlPrompts:
+    """A file of one JSON object a line."""
+
+    path: str
+    prompt_field: str = "prompt"
+    id_field: str = "id"
+    limit: int | None = None
+    chat_template: bool | None = None
+
+    def faults(self) -> list[str]:
+        """What is wrong without reading the file, each with its key and remedy."""
+        path = Path(self.path).expanduser()
+        if path.is_file():
+            return []
+        return [f"data.path={self.path}: {'a folder, not a file' if path.is_dir() else 'no such file'}"]
+
+    def read(self) -> list[Prompt]:
+        """Every row. Raises `DataError` when there is none or the file cannot be read."""
+        path = Path(self.path).expanduser()
+        try:
+            lines = path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise DataError(f"data.path={self.path} cannot be read: {error.strerror}") from error
+        numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+        rows = ((f"line-{number}", _parse(line)) for number, line in itertools.islice(numbered, self.limit))
+        return _named(_prompts(rows, self.prompt_field, self.id_field), self.path)
+
+
+@dataclass(frozen=True)
+class DemoPrompts:
+    """The prompts held out of the demo checkpoint's training."""
+
+    limit: int | None = None
+    chat_template: bool | None = None
+
+    def faults(self) -> list[str]:
+        return []
+
+    def read(self) -> list[Prompt]:
+        return JsonlPrompts(str(PROMPTS), limit=self.limit).read()
+
+
+@dataclass(frozen=True)
+class HfPrompts:
+    """A split of a data set, through the package `datasets`."""
+
+    path: str
+    name: str | None = None
+    split: str = "test"
+    revision: str | None = None
+    prompt_field: str = "prompt"
+    id_field: str = "id"
+    limit: int | None = None
+    chat_template: bool | None = None
+
+    def faults(self) -> list[str]:
+        from importlib.util import find_spec
+
+        return [] if find_spec("datasets") else [str(MissingExtraError("datasets", "hf", "data=hf"))]
+
+    def read(self) -> list[Prompt]:
+        """Every row. Raises `DataError` when there is none or the data set cannot be had."""
+        try:
+            from datasets import load_dataset
+        except ImportError:
+            raise MissingExtraError("datasets", "hf", "data=hf") from None
+        try:
+            table = load_dataset(self.path, self.name, split=self.split, revision=self.revision)
+        except Exception as error:  # the package raises its own, the hub's and pyarrow's kinds
+            raise DataError(f"data.path={self.path} cannot be loaded: {type(error).__name__}: {error}") from error
+        rows = (
+            (f"row-{number}", _plain(dict(row))) for number, row in enumerate(itertools.islice(table, self.limit), 1)
+        )
+        return _named(_prompts(rows, self.prompt_field, self.id_field), self.path)
+
+
+PromptSource = JsonlPrompts | DemoPrompts | HfPrompts
+
+
+def digest(prompts: Iterable[Prompt]) -> str:
+    """Tells one list of prompts from another."""
+    total = blake2b(digest_size=16)
+    for prompt in prompts:
+        total.update(json.dumps([prompt.id, prompt.content, prompt.row], sort_keys=True, default=str).encode())
+    return total.hexdigest()
+
+
+def _parse(line: bytes) -> dict[str, Any] | Fault:
+    try:
+        row = json.loads(line.decode("utf-8").removeprefix("\ufeff"), parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        return Fault("DataError", f"invalid UTF-8 at byte {error.start} of the line")
+    except json.JSONDecodeError as error:
+        return Fault("DataError", f"broken JSON: {error.msg} at column {error.colno}")
+    except (RecursionError, ValueError) as error:
+        return Fault("DataError", f"broken JSON: {error}")
+    return row if isinstance(row, dict) else Fault("DataError", f"a JSON {type(row).__name__}, not an object")
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _plain(value: Any) -> Any:
+    """A data set's value as JSON has it: no date, no bytes, no infinity."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def _prompts(rows: Iterable[tuple[str, dict[str, Any] | Fault]], prompt_field: str, id_field: str) -> Iterator[Prompt]:
+    """Rows as prompts; `rows` holds a name by place and what stands there."""
+    seen: set[str] = set()
+    for place, row in rows:
+        if isinstance(row, Fault):
+            yield Prompt(_unused(place, seen), "", {}, row)
+            continue
+        given = row.get(id_field)
+        rest = {key: value for key, value in row.items() if key not in (prompt_field, id_field)}
+        content = row.get(prompt_field)
+        fault = _content_fault(row, prompt_field) or _id_fault(given, id_field)
+        id = place if given is None or fault is not None else str(given)
+        if fault is None and given is not None and id in seen:
+            fault, id = Fault("DataError", f"duplicate {id_field} {id!r}; the first row with it is decoded"), place
+        id = _unused(id, seen)
+        yield Prompt(id, content if fault is None else _shown(content), rest, fault)
+
+
+def _content_fault(row: dict[str, Any], name: str) -> Fault | None:
+    if name not in row:
+        return Fault(
+            "DataError", f"no field {name!r}, only {', '.join(map(repr, row)) or 'none'}; see data.prompt_field"
+        )
+    content = row[name]
+    texts = [content]
+    if isinstance(content, list):
+        if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in content):
+            return Fault("DataError", f'field {name!r} is a list, but not of {{"role", "content"}} messages')
+        texts = [message.get("content") for message in content]
+    if not all(isinstance(text, str) for text in texts):
+        return Fault("DataError", f"field {name!r} is neither text nor a list of messages with text")
+    if not any(text.strip() for text in texts):
+        return Fault("DataError", f"field {name!r} is empty")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return Fault("DataError", f"field {name!r} holds half of a surrogate pair, which is no character")
+    return None
+
+
+def _id_fault(given: Any, name: str) -> Fault | None:
+    if given is None or (isinstance(given, str | int) and not isinstance(given, bool) and str(given)):
+        return None
+    return Fault("DataError", f"field {name!r} is {given!r}; an id is text or a whole number")
+
+
+def _shown(content: Any) -> str:
+    return content if isinstance(content, str) else ""
+
+
+def _unused(id: str, seen: set[str]) -> str:
+    """`id`, or with a number behind it where another row has taken it."""
+    candidates = itertools.chain([id], (f"{id}-{number}" for number in itertools.count(2)))
+    name = next(name for name in candidates if name not in seen)
+    seen.add(name)
+    return name
+
+
+def _named(prompts: Iterator[Prompt], path: str) -> list[Prompt]:
+    found = list(prompts)
+    if not found:
+        raise DataError(f"data.path={path} holds no prompt")
+    return found

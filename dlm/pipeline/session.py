@@ -1,0 +1,201 @@
+"""One process's part in a run: prepare the folder, decode with the Trainer, and as rank 0 merge what all have done.
+
+`prepare` needs neither torch nor Lightning, so that a wrong file or folder is found in a second.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from dlm.command_line import program, quoted, report
+from dlm.config import instantiate
+from dlm.errors import DLMError, IncompleteRunError
+from dlm.pipeline.claims import Claims, Plan, divide
+from dlm.pipeline.launch import Launch
+from dlm.pipeline.merging import merge
+from dlm.pipeline.prompts import Prompt, digest
+from dlm.pipeline.ranks import Heart, Others, StopSwitch, die_with
+from dlm.pipeline.run_folder import Index, RunFolder
+from dlm.pipeline.shards import Shard, read_answers
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.loggers import Logger
+
+    from dlm.pipeline.interrupts import Interrupts
+    from dlm.pipeline.progress import Totals
+
+CLAIM = 4
+"""The largest claim, in multiples of what a decoder holds at once."""
+PATIENCE = 20.0
+"""Seconds that a failed process gives rank 0 to end by itself: launchers kill the rest as soon as one has failed."""
+
+
+class Session:
+    """A run as one process sees it.
+
+    Args:
+        config: the checked configuration.
+        launch: folder, attempt, launcher.
+        overrides: what was typed, for the command that resumes.
+    """
+
+    def __init__(self, config: DictConfig, launch: Launch, overrides: Sequence[str]) -> None:
+        self.config, self.launch = config, launch
+        self.folder = RunFolder(launch.run_dir)
+        kept = [override for override in overrides if not override.startswith("run_dir=")]
+        self.command = quoted([*program("dlm.predict"), *kept, f"run_dir={launch.run_dir}"])
+        self.stop = StopSwitch()
+        self.prompts: list[Prompt] = []
+        self.failures: list[str] = []
+
+    def prepare(self) -> None:
+        """Read the prompts and agree with the run folder. Raises `DataError`, `ConfigError`, `RunError`."""
+        if self.launch.parent is not None:
+            die_with(self.launch.parent)
+        self.prompts = instantiate(self.config.data).read()
+        self.folder.create(self.launch.attempt)
+        self.folder.agree_on_config(self.config, self.command)
+        ids = [prompt.id for prompt in self.prompts]
+        self.folder.agree_on_index(Index(ids, self.config.generation.n, digest(self.prompts)))
+
+    def run(self) -> int:
+        """Decode, and as rank 0 merge; returns the exit code. Raises `DLMError`."""
+        from dlm.pipeline.interrupts import Interrupts
+        from dlm.pipeline.loggers import build_logger, finish
+        from dlm.pipeline.trainer import build_trainer, quieten
+
+        interrupts = Interrupts(self.stop, launched=self.launch.parent is not None)
+        interrupts.install()
+        quieten()
+        logger, code = build_logger(self.config, self.folder.path), 1
+        try:
+            trainer = build_trainer(self.config.trainer, [interrupts], logger, self.folder.path)
+            code = self._work(trainer, interrupts) if trainer.global_rank == 0 else self._follow(trainer, interrupts)
+        finally:
+            if logger is not None:
+                finish(logger, code)
+        return code
+
+    def _follow(self, trainer: Trainer, interrupts: Interrupts) -> int:
+        """The part of a rank other than 0. Its exit code says only whether it failed: rank 0 knows what is missing."""
+        try:
+            return self._work(trainer, interrupts)
+        except DLMError as error:
+            report(error)
+            rank_zero = Others(self._attempt, self._workers(1))
+            until = time.monotonic() + PATIENCE
+            while rank_zero.unfinished() and time.monotonic() < until:
+                time.sleep(0.2)
+            return 1
+
+    @property
+    def _attempt(self) -> Path:
+        return self.folder.claims(self.launch.attempt)
+
+    def _workers(self, world: int) -> list[str]:
+        """Names of the processes of this Trainer."""
+        task = self.launch.array_task
+        return [f"rank{rank}" if task is None else f"task{task}-rank{rank}" for rank in range(world)]
+
+    def _work(self, trainer: Trainer, interrupts: Interrupts) -> int:
+        from dlm.pipeline.progress import ProgressReport
+
+        workers = self._workers(trainer.world_size)
+        worker = workers[trainer.global_rank]
+        others = Others(self._attempt, [name for name in workers if name != worker])
+        claims = Claims(self._attempt, worker)
+        plan = self._plan(claims, trainer.world_size * self.launch.array_size)
+        with Heart(self._attempt, worker, self.stop) as heart:
+            progress = None
+            if trainer.global_rank == 0:
+                rows = plan.num_prompts * self.config.generation.n
+                progress = ProgressReport(heart, others, rows, self.config.progress.every_seconds)
+                trainer.callbacks.append(progress)
+                heart.on_beat(lambda: self._watch(others))
+            self._decode(trainer, claims, plan, heart)
+            heart.update(state="stopped" if self.stop else "done")
+            if progress is None:
+                return 0
+            others.wait()
+            return self._conclude(others, progress.totals(), trainer.loggers)
+
+    def _plan(self, claims: Claims, world: int) -> Plan:
+        """What this attempt has to do: the prompts without an answer."""
+        index = self.folder.read_index()
+        answered = read_answers(self.folder.shard_files(), index.samples)
+        costs = [(prompt.size, n) for n, prompt in enumerate(self.prompts) if not answered.done(prompt.id)]
+        return claims.agree(Plan(divide(costs, world, CLAIM * self.config.decoder.max_num_seqs), world))
+
+    def _watch(self, others: Others) -> None:
+        """End early when another process is lost: the launcher is about to kill this one too."""
+        self.failures = others.failed()
+        if self.failures:
+            self.stop.throw()
+
+    def _decode(self, trainer: Trainer, claims: Claims, plan: Plan, heart: Heart) -> None:
+        from dlm.decoding.decoder import DecoderOptions
+        from dlm.decoding.request import PARAM_NAMES, SamplingParams
+        from dlm.pipeline.data import PromptDataModule, Recipe
+        from dlm.pipeline.model_source import chosen
+        from dlm.pipeline.module import DecodingOptions, DiffusionLM
+        from dlm.pipeline.writer import ShardWriter
+        from dlm.text import TextCodec
+
+        config, generation = self.config, self.config.generation
+        source, stop = instantiate(config.model), tuple(generation.stop)
+        chat = source.chat if config.data.chat_template is None else config.data.chat_template
+        recipe = Recipe(
+            params=SamplingParams(**{name: generation[name] for name in PARAM_NAMES}),
+            engine=chosen("engine", instantiate(config.engine), source),
+            sampler=chosen("sampler", instantiate(config.sampler), source),
+            stop=stop,
+        )
+        shard = Shard(self.folder.shards / f"{self.launch.attempt}-{heart.status.worker}.jsonl")
+        writer = ShardWriter(shard, self.prompts, stop, generation.n, heart)
+        trainer.callbacks.append(writer)
+        data = PromptDataModule(
+            self.prompts,
+            lambda: TextCodec.load(source.tokenizer_folder(), chat),
+            recipe,
+            claims,
+            plan,
+            writer,
+            self.stop,
+        )
+        share = plan.fair_share() * generation.n
+        limits = {**config.decoder, "max_num_seqs": min(config.decoder.max_num_seqs, share)}
+        module = DiffusionLM(decoding_options=DecodingOptions(source.load, DecoderOptions(**limits)))
+        trainer.predict(module, datamodule=data, return_predictions=False)
+
+    def _conclude(self, others: Others, totals: Totals, loggers: Sequence[Logger]) -> int:
+        """Merge, tell what was done, and choose the exit code."""
+        from dlm.pipeline.summary import log_summary, show, summarize
+
+        try:
+            merged = merge(self.folder, self.command)
+        except IncompleteRunError as error:
+            for failure in others.failed():
+                print(failure, file=sys.stderr)
+            if self.stop.signum is not None:
+                print(f"stopped: {error}", file=sys.stderr)
+                return 128 + self.stop.signum
+            if self.launch.array_size > 1 and not others.failed():
+                print(
+                    f"this task of the array is through; {error}\nwhen no other task is working, or let "
+                    f"python -m dlm.merge run_dir={self.folder.path} say what is missing",
+                    file=sys.stderr,
+                )
+                return 0
+            raise
+        summary = summarize(merged.path)
+        show(summary, totals, merged.path)
+        for logger in loggers:
+            log_summary(logger, summary, totals, merged.path, self.folder.shards)
+        return 0

@@ -1,0 +1,119 @@
+"""Answers on the disk: one JSON object a line, each line written whole by one system call as soon as it is known.
+
+A process may be killed between any two instructions: a line that lacks its newline is no row, and no reader takes it
+for one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlm.errors import RunError
+
+
+class Shard:
+    """The file to which one process appends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: int | None = None
+        self.rows = 0
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write one row.
+
+        Raises:
+            RunError: the disk is full or the file cannot be written; the rows before it stay.
+        """
+        line = to_line(row)
+        try:
+            if self._file is None:
+                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            written = os.write(self._file, line)
+            if written != len(line):
+                os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+                written = os.write(self._file, line)
+        except OSError as error:
+            raise RunError(self._kept(error.strerror)) from error
+        if written != len(line):
+            raise RunError(self._kept("the disk is full"))
+        self.rows += 1
+
+    def _kept(self, reason: str) -> str:
+        return f"cannot write {self.path}: {reason}; the {self.rows} answers before stay there. Make room and resume"
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def to_line(row: dict[str, Any]) -> bytes:
+    """A row as a line of UTF-8; text that UTF-8 cannot hold (a lone surrogate) is escaped."""
+    try:
+        return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except UnicodeEncodeError:
+        return (json.dumps(row, allow_nan=False) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row lies."""
+
+    path: Path
+    offset: int
+    length: int
+
+
+def read_rows(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """The whole rows of a shard; what is torn or is no row is passed over."""
+    offset = 0
+    with path.open("rb") as file:
+        for line in file:
+            place, offset = Place(path, offset, len(line)), offset + len(line)
+            if not line.endswith(b"\n"):
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get("id"), str):
+                yield place, row
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What the shards of a run hold.
+
+    Attributes:
+        places: for each id the place of each sample's row, by sample number; the first written counts.
+        refused: ids whose row says why there is no answer.
+        samples: answers wanted for each id.
+    """
+
+    places: dict[str, dict[int, Place]]
+    refused: set[str]
+    samples: int
+
+    def done(self, id: str) -> bool:
+        return id in self.refused or len(self.places.get(id, ())) == self.samples
+
+    def missing(self, ids: Iterable[str]) -> list[str]:
+        return [id for id in ids if not self.done(id)]
+
+
+def read_answers(files: Iterable[Path], samples: int) -> Answered:
+    """Everything that is answered in `files`, which come in the order in which they count."""
+    places: dict[str, dict[int, Place]] = {}
+    refused: set[str] = set()
+    for path in files:
+        for place, row in read_rows(path):
+            places.setdefault(row["id"], {}).setdefault(row.get("sample", 0), place)
+            if "error" in row:
+                refused.add(row["id"])
+    return Answered(places, refused, samples)

@@ -1,0 +1,88 @@
+"""The Trainer that predict uses: what a user chose, and what the pipeline does for itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from dlm.config import instantiate
+from dlm.errors import ConfigError
+
+QUIET = {
+    "lightning.pytorch.utilities.rank_zero": "which accelerators there are, and tips",
+    "lightning.fabric.utilities.rank_zero": "the same from Fabric",
+    "lightning.pytorch.accelerators.cuda": "which devices are visible",
+    "lightning.fabric.utilities.distributed": "a line for each process that has joined",
+}
+"""Loggers whose notes are of no use to somebody who decodes prompts; their warnings still come through."""
+
+KNOWN_WARNINGS = {
+    r".*isinstance\(treespec, LeafSpec\).*": "lightning 2.6 walks batches with a name that torch 2.13 deprecates",
+    r".*does not have many workers.*": "the loader has one element and no work to hand out",
+    r"GPU available but not used.*": "trainer=cpu was asked for",
+    r".*barrier\(\): using the device under current context.*": "Lightning names the device itself where it matters",
+}
+"""Warnings of Lightning and torch that are expected here, with the reason."""
+
+
+def quieten() -> None:
+    """Silence what is known and harmless; see `QUIET` and `KNOWN_WARNINGS`."""
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def build_trainer(
+    config: DictConfig,
+    callbacks: Sequence[Callback],
+    logger: Logger | None,
+    run_dir: Path,
+) -> Trainer:
+    """A Trainer without any of what a training run needs.
+
+    Raises:
+        ConfigError: the devices are not there, or the launcher started another number of processes.
+    """
+    # auto_requeue would save a checkpoint of the whole model when SLURM sends its warning signal.
+    plugins = [SLURMEnvironment(auto_requeue=False)] if _under_slurm() else None
+    world = os.environ.get("WORLD_SIZE")
+    try:
+        trainer: Trainer = instantiate(
+            config,
+            callbacks=list(callbacks),
+            logger=logger or False,
+            plugins=plugins,
+            default_root_dir=str(run_dir),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            inference_mode=False,
+        )
+    except Exception as error:
+        cause: Any = error.__cause__ or error
+        if isinstance(cause, MisconfigurationException | ValueError | RuntimeError):
+            raise ConfigError(f"trainer: {cause}; choose trainer=cpu, gpu or ddp, or other trainer.devices") from error
+        raise
+    if world is not None and int(world) != trainer.world_size:
+        raise ConfigError(
+            f"the launcher started {world} processes and trainer.devices={config.devices} with trainer.num_nodes="
+            f"{config.num_nodes} makes {trainer.world_size}: each would decode everything. Use trainer=ddp without "
+            "trainer.devices, or the launcher's own numbers"
+        )
+    return trainer
+
+
+def _under_slurm() -> bool:
+    return "TORCHELASTIC_RUN_ID" not in os.environ and SLURMEnvironment.detect()

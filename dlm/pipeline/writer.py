@@ -1,0 +1,96 @@
+"""Answers to rows, and rows to this process's shard as soon as they are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from dlm.decoding.request import Completion
+from dlm.errors import CheckpointError
+from dlm.pipeline.prompts import Fault, Prompt
+from dlm.pipeline.ranks import Heart
+from dlm.pipeline.shards import Shard
+from dlm.text import TextCodec, cut_at_stop
+
+
+class ShardWriter(Callback):
+    """Appends each finished answer to a shard and counts it.
+
+    A row holds `id`, `sample` (where there are several), `prompt`, `text`, `token_ids`, `finish_reason`, `nfe`,
+    `positions`, `seed`, `seconds`, `row` (the input row's other fields), and with `record` the `canvas_ids` with their
+    `step_map` and `logprobs`; a row without an answer holds `id`, `prompt`, `error` and `row`. All but `seconds`
+    depends on the prompt alone.
+
+    Args:
+        shard: where rows go.
+        prompts: all prompts of the run.
+        stop: strings at which the text is cut.
+        samples: answers to each prompt.
+        heart: told what has been written.
+    """
+
+    def __init__(
+        self, shard: Shard, prompts: Sequence[Prompt], stop: Sequence[str], samples: int, heart: Heart
+    ) -> None:
+        self.shard, self.heart = shard, heart
+        self.codec: TextCodec | None = None
+        self._prompts = {prompt.id: prompt for prompt in prompts}
+        self._stop, self._samples = tuple(stop), samples
+
+    def write(self, completion: Completion) -> None:
+        """Write one answer. Raises `RunError` when there is no room."""
+        if completion.error is not None:
+            self.refuse(completion.request_id, Fault("RequestError", completion.error))
+            return
+        if self.codec is None:
+            raise CheckpointError("the writer was given no tokenizer")
+        prompt = self._prompts[completion.request_id]
+        row: dict[str, Any] = {"id": prompt.id}
+        if self._samples > 1:
+            row["sample"] = completion.sample
+        row |= {
+            "prompt": prompt.content,
+            "text": cut_at_stop(self.codec.decode(completion.token_ids), self._stop),
+            "token_ids": completion.token_ids,
+            "finish_reason": completion.finish_reason,
+            "nfe": completion.nfe,
+            "positions": completion.positions,
+            "seed": completion.seed,
+            "seconds": round(completion.seconds, 4),
+        }
+        if completion.step_map is not None and completion.logprobs is not None:
+            row["canvas_ids"] = completion.canvas_ids
+            row["step_map"] = completion.step_map
+            row["logprobs"] = [None if math.isnan(value) else value for value in completion.logprobs]
+        self._append(prompt, row)
+        self.heart.count(rows=1, errors=0, tokens=len(completion.token_ids), nfe=completion.nfe)
+
+    def refuse(self, prompt_id: str, fault: Fault) -> None:
+        """Write why a prompt has no answer. Raises `RunError` when there is no room."""
+        prompt = self._prompts[prompt_id]
+        error = {"type": fault.type, "message": fault.message}
+        self._append(prompt, {"id": prompt.id, "prompt": prompt.content, "error": error})
+        self.heart.count(rows=1, errors=1, tokens=0, nfe=0)
+
+    def _append(self, prompt: Prompt, row: dict[str, Any]) -> None:
+        if prompt.row:
+            row["row"] = prompt.row
+        self.shard.append(row)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.heart.update(state="running")
+        self.heart.on_beat(lambda: self._tell(pl_module))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell(pl_module)
+
+    def _tell(self, pl_module: LightningModule) -> None:
+        decoder = pl_module.decoder
+        if decoder is not None and decoder.stats.num_steps:
+            self.heart.update(steps=decoder.stats.num_steps, occupancy=decoder.stats.mean_occupancy)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.shard.close()

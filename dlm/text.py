@@ -1,0 +1,84 @@
+"""Text to token ids and back: chat template, stop strings. The one place where text is handled.
+
+Knows neither models nor torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlm.errors import CheckpointError, RequestError
+
+
+class TextCodec:
+    """A checkpoint's tokenizer.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        chat: wrap prompts in the chat template; None wraps when there is one.
+
+    Raises:
+        CheckpointError: `chat` is asked for and the tokenizer has no template.
+    """
+
+    def __init__(self, tokenizer: Any, chat: bool | None = None) -> None:
+        self.tokenizer = tokenizer
+        has_template = getattr(tokenizer, "chat_template", None) is not None
+        if chat and not has_template:
+            raise CheckpointError("the tokenizer has no chat template: set data.chat_template=false")
+        self.chat = has_template if chat is None else chat
+
+    @classmethod
+    def load(cls, folder: Path, chat: bool | None = None) -> TextCodec:
+        """The tokenizer of a checkpoint folder; nothing is fetched and no code from the folder is run."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # transformers raises OSError, ValueError, KeyError and tokenizers' own
+            raise CheckpointError(f"{folder}: no usable tokenizer ({error})") from error
+        return cls(tokenizer, chat)
+
+    def encode(self, content: str | list[dict[str, str]]) -> tuple[int, ...]:
+        """Token ids of a prompt: text, or chat messages.
+
+        Raises:
+            RequestError: messages without a chat template, or messages that the template refuses.
+        """
+        if isinstance(content, str) and not self.chat:
+            return tuple(self.tokenizer(content)["input_ids"])
+        if not self.chat:
+            raise RequestError(
+                "the prompt is a list of messages, and the chat template is off: data.chat_template=true"
+            )
+        messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
+        try:
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # jinja2's errors, and whatever a template raises
+            raise RequestError(f"the chat template refuses the messages: {error}") from error
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of generated tokens, special tokens left out."""
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    def stop_check(self, stop: Sequence[str]) -> Callable[[Sequence[int]], bool] | None:
+        """Whether the text of generated tokens holds one of `stop`; None when there is nothing to look for."""
+        strings = tuple(stop)
+        if not strings:
+            return None
+        return lambda token_ids: first_stop(self.decode(token_ids), strings) is not None
+
+
+def first_stop(text: str, stop: Sequence[str]) -> int | None:
+    """Where the earliest of the stop strings begins."""
+    found = [place for string in stop if (place := text.find(string)) >= 0]
+    return min(found) if found else None
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """`text` before the earliest stop string."""
+    return text[: first_stop(text, stop)]
