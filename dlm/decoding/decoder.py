@@ -15,22 +15,19 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dlm.decoding import noise
 from dlm.decoding.arena import Arena
 from dlm.decoding.canvas import Canvas, IntArray
-from dlm.decoding.engines import Window
+from dlm.decoding.packing import Batch
 from dlm.decoding.request import Completion, Request
-from dlm.decoding.samplers import Scores, Turn
 from dlm.decoding.scheduler import Scheduler
-from dlm.decoding.scoring import Proposals, ScoreSpec, score
+from dlm.decoding.selection import Choice, Selector, upload
 from dlm.errors import RequestError
-from dlm.models.attention import AttentionBackend, Segment, choose_backend, packing_order
+from dlm.models.attention import AttentionBackend, choose_backend
 from dlm.models.backbone import Backbone
 from dlm.models.families import SpecialTokens
 
@@ -82,56 +79,6 @@ class DecoderStats:
         return self.num_canvases / (self.num_steps * self.max_num_seqs) if self.num_steps else math.nan
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One window of a step: of a canvas, or of its unconditional twin."""
-
-    canvas: Canvas
-    window: Window
-    twin: bool
-    slot: int | None
-
-    @property
-    def rows(self) -> int:
-        return self.window.stop - self.window.start
-
-    def segment(self, row: int) -> Segment:
-        """The window as rows `[row, row + rows)` of a packed batch."""
-        slot = self.slot
-        if slot is None:
-            return Segment(row, self.rows)
-        kept = slot + self.window.start if self.window.keep else None
-        if self.window.cached:
-            return Segment(row, self.rows, kept, slot, self.canvas.length)
-        return Segment(row, self.rows, kept)
-
-    def token_ids(self) -> IntArray:
-        """The window's tokens; a twin sees no prompt."""
-        window = slice(self.window.start, self.window.stop)
-        tokens = self.canvas.tokens[window]
-        return np.where(self.canvas.given[window], self.canvas.mask_id, tokens) if self.twin else tokens
-
-
-@dataclass
-class Batch:
-    """One packed forward: its windows in row order, and the head rows of each canvas."""
-
-    entries: list[Entry] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)
-    rows: dict[tuple[int, bool], int] = field(default_factory=dict)
-    num_rows: int = 0
-
-    def add(self, entry: Entry) -> None:
-        self.rows[id(entry.canvas), entry.twin] = self.num_rows - entry.window.start
-        self.entries.append(entry)
-        self.segments.append(entry.segment(self.num_rows))
-        self.num_rows += entry.rows
-
-    def head_rows(self, canvas: Canvas, positions: IntArray, twin: bool = False) -> IntArray:
-        """Rows of the batch where the canvas's `positions` stand."""
-        return positions + self.rows[id(canvas), twin]
-
-
 class Decoder:
     """Decodes requests with one model.
 
@@ -165,7 +112,7 @@ class Decoder:
         )
         self.scheduler: Scheduler[Canvas] = Scheduler(self.options.max_num_seqs, self.options.max_num_batched_tokens)
         row_bytes = config.vocab_size * max(4, backbone.dtype.itemsize)
-        self.max_head_rows = max(4, (self.options.logits_mib << 20) // row_bytes)
+        self.selector = Selector(backbone, special, max(4, (self.options.logits_mib << 20) // row_bytes))
         self.stats = DecoderStats(max_num_seqs=self.options.max_num_seqs)
         self._waiting: deque[Canvas] = deque()
         self._stopping = False
@@ -303,9 +250,12 @@ class Decoder:
         begun = time.perf_counter()
         self._admit()
         canvases = self.scheduler.pick(self._cost)
-        batch = self._plan(canvases)
+        batch = Batch.of(canvases)
         hidden = self._forward(batch)
-        finished, revealed = self._commit(canvases, self._select(batch, canvases, hidden))
+        for canvas in canvases:
+            canvas.nfe += 1
+            canvas.positions += self._cost(canvas)
+        finished, revealed = self._commit(canvases, self.selector.select(batch, canvases, hidden))
         self.stats.num_steps += 1
         self.stats.num_rows += batch.num_rows
         self.stats.num_canvases += len(canvases)
@@ -319,116 +269,13 @@ class Decoder:
         window = canvas.request.engine.window(canvas)
         return (window.stop - window.start) * (2 if canvas.guided else 1)
 
-    def _plan(self, canvases: Sequence[Canvas]) -> Batch:
-        """The windows of one forward, sorted so that equal shapes lie together."""
-        entries = []
-        for canvas in canvases:
-            window = canvas.request.engine.window(canvas)
-            entries += [Entry(canvas, window, bool(twin), slot) for twin, slot in enumerate(canvas.slots)]
-        batch = Batch()
-        for entry in sorted(entries, key=self._order):
-            batch.add(entry)
-        return batch
-
-    @staticmethod
-    def _order(entry: Entry) -> tuple[bool, int, int, int]:
-        segment = entry.segment(0)
-        return packing_order(segment.rows, segment.num_keys, segment.key_start)
-
     def _forward(self, batch: Batch) -> Tensor:
         """Hidden states `[num_rows, hidden]` of the packed windows: the one model call of a step."""
         device = self.backbone.device
-        token_ids = np.concatenate([entry.token_ids() for entry in batch.entries])
-        positions = np.concatenate([np.arange(e.window.start, e.window.stop) for e in batch.entries])
         attention = self.backend(batch.segments, self.arena.keys, self.arena.values)
-        hidden: Tensor = self.backbone(_upload(token_ids, device), _upload(positions, device), attention)
+        token_ids, positions = upload(batch.token_ids(), device), upload(batch.positions(), device)
+        hidden: Tensor = self.backbone(token_ids, positions, attention)
         return hidden
-
-    def _select(self, batch: Batch, canvases: Sequence[Canvas], hidden: Tensor) -> list[Choice]:
-        """What each canvas reveals. One transfer from the device, and a second when a canvas proposes only masks."""
-        for canvas in canvases:
-            canvas.nfe += 1
-            canvas.positions += self._cost(canvas)
-        candidates = [canvas.masked() for canvas in canvases]
-        scored = self._score(batch, canvases, candidates, hidden, ban_mask=False)
-        choices = [
-            self._choose(canvas, where, rows) for canvas, where, rows in zip(canvases, candidates, scored, strict=True)
-        ]
-        barred = [i for i, canvas in enumerate(canvases) if len(choices[i].positions) < canvas.demanded()]
-        if barred:
-            some, where = [canvases[i] for i in barred], [candidates[i] for i in barred]
-            rescored = self._score(batch, some, where, hidden, ban_mask=True)
-            for i, rows in zip(barred, rescored, strict=True):
-                choices[i] = self._choose(canvases[i], candidates[i], rows)
-        return choices
-
-    def _score(
-        self,
-        batch: Batch,
-        canvases: Sequence[Canvas],
-        candidates: Sequence[IntArray],
-        hidden: Tensor,
-        *,
-        ban_mask: bool,
-    ) -> list[Proposals]:
-        """What each canvas's candidates propose, scored together where the specs agree."""
-        groups: dict[ScoreSpec, list[int]] = {}
-        for index, canvas in enumerate(canvases):
-            groups.setdefault(self._spec(canvas, ban_mask), []).append(index)
-        parts: list[Tensor] = []
-        for spec, members in groups.items():
-            some = [(canvases[index], candidates[index]) for index in members]
-            rows = np.concatenate([batch.head_rows(canvas, where) for canvas, where in some])
-            twin = keys = None
-            if spec.cfg_scale:
-                twin_rows = np.concatenate([batch.head_rows(canvas, where, twin=True) for canvas, where in some])
-                twin = hidden[_upload(twin_rows, hidden.device)]
-            if spec.temperature:
-                row_keys = np.concatenate([noise.keys(c.seed, c.sample, c.nfe, where) for c, where in some])
-                keys = _upload(row_keys.view(np.int64), hidden.device)
-            rows_on_device = _upload(rows, hidden.device)
-            parts.append(score(self.backbone, hidden[rows_on_device], twin, keys, spec, self.max_head_rows))
-        table = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).cpu().numpy()
-        results: dict[int, Proposals] = {}
-        first = 0
-        for spec, members in groups.items():
-            for index in members:
-                last = first + len(candidates[index])
-                results[index] = Proposals.from_table(table[:, first:last], spec)
-                first = last
-        return [results[index] for index in range(len(canvases))]
-
-    def _spec(self, canvas: Canvas, ban_mask: bool) -> ScoreSpec:
-        params, special = canvas.request.params, self.special
-        warm = params.temperature > 0
-        banned = (special.eos_id,) if params.logits_eos_inf and special.eos_id is not None else ()
-        return ScoreSpec(
-            order=canvas.request.sampler.order,
-            temperature=params.temperature,
-            top_k=params.top_k if warm else 0,
-            top_p=params.top_p if warm else 1.0,
-            cfg_scale=params.cfg_scale,
-            banned=(*banned, special.mask_id) if ban_mask else banned,
-            deferred=special.end_ids if params.confidence_eos_eot_inf else (),
-            record=params.record,
-        )
-
-    def _choose(self, canvas: Canvas, candidates: IntArray, proposals: Proposals) -> Choice:
-        """Ask the sampler; drop mask proposals; keep the budget of `max_nfe` and the guarantee of progress."""
-        rank = proposals.rank
-        if canvas.request.sampler.order == "random":
-            rank = noise.uniform(noise.keys(canvas.seed, canvas.sample, canvas.nfe, candidates, noise.ORDER))
-        scores = Scores(rank, proposals.log_odds, proposals.tokens == canvas.mask_id)
-        turn = Turn(canvas.block_steps, canvas.block.steps, canvas.block_masks, canvas.block_masks - len(candidates))
-        chosen, canvas.memory = canvas.request.sampler.select(scores, turn, canvas.memory)
-        chosen = chosen[~scores.proposes_mask[chosen]]
-        short = canvas.demanded() - len(chosen)
-        if short > 0 and (len(chosen) or not scores.proposes_mask.any()):
-            ranked = scores.descending()
-            spare = ranked[~scores.proposes_mask[ranked] & ~np.isin(ranked, chosen)]
-            chosen = np.concatenate((chosen, spare[:short]))
-        recorded = proposals.logprobs[chosen] if canvas.request.params.record else None
-        return Choice(candidates[chosen], proposals.tokens[chosen], recorded)
 
     def _commit(self, canvases: Sequence[Canvas], choices: Sequence[Choice]) -> tuple[list[Completion], int]:
         """Write what was chosen, move on where a block is done, and take out what has ended."""
@@ -471,19 +318,6 @@ class Decoder:
     @staticmethod
     def _refusal(request: Request, error: RequestError) -> Completion:
         return Completion(request.id, 0, request.params.seed or 0, request.prompt_ids, error=str(error))
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one canvas reveals: positions, tokens and, when recorded, log-probabilities."""
-
-    positions: IntArray
-    tokens: IntArray
-    logprobs: np.ndarray | None
-
-
-def _upload(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def free_memory(device: torch.device) -> int:
