@@ -6,11 +6,12 @@ Runs before torch is imported and before any weight is read.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dlm.command_line import in_multirun
 from dlm.config import instantiate
 from dlm.decoding.request import PARAM_NAMES, SamplingParams
 from dlm.errors import ConfigError, RequestError
@@ -19,35 +20,26 @@ from dlm.pipeline.model_source import FamilyDefault
 
 def check_predict(config: DictConfig) -> None:
     """Raise `ConfigError` with every missing value and every fault of `conf/predict.yaml`, each with its remedy."""
-    faults = [f"{key} is not set: write {key}=<value>" for key in sorted(OmegaConf.missing_keys(config))]
-    faults += _unresolved(config)
-    if not faults:
-        faults += _model_faults(config)
-        faults += _data_faults(config)
-        faults += _generation_faults(config)
-        faults += _decoder_faults(config)
-        faults += _trainer_faults(config)
-        if config.progress.every_seconds <= 0:
-            faults.append(f"progress.every_seconds={config.progress.every_seconds}: must be above 0")
-    else:
-        parts = {"data": _data_faults, "model": _model_faults, "generation": _generation_faults}
-        missing = {key.split(".")[0] for key in OmegaConf.missing_keys(config)}
-        for part, check in parts.items():
-            if part not in missing:
-                faults += check(config)
+    broken = dict(_unusable(config))
+    faults = list(broken.values())
+    for parts, check in CHECKS.items():
+        if not any(key.split(".")[0] in parts for key in broken):
+            faults += check(config)
     if faults:
         raise ConfigError("\n  ".join(["the configuration cannot be used:", *faults]))
 
 
-def _unresolved(config: DictConfig) -> Iterator[str]:
-    """Interpolations that lead nowhere, such as an environment variable that is not set."""
-    for key in config:
-        if OmegaConf.is_missing(config, key):
+def _unusable(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """Keys that have no value: missing ones, and interpolations that lead nowhere."""
+    for key in sorted(OmegaConf.missing_keys(config)):
+        yield key, f"{key} is not set: write {key}=<value>"
+    for part in config:
+        if OmegaConf.is_missing(config, part):
             continue
         try:
-            OmegaConf.to_container(OmegaConf.masked_copy(config, [key]), resolve=True)
+            OmegaConf.to_container(OmegaConf.masked_copy(config, [part]), resolve=True)
         except Exception as error:  # omegaconf's, and whatever a resolver raises
-            yield f"{key}: {str(error).splitlines()[0]}"
+            yield str(part), f"{part}: {str(error).splitlines()[0]}"
 
 
 def _model_faults(config: DictConfig) -> list[str]:
@@ -120,9 +112,30 @@ def _trainer_faults(config: DictConfig) -> list[str]:
             f"trainer.devices={devices}, trainer.num_nodes={nodes} with trainer.strategy=auto: several processes are "
             "trainer=ddp"
         )
+    if trainer.strategy == "ddp" and in_multirun() and "TORCHELASTIC_RUN_ID" not in os.environ:
+        faults.append(
+            "trainer=ddp with -m: each process that it starts would run the whole sweep again. Use one process a job, "
+            "or hydra/launcher=submitit_slurm with torchrun in each job"
+        )
     if trainer.strategy not in ("auto", "ddp"):
         faults.append(f"trainer.strategy={trainer.strategy}: auto (one process) or ddp")
     world = os.environ.get("WORLD_SIZE")
     if "TORCHELASTIC_RUN_ID" in os.environ and world not in (None, "1") and trainer.strategy != "ddp":
         faults.append(f"trainer: torchrun started {world} processes, and each would decode everything; use trainer=ddp")
     return faults
+
+
+def _progress_faults(config: DictConfig) -> list[str]:
+    every = config.progress.every_seconds
+    return [] if every > 0 else [f"progress.every_seconds={every}: must be above 0"]
+
+
+CHECKS: dict[tuple[str, ...], Callable[[DictConfig], list[str]]] = {
+    ("model",): _model_faults,
+    ("data",): _data_faults,
+    ("generation", "engine", "sampler"): _generation_faults,
+    ("decoder", "generation"): _decoder_faults,
+    ("trainer",): _trainer_faults,
+    ("progress",): _progress_faults,
+}
+"""Each check with the parts of the configuration that it reads."""

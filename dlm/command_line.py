@@ -13,6 +13,7 @@ import argparse
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def main(config_name: str, module: str, task: Task, title: str, keys: str, examp
     """
     arguments = _parse(sys.argv[1:])
     if arguments.help:
-        groups = "\n".join(f"  {group:<11} {', '.join(names)}" for group, names in _groups(config_name))
+        groups = "\n".join(f"  {group:<11} {', '.join(names)}" for group, names in _groups(config_name, module))
         print(HELP.format(title=title, module=module, groups=groups, keys=keys, examples=examples), end="")
         sys.exit(0)
     try:
@@ -75,6 +76,8 @@ def main(config_name: str, module: str, task: Task, title: str, keys: str, examp
         sys.exit(task(config, tuple(arguments.overrides)))
     except DLMError as error:
         sys.exit(report(error))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def report(error: DLMError) -> int:
@@ -102,11 +105,9 @@ def compose_config(name: str, overrides: Sequence[str] = (), extra_dir: str | No
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
             config = compose(name, overrides=overrides)
-            unknown = list(_unknown_keys(config))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_explain(error, name, overrides)) from error
-    if unknown:
-        raise ConfigError("; ".join(f"{path} is no key: {remedy}" for path, remedy in unknown))
+    _refuse_unknown(config)
     return config
 
 
@@ -133,14 +134,14 @@ def _hand_to_hydra(config_name: str, task: Task) -> None:
 
     register_schemas()
 
-    def job(config: DictConfig) -> int:
-        unknown = list(_unknown_keys(config))
-        if unknown:
-            raise ConfigError("; ".join(f"{path} is no key: {remedy}" for path, remedy in unknown))
-        code = task(config, tuple(HydraConfig.get().overrides.task))
+    def job(config: DictConfig) -> None:
+        try:
+            _refuse_unknown(config)
+            code = task(config, tuple(HydraConfig.get().overrides.task))
+        except DLMError as error:
+            code = report(error)
         if code:
             sys.exit(code)
-        return code
 
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
 
@@ -152,13 +153,29 @@ def _part(config: DictConfig, package: str) -> DictConfig:
     return OmegaConf.masked_copy(config, [package]) if "." not in package else part
 
 
-def _groups(config_name: str) -> Iterator[tuple[str, list[str]]]:
-    """The groups that the primary file chooses from, with the choices that lie in `conf/`."""
+def _groups(config_name: str, module: str) -> Iterator[tuple[str, list[str]]]:
+    """The groups that the primary file chooses from, with the choices in `conf/` that are not for another program."""
+    foreign = re.compile(rf"^# python -m (?!{re.escape(module)}\b)", re.MULTILINE)
     chosen = re.findall(r"^  - (?:override )?(\w+):", (conf_dir() / f"{config_name}.yaml").read_text(), re.MULTILINE)
     for group in chosen:
-        names = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        files = sorted((conf_dir() / group).glob("*.yaml"))
+        names = [path.stem for path in files if not foreign.search(path.read_text())]
         if names:
             yield group, names
+
+
+def _refuse_unknown(config: DictConfig) -> None:
+    unknown = [f"{path} is no key: {remedy}" for path, remedy in _unknown_keys(config)]
+    if unknown:
+        raise ConfigError("; ".join(unknown))
+
+
+def in_multirun() -> bool:
+    """Whether this is one of several jobs of `-m`."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _unknown_keys(node: DictConfig, path: str = "") -> Iterator[tuple[str, str]]:
@@ -200,7 +217,7 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
         return f"{given or key}: {reason}"
     match = re.match(r"Could not override '([^']+)'\. No match in the defaults list", first)
     if match:
-        groups = [group for group, _ in _groups(name)]
+        groups = [group for group, _ in _groups(name, f"dlm.{name}")]
         return f"{match[1]} is no group{_nearest(match[1], groups)}"
     given = next((o for o in overrides if o in first), None)
     if given is not None and "=" not in given:

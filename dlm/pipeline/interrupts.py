@@ -44,7 +44,8 @@ class Interrupts(Callback):
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if not self._decoding:
-            self.stop.signum = signum
+            if not self.launched:
+                self._say("stopped before decoding began")
             raise SystemExit(128 + signum)
         if not self.stop:
             if not self.launched:

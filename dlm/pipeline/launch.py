@@ -40,6 +40,7 @@ class Launch:
         array_task: index in a job array, else None.
         array_size: tasks in the array, 1 without one.
         parent: process to outlive by no more than a moment; None where nobody launched this one.
+        note: the file through which torchrun's workers agreed.
     """
 
     run_dir: Path
@@ -47,6 +48,12 @@ class Launch:
     array_task: int | None = None
     array_size: int = 1
     parent: int | None = None
+    note: Path | None = None
+
+    def discard_note(self) -> None:
+        """Once all workers of torchrun have read it."""
+        if self.note is not None:
+            self.note.unlink(missing_ok=True)
 
 
 def decide(run_dir: str | None, verb: str, environment: MutableMapping[str, str] = os.environ) -> Launch:
@@ -85,6 +92,7 @@ def decide(run_dir: str | None, verb: str, environment: MutableMapping[str, str]
         array_task=int(environment["SLURM_ARRAY_TASK_ID"]) if array else None,
         array_size=int(environment.get("SLURM_ARRAY_TASK_COUNT", "1")) if array else 1,
         parent=parent,
+        note=_torchrun_note(environment) if "TORCHELASTIC_RUN_ID" in environment else None,
     )
 
 
@@ -106,9 +114,7 @@ def _parent(environment: Mapping[str, str]) -> int | None:
 def _torchrun_attempt(environment: Mapping[str, str]) -> str:
     restart = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
     if int(environment.get("GROUP_WORLD_SIZE", "1")) == 1:
-        agent = os.getppid()
-        digest = blake2b(f"{machine()} {agent} {process_birth(agent)} {restart}".encode(), digest_size=8).hexdigest()
-        note = Path(tempfile.gettempdir()) / f"dlm-{os.getuid()}-{digest}"
+        note = _torchrun_note(environment)
         publish(note, _new_name())
         return note.read_text()
     job = environment["TORCHELASTIC_RUN_ID"]
@@ -117,6 +123,13 @@ def _torchrun_attempt(environment: Mapping[str, str]) -> str:
     if not job:
         raise ConfigError(f"torchrun on several machines needs --rdzv-id=<name of this start>, or {ATTEMPT} set alike")
     return f"torchrun-{job}-{restart}"
+
+
+def _torchrun_note(environment: Mapping[str, str]) -> Path:
+    """A file of this start of torchrun's workers on this machine."""
+    agent, restart = os.getppid(), environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+    digest = blake2b(f"{machine()} {agent} {process_birth(agent)} {restart}".encode(), digest_size=8).hexdigest()
+    return Path(tempfile.gettempdir()) / f"dlm-{os.getuid()}-{digest}"
 
 
 def _new_name() -> str:

@@ -184,7 +184,7 @@ def read_status(folder: Path, worker: str) -> Status | None:
     """What `worker` last told; None when it has told nothing yet."""
     try:
         return Status(**json.loads(status_file(folder, worker).read_text()))
-    except FileNotFoundError:
+    except OSError:  # not there yet, or a network file system is between two versions of it
         return None
 
 

@@ -103,6 +103,11 @@ class RunFolder:
                 + "\n  ".join(different)
             )
 
+    def begun_with(self) -> str:
+        """The command that resumes the run."""
+        path = self.path / "command.txt"
+        return path.read_text().strip() if path.exists() else f"python -m dlm.predict ... run_dir={self.path}"
+
     def agree_on_index(self, index: Index) -> None:
         """Keep the list of prompts with the run, or compare it with what the run was begun with.
 
@@ -176,7 +181,7 @@ def replace(path: Path, lines: Iterator[bytes] | Sequence[bytes]) -> None:
     Raises:
         RunError: the place is full or cannot be written to; what was there stays.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with draft.open("wb") as file:
             file.writelines(lines)

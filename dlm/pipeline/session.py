@@ -105,13 +105,15 @@ class Session:
         return [f"rank{rank}" if task is None else f"task{task}-rank{rank}" for rank in range(world)]
 
     def _work(self, trainer: Trainer, interrupts: Interrupts) -> int:
-        from dlm.pipeline.progress import ProgressReport
+        from dlm.pipeline.progress import ProgressReport, Totals
 
         workers = self._workers(trainer.world_size)
         worker = workers[trainer.global_rank]
         others = Others(self._attempt, [name for name in workers if name != worker])
         claims = Claims(self._attempt, worker)
         plan = self._plan(claims, trainer.world_size * self.launch.array_size)
+        if plan.num_prompts == 0:
+            return self._conclude(others, Totals.of([], 0.0), trainer.loggers) if trainer.global_rank == 0 else 0
         with Heart(self._attempt, worker, self.stop) as heart:
             progress = None
             if trainer.global_rank == 0:
@@ -124,6 +126,7 @@ class Session:
             if progress is None:
                 return 0
             others.wait()
+            self.launch.discard_note()
             return self._conclude(others, progress.totals(), trainer.loggers)
 
     def _plan(self, claims: Claims, world: int) -> Plan:

@@ -1,0 +1,104 @@
+"""Kill a two-process run at a random moment and resume it, many times: `python -m tests.kill_runs 10`.
+
+Each trial kills rank 1, rank 0 or both with SIGKILL, and checks that no row is torn or repeated, that no exit code is 0
+while something is missing, that no process is left after 10 s, and that the resumed result equals the undisturbed one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests import running
+
+PROMPTS = 240
+VICTIMS = ((1,), (0,), (0, 1))
+
+
+def undisturbed(folder: Path) -> tuple[list[str], list[dict[str, object]]]:
+    """The arguments of every trial, and the answers of a run that nobody kills."""
+    prompts = running.write_prompts(folder / "prompts.jsonl", PROMPTS)
+    arguments = [*running.TINY, f"data.path={prompts}", "decoder.max_num_seqs=8"]
+    whole = folder / "whole"
+    done = running.run(running.python("dlm.predict", *arguments, f"run_dir={whole}"), folder)
+    assert done.returncode == 0, done.stderr
+    return arguments, running.answers(whole)
+
+
+def trial(
+    folder: Path, arguments: list[str], expected: list[dict[str, object]], victims: tuple[int, ...], rng: random.Random
+) -> str:
+    """One kill and what follows; returns a line about it."""
+    run_dir = folder / f"killed-{rng.getrandbits(32):08x}"
+    command = running.python("dlm.predict", *arguments, f"run_dir={run_dir}")
+    process = running.start([*command, "trainer=ddp", "trainer.devices=2"], folder)
+    running.wait_until(lambda: _started(run_dir), 120, "decoding")
+    time.sleep(rng.uniform(0.0, 6.0))
+    killed = [_kill(run_dir, rank) for rank in victims]
+    code = running.finish(process).returncode
+    deadline = time.monotonic() + 10
+    while running.processes_of(run_dir) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    left = running.processes_of(run_dir)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, f"orphans {left} 10 s after the kill of {victims}"
+
+    rows = running.shard_rows(run_dir)
+    repeated = [id for id, count in Counter(row["id"] for row in rows).items() if count > 1]
+    assert not repeated, f"repeated {repeated}"
+    by_id = {row["id"]: row for row in expected}
+    for row in rows:
+        row.pop("seconds")
+        assert row == by_id[row["id"]], f"torn or wrong row {row}"
+    assert code != 0 or len(rows) == PROMPTS, f"exit code 0 with {PROMPTS - len(rows)} missing"
+
+    world = rng.choice(([], ["trainer=ddp", "trainer.devices=2"]))
+    resumed = running.run([*command, *world], folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert running.answers(run_dir) == expected
+    whole = len(running.shard_rows(run_dir))
+    assert whole == PROMPTS, f"{whole} rows after the resume"
+    return (
+        f"killed {victims} (alive: {killed}): exit {code}, {len(rows)}/{PROMPTS} kept, resumed on {2 if world else 1}"
+    )
+
+
+def _statuses(run_dir: Path) -> dict[str, dict[str, object]]:
+    return {
+        path.name.split(".")[0]: json.loads(path.read_text()) for path in run_dir.glob("claims/*/rank*.status.json")
+    }
+
+
+def _started(run_dir: Path) -> bool:
+    statuses = _statuses(run_dir)
+    return len(statuses) == 2 and all(status["state"] != "starting" for status in statuses.values())
+
+
+def _kill(run_dir: Path, rank: int) -> bool:
+    try:
+        os.kill(int(str(_statuses(run_dir)[f"rank{rank}"]["pid"])), signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def main(trials: int, seed: int) -> None:
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        arguments, expected = undisturbed(folder)
+        for number in range(trials):
+            victims = VICTIMS[number % len(VICTIMS)]
+            print(f"{number + 1}/{trials} {trial(folder, arguments, expected, victims, rng)}", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10, int(sys.argv[2]) if len(sys.argv) > 2 else time.time_ns())
