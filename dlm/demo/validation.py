@@ -1,0 +1,89 @@
+"""Exact match on held-out demo tasks, with the real decoder: during training, and of a finished checkpoint.
+
+    python -m dlm.demo.validation
+
+measures the bundled checkpoint on its test set, with `threshold` and with one and two tokens a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from dlm.decoding.decoder import Decoder, DecoderOptions
+from dlm.decoding.engines import DualCache
+from dlm.decoding.request import Request, SamplingParams
+from dlm.decoding.samplers import Fixed, Sampler, Threshold
+from dlm.demo import CHECKPOINT
+from dlm.demo.tasks import FAMILIES, Example, check, held_out
+from dlm.models.backbone import Backbone
+from dlm.models.families import SpecialTokens
+from dlm.models.loading import load_checkpoint
+
+GEN_LENGTH, BLOCK_LENGTH, THRESHOLD = 64, 16, 0.9
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How a set of examples was answered.
+
+    Attributes:
+        families: exact match of each family, 0..1.
+        overall: over all examples, 0..1.
+        forwards: mean forwards of an answer.
+    """
+
+    families: dict[str, float]
+    overall: float
+    forwards: float
+
+
+def measure(
+    backbone: Backbone,
+    special: SpecialTokens,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    sampler: Sampler | None = None,
+    steps: int = GEN_LENGTH,
+) -> Accuracy:
+    """Decode `examples` greedily with `dual_cache` and the sampler (default `threshold` 0.9) and check the answers."""
+    params = SamplingParams(GEN_LENGTH, steps=steps, block_length=BLOCK_LENGTH, temperature=0.0, seed=0)
+    chosen = sampler or Threshold(THRESHOLD)
+    requests = []
+    for index, example in enumerate(examples):
+        chat = [{"role": "user", "content": example.question}]
+        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        prompt = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        requests.append(Request(str(index), prompt, params, DualCache(), chosen))
+    right: dict[str, list[bool]] = {example.family: [] for example in examples}
+    forwards = []
+    for completion in Decoder(backbone, special, DecoderOptions(max_num_seqs=64)).run(requests):
+        example = examples[int(completion.request_id)]
+        right[example.family].append(check(example.family, example.question, tokenizer.decode(completion.token_ids)))
+        forwards.append(completion.nfe)
+    families = {name: mean(answers) for name, answers in right.items()}
+    return Accuracy(families, mean(one for answers in right.values() for one in answers), mean(forwards))
+
+
+def main() -> None:
+    """Print a table of the bundled checkpoint's accuracy."""
+    checkpoint, tokenizer = load_checkpoint(CHECKPOINT, dtype="float32"), AutoTokenizer.from_pretrained(CHECKPOINT)
+    rows = {
+        "threshold 0.9": measure(checkpoint.backbone, checkpoint.special, tokenizer, held_out()),
+        "one token a step": measure(checkpoint.backbone, checkpoint.special, tokenizer, held_out(), sampler=Fixed()),
+        "two tokens a step": measure(
+            checkpoint.backbone, checkpoint.special, tokenizer, held_out(), sampler=Fixed(), steps=GEN_LENGTH // 2
+        ),
+    }
+    print(f"{'':<18}{'forwards':>9}{'all':>7}" + "".join(f"{name:>11}" for name in FAMILIES))
+    for name, row in rows.items():
+        families = "".join(f"{row.families[family]:>11.2f}" for family in FAMILIES)
+        print(f"{name:<18}{row.forwards:>9.1f}{row.overall:>7.3f}{families}")
+
+
+if __name__ == "__main__":
+    main()

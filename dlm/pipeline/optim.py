@@ -1,0 +1,72 @@
+"""Optimizers and the learning-rate schedule of training.
+
+Matrices inside the layers are updated by Muon (`torch.optim.Muon`: orthogonalised momentum), embeddings, LM head and
+norms by AdamW: on a small budget that learns what AdamW alone does not.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from dlm.errors import ConfigError
+from dlm.models.backbone import Backbone
+
+try:
+    from torch.optim import Muon
+except ImportError:
+    Muon = None
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """Learning rates of the two optimizers and their common schedule.
+
+    Attributes:
+        muon_lr: of the matrices inside the layers.
+        adamw_lr: of embeddings, LM head and norms.
+        weight_decay: of the matrices inside the layers.
+        warmup_steps: steps of the linear warmup.
+        clip_norm: bound of the gradient's norm.
+    """
+
+    muon_lr: float
+    adamw_lr: float
+    weight_decay: float
+    warmup_steps: int
+    clip_norm: float
+
+
+def build_optimizers(backbone: Backbone, options: OptimizerOptions) -> list[Optimizer]:
+    """Muon for the two-dimensional parameters of the layers, AdamW for the rest.
+
+    Raises:
+        ConfigError: the installed torch has no Muon (it came with 2.9).
+    """
+    if Muon is None:
+        raise ConfigError("training needs torch.optim.Muon: install torch 2.9 or later")
+    parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    inner = [
+        parameter for parameter in backbone.layers.parameters() if parameter.requires_grad and parameter.dim() == 2
+    ]
+    chosen = {id(parameter) for parameter in inner}
+    outer = [parameter for parameter in parameters if id(parameter) not in chosen]
+    return [
+        Muon(inner, lr=options.muon_lr, weight_decay=options.weight_decay),
+        AdamW(outer, lr=options.adamw_lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
+    """Linear warmup, then a cosine down to zero at `total_steps`."""
+
+    def scale(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+    return LambdaLR(optimizer, scale)
