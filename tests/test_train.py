@@ -17,6 +17,7 @@ from dlm.demo import CHECKPOINT
 from dlm.errors import ConfigError, DataError
 from dlm.models.attention import NaiveAttention, SdpaAttention
 from dlm.models.backbone import Backbone, BackboneConfig
+from dlm.models.families import SpecialTokens
 from dlm.models.loading import load_checkpoint
 from dlm.pipeline.fresh_attention import FreshAttention
 from dlm.pipeline.loss import masked_diffusion_loss
@@ -136,7 +137,7 @@ def test_inverse_weighting_favours_clean_canvases():
 def test_a_wrong_training_file_is_named(tmp_path, text, message):
     path = tmp_path / "pairs.jsonl"
     path.write_text(text)
-    builder = CanvasBuilder(AutoTokenizer.from_pretrained(CHECKPOINT))
+    builder = CanvasBuilder(AutoTokenizer.from_pretrained(CHECKPOINT), SpecialTokens(MASK, 1, 5))
     with pytest.raises(DataError, match=message):
         next(file_canvases(path, builder, [16, 64], 0.0, 0))
 

@@ -267,7 +267,8 @@ def held_out(seed: int = TEST_SEED, per_family: int = TEST_PER_FAMILY) -> list[E
     """`per_family` different questions of each family, the same on every machine; the test set without arguments."""
     examples = []
     for family in FAMILIES.values():
-        rng, questions = random.Random(f"{seed}-{family.name}"), set()
+        rng = random.Random(f"{seed}-{family.name}")
+        questions: set[str] = set()
         while len(questions) < per_family:
             example = family.example(rng)
             if example.question not in questions:

@@ -63,7 +63,8 @@ def measure(
     forwards = []
     for completion in Decoder(backbone, special, DecoderOptions(max_num_seqs=64)).run(requests):
         example = examples[int(completion.request_id)]
-        right[example.family].append(check(example.family, example.question, tokenizer.decode(completion.token_ids)))
+        answer = str(tokenizer.decode(list(completion.token_ids)))
+        right[example.family].append(check(example.family, example.question, answer))
         forwards.append(completion.nfe)
     families = {name: mean(answers) for name, answers in right.items()}
     return Accuracy(families, mean(one for answers in right.values() for one in answers), mean(forwards))

@@ -24,14 +24,14 @@ class FreshAttention:
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.runs = [(run.count, run.first.rows) for run in equal_runs(segments)]
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         rows, heads, head_dim = query.shape
         sizes = [count * length for count, length in self.runs]
         sizes.append(rows - sum(sizes))
         outputs = []
         with torch.autocast(query.device.type, enabled=False):
-            parts = zip(*(tensor.float().split(sizes) for tensor in (query, key, value)), strict=True)
+            parts = zip(*(torch.split(tensor.float(), sizes) for tensor in (query, key, value)), strict=True)
             for (count, length), part in zip(self.runs, parts, strict=False):
                 q, k, v = (tensor.view(count, length, -1, head_dim).transpose(1, 2) for tensor in part)
                 attended = F.scaled_dot_product_attention(q, k, v, enable_gqa=heads != key.shape[1])

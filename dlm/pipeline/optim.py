@@ -9,16 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from torch import optim
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dlm.errors import ConfigError
 from dlm.models.backbone import Backbone
-
-try:
-    from torch.optim import Muon
-except ImportError:
-    Muon = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ def build_optimizers(backbone: Backbone, options: OptimizerOptions) -> list[Opti
     Raises:
         ConfigError: the installed torch has no Muon (it came with 2.9).
     """
-    if Muon is None:
+    if not hasattr(optim, "Muon"):
         raise ConfigError("training needs torch.optim.Muon: install torch 2.9 or later")
     parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     inner = [
@@ -55,7 +51,7 @@ def build_optimizers(backbone: Backbone, options: OptimizerOptions) -> list[Opti
     chosen = {id(parameter) for parameter in inner}
     outer = [parameter for parameter in parameters if id(parameter) not in chosen]
     return [
-        Muon(inner, lr=options.muon_lr, weight_decay=options.weight_decay),
+        optim.Muon(inner, lr=options.muon_lr, weight_decay=options.weight_decay),
         AdamW(outer, lr=options.adamw_lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 

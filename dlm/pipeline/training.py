@@ -21,8 +21,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from dlm.demo import CHECKPOINT
 from dlm.errors import ConfigError
 from dlm.models.backbone import Backbone, BackboneConfig
-from dlm.models.families import SpecialTokens
-from dlm.models.loading import empty_backbone, load_checkpoint, save_checkpoint
+from dlm.models.families import LLADA, SpecialTokens
+from dlm.models.loading import Checkpoint, empty_backbone, load_checkpoint, save_checkpoint
 from dlm.pipeline.masking import Canvas, Masker
 from dlm.pipeline.module import DiffusionLM, TrainingOptions
 from dlm.pipeline.optim import OptimizerOptions
@@ -36,7 +36,7 @@ class RunLog(Callback):
     Args:
         folder: where everything goes.
         header: the first line.
-        special: ids for config.json.
+        checkpoint: what is being trained.
         tokenizer: for measurements.
         log_every: steps between lines.
         validate_every: steps between measurements on the demo's validation set; None measures nothing.
@@ -46,13 +46,13 @@ class RunLog(Callback):
         self,
         folder: Path,
         header: dict[str, Any],
-        special: SpecialTokens,
+        checkpoint: Checkpoint,
         tokenizer: PreTrainedTokenizerBase,
         log_every: int,
         validate_every: int | None,
     ) -> None:
         self.path = folder / "training.jsonl"
-        self.folder, self.special, self.tokenizer = folder, special, tokenizer
+        self.folder, self.checkpoint, self.tokenizer = folder, checkpoint, tokenizer
         self.log_every, self.validate_every = log_every, validate_every
         self.losses: list[torch.Tensor] = []
         self.steps, self.begun = 0, time.perf_counter()
@@ -73,18 +73,22 @@ class RunLog(Callback):
             self._write({"loss": round(float(torch.stack(self.losses).mean()), 4)})
             self.losses.clear()
         if self.validate_every is not None and self.steps % self.validate_every == 0:
-            self._measure(pl_module.backbone)
+            self._measure()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        save_checkpoint(plain_copy(pl_module.backbone), self.special, self.folder)
+        self._save()
 
-    def _measure(self, backbone: Backbone) -> None:
+    def _save(self) -> Backbone:
+        copy = plain_copy(self.checkpoint.backbone)
+        save_checkpoint(copy, self.checkpoint.special, self.folder, family=self.checkpoint.family)
+        return copy
+
+    def _measure(self) -> None:
         from dlm.demo.tasks import VALIDATION_PER_FAMILY, VALIDATION_SEED, held_out
         from dlm.demo.validation import measure
 
-        copy = plain_copy(backbone)
-        save_checkpoint(copy, self.special, self.folder)
-        accuracy = measure(copy, self.special, self.tokenizer, held_out(VALIDATION_SEED, VALIDATION_PER_FAMILY))
+        examples = held_out(VALIDATION_SEED, VALIDATION_PER_FAMILY)
+        accuracy = measure(self._save(), self.checkpoint.special, self.tokenizer, examples)
         families = {name: round(share, 4) for name, share in accuracy.families.items()}
         row = {"exact_match": round(accuracy.overall, 4), "forwards": round(accuracy.forwards, 2), "families": families}
         self._write(row)
@@ -97,11 +101,12 @@ def plain_copy(backbone: Backbone) -> Backbone:
     return copy.eval().requires_grad_(False)
 
 
-def build_model(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Backbone, SpecialTokens]:
-    """The model to train, in float32 with gradients, and its special ids. Raises `CheckpointError`."""
+def build_model(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Checkpoint:
+    """The model to train, in float32 and with gradients. Raises `CheckpointError`, `ConfigError`."""
     if config.model.path is not None:
         checkpoint = load_checkpoint(Path(config.model.path), dtype="float32")
-        return checkpoint.backbone.train().requires_grad_(True), checkpoint.special
+        checkpoint.backbone.train().requires_grad_(True)
+        return checkpoint
     shape = config.model
     if shape.hidden_size % shape.num_heads:
         raise ConfigError(f"model.hidden_size={shape.hidden_size} must divide by model.num_heads={shape.num_heads}")
@@ -125,13 +130,17 @@ def build_model(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
         for parameter in backbone.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(shape.init_std / 0.02)
-    eot = tokenizer.convert_tokens_to_ids("<|eot_id|>")
-    return backbone, SpecialTokens(tokenizer.mask_token_id, tokenizer.eos_token_id, eot)
+    if tokenizer.mask_token_id is None:
+        raise ConfigError(f"model.tokenizer={shape.tokenizer}: a new model needs a tokenizer with a mask token")
+    end_of_turn = tokenizer.get_vocab().get(str(LLADA.turn_end))
+    return Checkpoint(
+        backbone, LLADA, SpecialTokens(tokenizer.mask_token_id, tokenizer.eos_token_id, end_of_turn), None
+    )
 
 
 def build_batches(config: DictConfig, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> MaskedBatches:
     """The endless batches of a run. Raises `DataError`."""
-    data, builder = config.data, CanvasBuilder(tokenizer)
+    data, builder = config.data, CanvasBuilder(tokenizer, special)
     lengths = list(data.gen_lengths)
 
     def canvases() -> Iterator[Canvas]:
@@ -157,15 +166,15 @@ def train(config: DictConfig, command: str) -> Path:
         torch.set_num_threads(config.trainer.num_threads)
     source = config.model.tokenizer or config.model.path or str(CHECKPOINT)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    backbone, special = build_model(config, tokenizer)
-    batches = build_batches(config, tokenizer, special)
+    checkpoint = build_model(config, tokenizer)
+    batches = build_batches(config, tokenizer, checkpoint.special)
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     if folder.resolve() != Path(source).resolve():
         tokenizer.save_pretrained(folder)
     options = config.optimizer
     module = DiffusionLM(
-        backbone,
+        checkpoint.backbone,
         TrainingOptions(
             OptimizerOptions(
                 options.muon_lr, options.adamw_lr, options.weight_decay, options.warmup_steps, options.clip_norm
@@ -179,9 +188,9 @@ def train(config: DictConfig, command: str) -> Path:
         "command": command,
         "seed": config.seed,
         "steps": config.trainer.max_steps,
-        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+        "parameters": sum(parameter.numel() for parameter in checkpoint.backbone.parameters()),
     }
-    log = RunLog(folder, header, special, tokenizer, config.log_every, config.validate_every)
+    log = RunLog(folder, header, checkpoint, tokenizer, config.log_every, config.validate_every)
     trainer = Trainer(
         accelerator=config.trainer.accelerator,
         devices=1,

@@ -15,7 +15,8 @@ import numpy as np
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from dlm.errors import DataError
+from dlm.errors import CheckpointError, DataError
+from dlm.models.families import SpecialTokens
 from dlm.pipeline.masking import Canvas, MaskedBatch, Masker
 
 
@@ -42,12 +43,17 @@ class MaskedBatches(IterableDataset[MaskedBatch]):
 
 
 class CanvasBuilder:
-    """Prompt and answer texts to canvases: chat template, answer, end of turn, padding to the generation length."""
+    """Prompt and answer texts to canvases: chat template, answer, end of turn, padding to the generation length.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_of_turn: str = "<|eot_id|>") -> None:
+    Raises:
+        CheckpointError: the tokenizer has no chat template, or the model no token that ends an answer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> None:
+        if not special.end_ids or tokenizer.chat_template is None:
+            raise CheckpointError("training needs a tokenizer with a chat template and a token that ends an answer")
         self.tokenizer = tokenizer
-        self.end_id = int(tokenizer.convert_tokens_to_ids(end_of_turn))
-        self.padding_id = int(tokenizer.eos_token_id)
+        self.padding_id, self.end_id = special.end_ids[0], special.end_ids[-1]
 
     def token_ids(self, prompts: Sequence[str], answers: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
         """Token ids of each prompt in the chat template, and of its answer with its end token."""
