@@ -31,15 +31,16 @@ def check_predict(config: DictConfig) -> None:
 
 def _unusable(config: DictConfig) -> Iterator[tuple[str, str]]:
     """Keys that have no value: missing ones, and interpolations that lead nowhere."""
-    for key in sorted(OmegaConf.missing_keys(config)):
-        yield key, f"{key} is not set: write {key}=<value>"
-    for part in config:
-        if OmegaConf.is_missing(config, part):
-            continue
+    for part in map(str, config):
+        alone = OmegaConf.masked_copy(config, [part])
         try:
-            OmegaConf.to_container(OmegaConf.masked_copy(config, [part]), resolve=True)
+            missing = OmegaConf.missing_keys(alone)
+            OmegaConf.to_container(alone, resolve=True)
         except Exception as error:  # omegaconf's, and whatever a resolver raises
-            yield str(part), f"{part}: {str(error).splitlines()[0]}"
+            yield part, f"{part}: {str(error).splitlines()[0]}"
+            continue
+        for key in sorted(missing):
+            yield key, f"{key} is not set: write {key}=<value>"
 
 
 def _model_faults(config: DictConfig) -> list[str]:

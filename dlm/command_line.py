@@ -186,9 +186,9 @@ def _unknown_keys(node: DictConfig, path: str = "") -> Iterator[tuple[str, str]]
         name = f"{path}{key}"
         if known is not None and key not in known:
             yield name, _nearest(str(key), known, path).removeprefix("; ") or "leave it out"
-        elif not OmegaConf.is_missing(node, key) and isinstance(node._get_node(key), DictConfig):
+        elif not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
             child = node[key]
-            if child is not None:
+            if isinstance(child, DictConfig):
                 yield from _unknown_keys(child, f"{name}.")
 
 

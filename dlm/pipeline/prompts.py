@@ -169,19 +169,22 @@ def _plain(value: Any) -> Any:
 
 def _prompts(rows: Iterable[tuple[str, dict[str, Any] | Fault]], prompt_field: str, id_field: str) -> Iterator[Prompt]:
     """Rows as prompts; `rows` holds a name by place and what stands there."""
+    rows = list(rows)
+    taken = {str(row[id_field]) for _, row in rows if isinstance(row, dict) and _is_id(row.get(id_field))}
     seen: set[str] = set()
     for place, row in rows:
         if isinstance(row, Fault):
-            yield Prompt(_unused(place, seen), "", {}, row)
+            yield Prompt(_unused(place, taken), "", {}, row)
             continue
         given = row.get(id_field)
         rest = {key: value for key, value in row.items() if key not in (prompt_field, id_field)}
         content = row.get(prompt_field)
         fault = _content_fault(row, prompt_field) or _id_fault(given, id_field)
-        id = place if given is None or fault is not None else str(given)
-        if fault is None and given is not None and id in seen:
-            fault, id = Fault("DataError", f"duplicate {id_field} {id!r}; the first row with it is decoded"), place
-        id = _unused(id, seen)
+        if _is_id(given) and str(given) in seen:
+            fault = fault or Fault("DataError", f"duplicate {id_field} {given!r}; the first row with it is decoded")
+            given = None
+        id = str(given) if _is_id(given) else _unused(place, taken)
+        seen.add(id)
         yield Prompt(id, content if fault is None else _shown(content), rest, fault)
 
 
@@ -208,20 +211,24 @@ def _content_fault(row: dict[str, Any], name: str) -> Fault | None:
 
 
 def _id_fault(given: Any, name: str) -> Fault | None:
-    if given is None or (isinstance(given, str | int) and not isinstance(given, bool) and str(given)):
+    if given is None or _is_id(given):
         return None
     return Fault("DataError", f"field {name!r} is {given!r}; an id is text or a whole number")
+
+
+def _is_id(given: Any) -> bool:
+    return isinstance(given, str | int) and not isinstance(given, bool) and str(given) != ""
 
 
 def _shown(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _unused(id: str, seen: set[str]) -> str:
-    """`id`, or with a number behind it where another row has taken it."""
-    candidates = itertools.chain([id], (f"{id}-{number}" for number in itertools.count(2)))
-    name = next(name for name in candidates if name not in seen)
-    seen.add(name)
+def _unused(place: str, taken: set[str]) -> str:
+    """`place`, or with a number behind it where a row's own id is the same; takes it."""
+    candidates = itertools.chain([place], (f"{place}-{number}" for number in itertools.count(2)))
+    name = next(name for name in candidates if name not in taken)
+    taken.add(name)
     return name
 
 

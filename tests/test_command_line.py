@@ -1,0 +1,83 @@
+"""The command line answers quickly, and goes wrong without a traceback."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dlm.command_line import quoted
+from tests import running
+
+QUICK = 10.0
+"""Seconds allowed here, on machines of which other tests take their share; alone it takes half a second."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--help"], "sampler     auto, dinfer_threshold"),
+        (["--cfg", "job"], "gen_length: 64"),
+        (["--cfg", "job", "-p", "sampler"], "threshold: 0.9"),
+        (["-p", "generation"], "block_length: 16"),
+        (["--cfg", "job", "--resolve", "trainer=ddp", "trainer.devices=2"], "devices: 2"),
+    ],
+)
+def test_showing_is_quick(arguments: list[str], shown: str, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    done = running.run(running.python("dlm.predict", *arguments), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert shown in done.stdout
+    assert time.monotonic() - begun < QUICK
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["-p", "sampler"]])
+def test_showing_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    program = (
+        "import sys; from dlm.predict import main; sys.argv[1:] = sys.argv[1:]\n"
+        "try:\n    main()\n"
+        "finally:\n"
+        "    heavy = {'torch', 'lightning', 'transformers', 'wandb'} & set(sys.modules)\n"
+        "    print('heavy:', sorted(heavy), file=sys.stderr)"
+    )
+    done = running.run([sys.executable, "-c", program, *arguments], tmp_path)
+    assert "heavy: []" in done.stderr, done.stderr
+
+
+def test_checking_a_configuration_imports_nothing_heavy(tmp_path: Path) -> None:
+    program = (
+        "import sys; from dlm.command_line import compose_config; from dlm.checks import check_predict\n"
+        "check_predict(compose_config('predict', ['data=jsonl', f'data.path={__import__(\"os\").devnull}x'][:0]))\n"
+        "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
+    )
+    done = running.run([sys.executable, "-c", program], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["sampler.thresold=1"], 2, "ConfigError: sampler.thresold=1: sampler.thresold is no key"),
+        (["data=jsonl"], 2, "data.path is not set"),
+        (["trainer=gpuu"], 2, "trainer=gpuu is no choice; did you mean trainer=gpu?"),
+    ],
+)
+def test_a_wrong_configuration_is_told_in_lines(arguments: list[str], code: int, said: str, tmp_path: Path) -> None:
+    done = running.run(running.python("dlm.predict", *arguments), tmp_path)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_multirun_with_ddp_is_refused(tmp_path: Path) -> None:
+    done = running.run(running.python("dlm.predict", "-m", "trainer=ddp", "generation.seed=1,2"), tmp_path)
+    assert done.returncode == 2
+    assert "would run the whole sweep again" in done.stderr
+
+
+def test_a_command_is_quoted_for_the_shell() -> None:
+    assert quoted(["a", "generation.stop=['\\n\\n', x]"]) == "a 'generation.stop=['\"'\"'\\n\\n'\"'\"', x]'"

@@ -1,0 +1,65 @@
+"""Text to tokens and back, with the demo's tokenizer."""
+
+from __future__ import annotations
+
+import pytest
+
+from dlm.demo import CHECKPOINT
+from dlm.errors import CheckpointError, RequestError
+from dlm.text import TextCodec, cut_at_stop, first_stop
+
+
+@pytest.fixture(scope="module")
+def codec() -> TextCodec:
+    return TextCodec.load(CHECKPOINT, chat=False)
+
+
+@pytest.mark.parametrize("text", ["How many?", "Zoë's ducks", "  spaces \n\n and lines", "数学 🦆"])
+def test_text_round_trips(codec: TextCodec, text: str) -> None:
+    ids = codec.encode(text)
+    assert all(type(token) is int for token in ids)
+    assert codec.decode(ids) == text
+
+
+def test_the_chat_template_wraps_text_and_messages_alike() -> None:
+    chat = TextCodec.load(CHECKPOINT)
+    assert chat.chat
+    assert chat.encode("hello") == chat.encode([{"role": "user", "content": "hello"}])
+    shown = chat.tokenizer.decode(chat.encode("hello"))
+    assert shown.startswith("<|startoftext|><|start_header_id|>user<|end_header_id|>")
+    assert shown.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
+
+
+def test_messages_without_a_template_are_a_request_error(codec: TextCodec) -> None:
+    with pytest.raises(RequestError, match="the chat template is off"):
+        codec.encode([{"role": "user", "content": "x"}])
+
+
+def test_a_template_that_is_not_there_is_a_checkpoint_error(codec: TextCodec) -> None:
+    class Bare:
+        chat_template = None
+
+    with pytest.raises(CheckpointError, match=r"data\.chat_template=false"):
+        TextCodec(Bare(), chat=True)
+    assert not TextCodec(Bare()).chat
+
+
+def test_a_folder_without_a_tokenizer_is_a_checkpoint_error(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.raises(CheckpointError, match="no usable tokenizer"):
+        TextCodec.load(tmp_path_factory.mktemp("empty"))
+
+
+def test_stop_strings_are_found_across_tokens(codec: TextCodec) -> None:
+    check = codec.stop_check(["ducks lay", "\n\n"])
+    assert check is not None
+    ids = codec.encode("the ducks lay eggs")
+    assert check(ids)
+    assert not check(ids[:2])
+    assert codec.stop_check([]) is None
+
+
+def test_text_is_cut_at_the_earliest_stop_string() -> None:
+    assert first_stop("abcdef", ["e", "cd"]) == 2
+    assert cut_at_stop("abcdef", ["e", "cd"]) == "ab"
+    assert cut_at_stop("abcdef", ["x"]) == "abcdef"
+    assert cut_at_stop("abcdef", []) == "abcdef"
