@@ -18,7 +18,7 @@ CHUNK = 512
 
 
 def demo_canvases(
-    builder: CanvasBuilder, seed: int, gen_lengths: Sequence[int], tight_share: float, early: int
+    builder: CanvasBuilder, seed: int, gen_lengths: Sequence[int], tight_share: float
 ) -> Iterator[Canvas]:
     """Endless canvases.
 
@@ -27,9 +27,8 @@ def demo_canvases(
         seed: of the tasks and of the lengths.
         gen_lengths: generation lengths, ascending; the last holds every answer.
         tight_share: how often the shortest fitting length is taken.
-        early: so many canvases come from the families that teach copying, before the others join.
     """
-    rng, examples = random.Random(seed), training_examples(seed, early)
+    rng, examples = random.Random(seed), training_examples(seed)
     while True:
         chunk = list(islice(examples, CHUNK))
         questions, answers = [example.question for example in chunk], [example.answer for example in chunk]

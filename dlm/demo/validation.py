@@ -2,16 +2,15 @@
 
     python -m dlm.demo.validation
 
-measures the bundled checkpoint on its test set, with `threshold` and with one and two tokens a step.
+measures the bundled checkpoint on its test set, with `threshold` and with one, two and four tokens a step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dlm.decoding.decoder import Decoder, DecoderOptions
 from dlm.decoding.engines import DualCache
@@ -22,6 +21,7 @@ from dlm.demo.tasks import FAMILIES, Example, check, held_out
 from dlm.models.backbone import Backbone
 from dlm.models.families import SpecialTokens
 from dlm.models.loading import load_checkpoint
+from dlm.text import TextCodec
 
 GEN_LENGTH, BLOCK_LENGTH, THRESHOLD = 64, 16, 0.9
 
@@ -44,7 +44,7 @@ class Accuracy:
 def measure(
     backbone: Backbone,
     special: SpecialTokens,
-    tokenizer: PreTrainedTokenizerBase,
+    codec: TextCodec,
     examples: Sequence[Example],
     *,
     sampler: Sampler | None = None,
@@ -55,15 +55,12 @@ def measure(
     chosen = sampler or Threshold(THRESHOLD)
     requests = []
     for index, example in enumerate(examples):
-        chat = [{"role": "user", "content": example.question}]
-        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        prompt = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-        requests.append(Request(str(index), prompt, params, DualCache(), chosen))
+        requests.append(Request(str(index), codec.encode(example.question), params, DualCache(), chosen))
     right: dict[str, list[bool]] = {example.family: [] for example in examples}
     forwards = []
     for completion in Decoder(backbone, special, DecoderOptions(max_num_seqs=64)).run(requests):
         example = examples[int(completion.request_id)]
-        answer = str(tokenizer.decode(list(completion.token_ids)))
+        answer = codec.decode(completion.token_ids)
         right[example.family].append(check(example.family, example.question, answer))
         forwards.append(completion.nfe)
     families = {name: mean(answers) for name, answers in right.items()}
@@ -72,13 +69,13 @@ def measure(
 
 def main() -> None:
     """Print a table of the bundled checkpoint's accuracy."""
-    checkpoint, tokenizer = load_checkpoint(CHECKPOINT, dtype="float32"), AutoTokenizer.from_pretrained(CHECKPOINT)
+    checkpoint, codec = load_checkpoint(CHECKPOINT, dtype="float32"), TextCodec.load(CHECKPOINT)
+    measure_as = partial(measure, checkpoint.backbone, checkpoint.special, codec, held_out())
     rows = {
-        "threshold 0.9": measure(checkpoint.backbone, checkpoint.special, tokenizer, held_out()),
-        "one token a step": measure(checkpoint.backbone, checkpoint.special, tokenizer, held_out(), sampler=Fixed()),
-        "two tokens a step": measure(
-            checkpoint.backbone, checkpoint.special, tokenizer, held_out(), sampler=Fixed(), steps=GEN_LENGTH // 2
-        ),
+        "threshold 0.9": measure_as(),
+        "one token a step": measure_as(sampler=Fixed()),
+        "two tokens a step": measure_as(sampler=Fixed(), steps=GEN_LENGTH // 2),
+        "four tokens a step": measure_as(sampler=Fixed(), steps=GEN_LENGTH // 4),
     }
     print(f"{'':<18}{'forwards':>9}{'all':>7}" + "".join(f"{name:>11}" for name in FAMILIES))
     for name, row in rows.items():

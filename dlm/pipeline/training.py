@@ -16,7 +16,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dlm.demo import CHECKPOINT
 from dlm.errors import ConfigError
@@ -28,6 +27,7 @@ from dlm.pipeline.module import DiffusionLM, TrainingOptions
 from dlm.pipeline.optim import OptimizerOptions
 from dlm.pipeline.trainer import quieten
 from dlm.pipeline.training_data import CanvasBuilder, MaskedBatches, file_canvases
+from dlm.text import TextCodec
 
 
 class RunLog(Callback):
@@ -37,7 +37,7 @@ class RunLog(Callback):
         folder: where everything goes.
         header: the first line.
         checkpoint: what is being trained.
-        tokenizer: for measurements.
+        codec: for measurements.
         log_every: steps between lines.
         validate_every: steps between measurements on the demo's validation set; None measures nothing.
     """
@@ -47,12 +47,12 @@ class RunLog(Callback):
         folder: Path,
         header: dict[str, Any],
         checkpoint: Checkpoint,
-        tokenizer: PreTrainedTokenizerBase,
+        codec: TextCodec,
         log_every: int,
         validate_every: int | None,
     ) -> None:
         self.path = folder / "training.jsonl"
-        self.folder, self.checkpoint, self.tokenizer = folder, checkpoint, tokenizer
+        self.folder, self.checkpoint, self.codec = folder, checkpoint, codec
         self.log_every, self.validate_every = log_every, validate_every
         self.losses: list[torch.Tensor] = []
         self.steps, self.begun = 0, time.perf_counter()
@@ -88,7 +88,7 @@ class RunLog(Callback):
         from dlm.demo.validation import measure
 
         examples = held_out(VALIDATION_SEED, VALIDATION_PER_FAMILY)
-        accuracy = measure(self._save(), self.checkpoint.special, self.tokenizer, examples)
+        accuracy = measure(self._save(), self.checkpoint.special, self.codec, examples)
         families = {name: round(share, 4) for name, share in accuracy.families.items()}
         row = {"exact_match": round(accuracy.overall, 4), "forwards": round(accuracy.forwards, 2), "families": families}
         self._write(row)
@@ -101,7 +101,7 @@ def plain_copy(backbone: Backbone) -> Backbone:
     return copy.eval().requires_grad_(False)
 
 
-def build_model(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Checkpoint:
+def build_model(config: DictConfig, tokenizer: Any) -> Checkpoint:
     """The model to train, in float32 and with gradients. Raises `CheckpointError`, `ConfigError`."""
     if config.model.path is not None:
         checkpoint = load_checkpoint(Path(config.model.path), dtype="float32")
@@ -138,7 +138,7 @@ def build_model(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Check
     )
 
 
-def build_batches(config: DictConfig, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> MaskedBatches:
+def build_batches(config: DictConfig, tokenizer: Any, special: SpecialTokens) -> MaskedBatches:
     """The endless batches of a run. Raises `DataError`."""
     data, builder = config.data, CanvasBuilder(tokenizer, special)
     lengths = list(data.gen_lengths)
@@ -148,7 +148,7 @@ def build_batches(config: DictConfig, tokenizer: PreTrainedTokenizerBase, specia
             return file_canvases(Path(data.path), builder, lengths, data.tight_share, config.seed)
         from dlm.demo.stream import demo_canvases
 
-        return demo_canvases(builder, config.seed, lengths, data.tight_share, data.early)
+        return demo_canvases(builder, config.seed, lengths, data.tight_share)
 
     masker = Masker(special.mask_id, list(data.block_lengths), data.anywhere_share)
     return MaskedBatches(canvases, masker, data.batch_size, config.seed)
@@ -165,7 +165,8 @@ def train(config: DictConfig, command: str) -> Path:
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     source = config.model.tokenizer or config.model.path or str(CHECKPOINT)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    codec = TextCodec.load(Path(source))
+    tokenizer = codec.tokenizer
     checkpoint = build_model(config, tokenizer)
     batches = build_batches(config, tokenizer, checkpoint.special)
     folder = Path(config.output)
@@ -190,7 +191,7 @@ def train(config: DictConfig, command: str) -> Path:
         "steps": config.trainer.max_steps,
         "parameters": sum(parameter.numel() for parameter in checkpoint.backbone.parameters()),
     }
-    log = RunLog(folder, header, checkpoint, tokenizer, config.log_every, config.validate_every)
+    log = RunLog(folder, header, checkpoint, codec, config.log_every, config.validate_every)
     trainer = Trainer(
         accelerator=config.trainer.accelerator,
         devices=1,

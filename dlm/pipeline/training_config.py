@@ -31,7 +31,6 @@ class TrainingData:
     path: str | None = None
     gen_lengths: list[int] = field(default_factory=lambda: [64])
     tight_share: float = 0.0
-    early: int = 0
     batch_size: int = 64
     block_lengths: list[int] = field(default_factory=lambda: [32])
     anywhere_share: float = 0.25
