@@ -22,6 +22,7 @@ KEYS = """\
   workload.dtypes=[..]   any of float32, bfloat16
   workload.batches=[..]  how many canvases our decoder holds; the reference always has one
   device=auto            auto, cpu or cuda; the CPU threads are those of OMP_NUM_THREADS
+  clock=wall             wall, or cpu: this process's own processor time, where others use the machine too
   profile=false          after the table, where our time goes
   json=null              also write everything to this file"""
 

@@ -7,11 +7,11 @@ Each side is a list of forwards. The ideal time of a side is the sum over its fo
   that dtype, on weights it has just used); bytes are the weights, the input and the output, once each;
 * its attention: 4 x queries x keys x heads x head_dim flops a layer and window, at the rate of torch's attention for
   that shape, or the bytes of the keys and values, whichever takes longer;
-* its scores: for the reference a float64 softmax over every row of logits it makes, for ours the maximum and the sum of
-  exponentials of each row; seconds a row as torch takes them.
+* its scores: for the reference argmax and a float64 softmax over every row of logits it makes, for ours the maximum and
+  the sum of exponentials of each row; seconds a row as torch takes them.
 
-Norms, rotary embedding, activations, residuals, argmax, selection, Python and memory management cost nothing in either
-ideal. The shapes are those of each program: one canvas a call and separate q, k, v, gate and up for the reference; the
+Norms, rotary embedding, activations, residuals, selection, Python and memory management cost nothing in either ideal.
+The shapes are those of each program: one canvas a call and separate q, k, v, gate and up for the reference; the
 packed windows of all canvases, rows rounded up to a multiple of `ROW_TILE`, and fused q/k/v and gate/up for ours.
 
     ceiling = ideal seconds of the reference / ideal seconds of ours

@@ -14,6 +14,7 @@ from dlm.models.sizes import SIZES
 ENGINES = ("full", "prefix_cache", "dual_cache")
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
+CLOCKS = ("wall", "cpu")
 
 
 @dataclass
@@ -51,6 +52,7 @@ class BenchConfig:
 
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
     device: str = "auto"
+    clock: str = "wall"
     profile: bool = False
     json: str | None = None
 
@@ -70,6 +72,8 @@ def to_bench(config: DictConfig) -> BenchConfig:
     bench: Any = OmegaConf.to_object(config)
     work: WorkloadConfig = bench.workload
     faults = [f"device={bench.device} must be one of {', '.join(DEVICES)}"] if bench.device not in DEVICES else []
+    if bench.clock not in CLOCKS:
+        faults.append(f"clock={bench.clock} must be one of {', '.join(CLOCKS)}")
     if work.size not in SIZES:
         faults.append(f"workload.size={work.size} must be one of {', '.join(SIZES)}")
     for name, given, known in (("engines", work.engines, ENGINES), ("dtypes", work.dtypes, DTYPES)):

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from dlm.bench.rates import Probe, memory_block
+from dlm.bench.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Machine:
     """Facts to read a table by.
 
     Attributes:
-        processor, threads, torch: names and counts.
+        processor, device, threads, torch: names and counts.
+        clock: how seconds were read, see `stopwatch`.
         load: runnable processes a minute before, ours included.
         matmul_flops: peak by dtype, of a square matmul.
         memory_bytes: a second, read.
@@ -26,6 +28,7 @@ class Machine:
 
     processor: str
     device: str
+    clock: str
     threads: int
     torch: str
     load: float
@@ -34,23 +37,25 @@ class Machine:
 
 
 @torch.inference_mode()
-def read_machine(device: torch.device, dtypes: Mapping[str, torch.dtype]) -> Machine:
+def read_machine(now: Stopwatch, dtypes: Mapping[str, torch.dtype]) -> Machine:
     """Measure the facts."""
+    device = now.device
     side = 2048 if device.type == "cpu" else 8192
     block, count = memory_block(device)
     memory = Probe(lambda: block.sum())
     peaks = {}
     for _ in range(3):
-        memory.sample(device)
+        memory.sample(now)
     for name, dtype in dtypes.items():
         square = torch.randn(side, side, device=device).to(dtype)
         probe = Probe(lambda square=square: F.linear(square, square))  # type: ignore[misc]
         for _ in range(3):
-            probe.sample(device)
+            probe.sample(now)
         peaks[name] = 2.0 * side**3 / min(probe.samples)
     return Machine(
         processor=processor(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        clock=now.clock,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         load=load_average(),

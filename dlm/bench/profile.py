@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
-from dlm.bench.sides import decode, synchronize
+from dlm.bench.sides import decode
+from dlm.bench.stopwatch import Stopwatch
 from dlm.bench.workloads import Case
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.decoder import Decoder
@@ -19,16 +18,16 @@ from dlm.models.attention import Segment
 from dlm.models.backbone import Backbone, Layer, RMSNorm
 
 PARTS = ("embedding", "norms", "matmul", "attention", "elementwise", "head", "scores", "host")
-"""`elementwise`: rotary embedding, activation, residuals; `scores`: from logits to what is revealed; `host`: planning and
-bookkeeping."""
+"""`elementwise`: rotary embedding, activation, residuals; `scores`: from logits to what is revealed; `host`: planning
+and bookkeeping."""
 
 
 class Clock:
     """Seconds by part; parts nest, and each keeps what its inner parts did not take."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, now: Stopwatch) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
-        self._device = device
+        self._now = now
         self._open: list[str] = []
         self._last = 0.0
 
@@ -41,8 +40,7 @@ class Clock:
         self._open.pop()
 
     def _charge(self) -> None:
-        synchronize(self._device)
-        now = time.perf_counter()
+        now = self._now()
         if self._open:
             self.seconds[self._open[-1]] += now - self._last
         self._last = now
@@ -81,10 +79,10 @@ class TimedSelector(Selector):
             return super().select(batch, canvases, hidden)
 
 
-def profile(decoder: Decoder, case: Case) -> dict[str, float]:
+def profile(decoder: Decoder, case: Case, now: Stopwatch) -> dict[str, float]:
     """Seconds by part of one run of the case after a run to warm up; their sum is the run's time."""
     backbone = decoder.backbone
-    clock = Clock(backbone.device)
+    clock = Clock(now)
     chosen = decoder.backend
 
     def backend(segments: Sequence[Segment], keys: Tensor | None, values: Tensor | None) -> Callable[..., Tensor]:
@@ -103,10 +101,10 @@ def profile(decoder: Decoder, case: Case) -> dict[str, float]:
         hooks.append(module.register_forward_pre_hook(lambda *_, part=part: clock.enter(part)))
         hooks.append(module.register_forward_hook(lambda *_: clock.leave()))
     try:
-        decode(timed, case)
+        decode(timed, case, now)
         clock.seconds = dict.fromkeys(PARTS, 0.0)
         with clock.part("host"):
-            decode(timed, case)
+            decode(timed, case, now)
     finally:
         for hook in hooks:
             hook.remove()

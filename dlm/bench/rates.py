@@ -7,7 +7,6 @@ see the machine as those do; a rate is the median over the rounds.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dlm.bench.ceiling import Matmul, Shape
-from dlm.bench.sides import synchronize
+from dlm.bench.reference import ReferenceModel
+from dlm.bench.stopwatch import Stopwatch
 from dlm.bench.workloads import Forward
 from dlm.models.backbone import ROW_TILE, Backbone, Layer
 
@@ -34,17 +34,15 @@ class Probe:
     call: Callable[[], object]
     samples: list[float] = field(default_factory=list)
 
-    def sample(self, device: torch.device) -> None:
+    def sample(self, now: Stopwatch) -> None:
         """One round: calls of about `PROBE_SECONDS` together, at least one, each timed alone."""
         if not self.samples:
             self.call()
         spent = 0.0
         while spent < PROBE_SECONDS:
-            synchronize(device)
-            begun = time.perf_counter()
+            begun = now()
             self.call()
-            synchronize(device)
-            self.samples.append(time.perf_counter() - begun)
+            self.samples.append(now() - begun)
             spent += self.samples[-1]
 
     @property
@@ -74,6 +72,7 @@ class SideMeter:
 
     Args:
         backbone: whose weights the matmul probes use.
+        head: the LM head as this side has it in memory.
         forwards, shape: what the side does.
         score: makes the scores of rows of logits, for a probe.
         score_rows: rows that the score probe takes.
@@ -83,6 +82,7 @@ class SideMeter:
     def __init__(
         self,
         backbone: Backbone,
+        head: Tensor,
         forwards: Sequence[Forward],
         shape: Shape,
         score: Callable[[Tensor], object],
@@ -93,12 +93,12 @@ class SideMeter:
         self.shape, self._memory, self._memory_bytes = shape, memory, memory_bytes
         self._device, self._dtype = backbone.device, backbone.dtype
         self._heads = (shape.query_width // backbone.config.head_dim, backbone.config.head_dim)
-        body = representatives([shape.padded(forward.rows) for forward in forwards])
-        head = representatives([shape.padded(forward.head_rows) for forward in forwards])
-        weights = {shape.head: backbone.lm_head.weight, **_layer_weights(backbone, shape)}
+        fed = representatives([shape.padded(forward.rows) for forward in forwards])
+        scored = representatives([shape.padded(forward.head_rows) for forward in forwards])
+        weights = {**_layer_weights(backbone, shape), shape.head: head}
         self._matmuls = {
-            layer: {rows: Probe(self._matmul(rows, weights[layer])) for rows in (head if layer == shape.head else body)}
-            for layer in (*shape.layer_matmuls, shape.head)
+            layer: {rows: Probe(self._matmul(rows, weight)) for rows in (scored if layer == shape.head else fed)}
+            for layer, weight in weights.items()
         }
         windows: dict[int, list[int]] = {}
         for forward in forwards:
@@ -125,14 +125,14 @@ class SideMeter:
         )
         return lambda: F.scaled_dot_product_attention(q, k, v)
 
-    def sample(self) -> None:
+    def sample(self, now: Stopwatch) -> None:
         """One round."""
         for probes in self._matmuls.values():
             for probe in probes.values():
-                probe.sample(self._device)
+                probe.sample(now)
         for _, probe in self._attentions.values():
-            probe.sample(self._device)
-        self._score.sample(self._device)
+            probe.sample(now)
+        self._score.sample(now)
 
     @property
     def bandwidth(self) -> float:
@@ -163,9 +163,9 @@ def _layer_weights(backbone: Backbone, shape: Shape) -> dict[Matmul, Tensor]:
     return found
 
 
-def softmax_float64(logits: Tensor) -> Tensor:
-    """The reference's scores of rows of logits."""
-    return F.softmax(logits.to(torch.float64), dim=-1)
+def argmax_and_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """What the reference does with rows of logits: each row's argmax, and a softmax in float64."""
+    return logits.argmax(-1), F.softmax(logits.to(torch.float64), dim=-1)
 
 
 def max_and_sum(logits: Tensor) -> list[Tensor]:
@@ -210,26 +210,31 @@ class Meter:
 
     Args:
         backbone: the model.
+        reference: the same weights as the reference has them.
         ours, theirs: the forwards of each side.
     """
 
-    def __init__(self, backbone: Backbone, ours: Sequence[Forward], theirs: Sequence[Forward]) -> None:
-        self._device = backbone.device
+    def __init__(
+        self, backbone: Backbone, reference: ReferenceModel, ours: Sequence[Forward], theirs: Sequence[Forward]
+    ) -> None:
         block, count = memory_block(backbone.device)
         self._memory = Probe(lambda: block.sum())
         fed = statistics.median_low([forward.head_rows for forward in theirs])
         masked = min(32, max(forward.head_rows for forward in ours))
-        self.ours = SideMeter(backbone, ours, packed_shape(backbone), max_and_sum, masked, self._memory, count)
+        memory = (self._memory, count)
+        self.ours = SideMeter(
+            backbone, backbone.lm_head.weight, ours, packed_shape(backbone), max_and_sum, masked, *memory
+        )
         self.reference = SideMeter(
-            backbone, theirs, reference_shape(backbone), softmax_float64, fed, self._memory, count
+            backbone, reference.head, theirs, reference_shape(backbone), argmax_and_softmax, fed, *memory
         )
 
     @torch.inference_mode()
-    def sample(self) -> None:
+    def sample(self, now: Stopwatch) -> None:
         """One round."""
-        self._memory.sample(self._device)
-        self.ours.sample()
-        self.reference.sample()
+        self._memory.sample(now)
+        self.ours.sample(now)
+        self.reference.sample(now)
 
 
 def memory_block(device: torch.device) -> tuple[Tensor, int]:

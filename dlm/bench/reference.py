@@ -4,8 +4,8 @@ do it, in plain PyTorch.
 One prompt at a time. A forward feeds the whole canvas, or, where K/V are cached, the canvas once a block and then the
 part that the cache does not cover. The LM head gives logits for every position fed, and a float64 softmax over all of
 them gives the confidences. Queries, keys, values, gate and up are separate matmuls, as in the released modelling code.
-Where the programs differ in cost the cheaper way is taken: cached keys are kept rotated, and confidences are gathered
-from one softmax.
+The head lies in memory as in a checkpoint, `[vocab, hidden]`. Where the programs differ in cost the cheaper way is
+taken: cached keys are kept rotated, and confidences are gathered from one softmax.
 
 It passes the golden vectors (`tests/bench/test_reference.py`), so it decodes what the programs decode.
 """
@@ -30,10 +30,14 @@ class ReferenceModel:
 
     Args:
         backbone: whose weights are used; its code is not.
+
+    Attributes:
+        head: `[vocab, hidden]`, row by row in memory.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         self.weights = backbone
+        self.head = backbone.lm_head.weight.contiguous()
         self.config = backbone.config
         half = torch.arange(0, self.config.head_dim, 2, device=backbone.device, dtype=torch.float32)
         frequency = 1.0 / (self.config.rope_theta ** (half / self.config.head_dim))
@@ -59,7 +63,7 @@ class ReferenceModel:
             cached = None if past is None else past[index]
             x, kept = self._layer(layer, x, start, cached, overwrite)
             present.append(kept)
-        return F.linear(_norm(self.weights.final_norm, x), self.weights.lm_head.weight), present
+        return F.linear(_norm(self.weights.final_norm, x), self.head), present
 
     def _layer(
         self, layer: Layer, x: Tensor, start: int, past: tuple[Tensor, Tensor] | None, overwrite: bool

@@ -28,7 +28,9 @@ def render(rows: Sequence[Row], facts: Machine, work: WorkloadConfig, parameters
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     peaks = ", ".join(f"{name} {flops / 1e9:,.0f} GFLOP/s" for name, flops in facts.matmul_flops.items())
-    console.print(f"{facts.processor}, device {facts.device}, {facts.threads} threads, load {facts.load:.1f}")
+    console.print(
+        f"{facts.processor}, device {facts.device}, {facts.threads} threads, load {facts.load:.1f}, {facts.clock} clock"
+    )
     console.print(f"torch {facts.torch}; matmul {peaks}; memory {facts.memory_bytes / 1e9:.1f} GB/s")
     console.print(
         f"model {work.size}: {parameters / 1e6:.1f}M body parameters, random; gen_length {work.gen_length}, "

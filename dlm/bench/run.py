@@ -23,6 +23,7 @@ from dlm.bench.reference import ReferenceModel
 from dlm.bench.report import name_of, render, to_json
 from dlm.bench.row import Row
 from dlm.bench.sides import check_forwards, decode, decode_reference, decoder_options, same_tokens
+from dlm.bench.stopwatch import Stopwatch
 from dlm.bench.workloads import Case, cases
 from dlm.decoding.decoder import Decoder
 from dlm.errors import ConfigError
@@ -31,9 +32,10 @@ from dlm.models.loading import DTYPES, Checkpoint, random_checkpoint
 
 def run(bench: BenchConfig) -> int:
     """Measure every row, print the table, write the JSON; returns the exit code."""
-    device = choose_device(bench.device)
+    device = choose_device(bench.device, bench.clock)
     work = bench.workload
-    facts = read_machine(device, {name: DTYPES[name] for name in work.dtypes})
+    now = Stopwatch(device, bench.clock)
+    facts = read_machine(now, {name: DTYPES[name] for name in work.dtypes})
     rows: list[Row] = []
     parameters = 0
     for dtype in work.dtypes:
@@ -43,7 +45,7 @@ def run(bench: BenchConfig) -> int:
         check_length(todo, checkpoint)
         for case in todo:
             begun = time.perf_counter()
-            rows.append(measure(case, checkpoint, work, facts, profiled=bench.profile))
+            rows.append(measure(case, checkpoint, work, facts, now, profiled=bench.profile))
             print(progress(rows[-1], time.perf_counter() - begun), file=sys.stderr, flush=True)
     render(rows, facts, work, parameters)
     if bench.json is not None:
@@ -56,11 +58,14 @@ def progress(row: Row, seconds: float) -> str:
     return f"{name_of(row)}: {row.ratio:.2f} times, {row.share:.0%} of {row.ceiling:.2f} (took {seconds:.0f} s)"
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that `device=` asks for; raises `ConfigError` when there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
+def choose_device(name: str, clock: str) -> torch.device:
+    """The device that `device=` asks for; raises `ConfigError` when there is none, or the clock cannot see it."""
+    cuda = name != "cpu" and torch.cuda.is_available()
+    if name == "cuda" and not cuda:
         raise ConfigError("device=cuda: torch sees no CUDA device; use device=cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if cuda and clock == "cpu":
+        raise ConfigError("clock=cpu does not see the work of a CUDA device; use clock=wall, or device=cpu")
+    return torch.device("cuda" if cuda else "cpu")
 
 
 def check_length(todo: Sequence[Case], checkpoint: Checkpoint) -> None:
@@ -73,27 +78,29 @@ def check_length(todo: Sequence[Case], checkpoint: Checkpoint) -> None:
         )
 
 
-def measure(case: Case, checkpoint: Checkpoint, work: WorkloadConfig, facts: Machine, *, profiled: bool) -> Row:
+def measure(
+    case: Case, checkpoint: Checkpoint, work: WorkloadConfig, facts: Machine, now: Stopwatch, *, profiled: bool
+) -> Row:
     """One row. A round is half of the prompts with the reference, all with ours, the other half with the reference, and
     the rates: so that a machine that slows down slows both sides down."""
     backbone = checkpoint.backbone
     packed, single = case.packed_forwards(), case.reference_forwards()
     decoder = Decoder(backbone, checkpoint.special, decoder_options(case))
     reference = ReferenceModel(backbone)
-    meter = Meter(backbone, packed, single)
+    meter = Meter(backbone, reference, packed, single)
     ours: list[float] = []
     theirs: list[float] = []
     alike = 0.0
     half, mask_id = case.batch // 2, checkpoint.special.mask_id
     begun = time.perf_counter()
     while not ours or (len(ours) < work.repetitions and time.perf_counter() - begun < work.row_seconds):
-        before, first = decode_reference(reference, case, case.prompts[:half], mask_id)
-        seconds, completions, reports = decode(decoder, case)
-        after, second = decode_reference(reference, case, case.prompts[half:], mask_id)
+        before, first = decode_reference(reference, case, case.prompts[:half], mask_id, now)
+        seconds, completions, reports = decode(decoder, case, now)
+        after, second = decode_reference(reference, case, case.prompts[half:], mask_id, now)
         ours.append(seconds)
         theirs.append(before + after)
         outcomes = first + second
-        meter.sample()
+        meter.sample(now)
         check_forwards(case, completions, reports, outcomes)
         alike = same_tokens(case, completions, outcomes)
     return Row(
@@ -108,5 +115,5 @@ def measure(case: Case, checkpoint: Checkpoint, work: WorkloadConfig, facts: Mac
         ideal=ideal(packed, meter.ours.shape, meter.ours),
         reference_ideal=ideal(single, meter.reference.shape, meter.reference),
         floor=floor(packed, packed_shape(backbone), facts.matmul_flops[case.dtype], facts.memory_bytes),
-        profile=profile(decoder, case) if profiled else None,
+        profile=profile(decoder, case, now) if profiled else None,
     )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
-import torch
-
 from dlm.bench.reference import Outcome, ReferenceModel, Settings, generate
+from dlm.bench.stopwatch import Stopwatch
 from dlm.bench.workloads import Case, Forward
 from dlm.decoding.decoder import Decoder, DecoderOptions, StepReport
 from dlm.decoding.engines import ENGINES
@@ -17,12 +15,6 @@ from dlm.errors import RunError
 
 CACHES = {"full": "none", "prefix_cache": "prefix", "dual_cache": "dual"}
 """What the reference calls each engine."""
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device, so that a clock read afterwards is true."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def decoder_options(case: Case) -> DecoderOptions:
@@ -59,21 +51,18 @@ def stop_after(blocks: int) -> Callable[[Sequence[int]], bool]:
     return should_stop
 
 
-def decode(decoder: Decoder, case: Case) -> tuple[float, list[Completion], list[StepReport]]:
+def decode(decoder: Decoder, case: Case, now: Stopwatch) -> tuple[float, list[Completion], list[StepReport]]:
     """Ours: seconds, completions in the order of the prompts, and what each forward held."""
     asked = requests(case)
     reports: list[StepReport] = []
-    device = decoder.backbone.device
-    synchronize(device)
-    begun = time.perf_counter()
+    begun = now()
     completions = list(decoder.run(asked, on_step=reports.append))
-    synchronize(device)
-    seconds = time.perf_counter() - begun
+    seconds = now() - begun
     return seconds, sorted(completions, key=lambda completion: int(completion.request_id)), reports
 
 
 def decode_reference(
-    model: ReferenceModel, case: Case, prompts: Sequence[Sequence[int]], mask_id: int
+    model: ReferenceModel, case: Case, prompts: Sequence[Sequence[int]], mask_id: int, now: Stopwatch
 ) -> tuple[float, list[Outcome]]:
     """The reference on some of the case's prompts: seconds and what came out for each."""
     settings = Settings(
@@ -84,12 +73,9 @@ def decode_reference(
         cache=CACHES[case.engine],
         blocks=case.blocks,
     )
-    device = model.weights.device
-    synchronize(device)
-    begun = time.perf_counter()
+    begun = now()
     outcomes = [generate(model, prompt, settings) for prompt in prompts]
-    synchronize(device)
-    return time.perf_counter() - begun, outcomes
+    return now() - begun, outcomes
 
 
 def check_forwards(
