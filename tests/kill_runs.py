@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests import running
 
@@ -22,33 +24,39 @@ PROMPTS = 240
 VICTIMS = ((1,), (0,), (0, 1))
 
 
-def undisturbed(folder: Path) -> tuple[list[str], list[dict[str, object]]]:
-    """The arguments of every trial, and the answers of a run that nobody kills."""
+@dataclass(frozen=True)
+class Undisturbed:
+    """What all trials share: where they happen, their arguments, and the answers of a run that nobody kills."""
+
+    folder: Path
+    arguments: list[str]
+    answers: list[dict[str, Any]]
+
+
+def undisturbed(folder: Path) -> Undisturbed:
+    """Make the run that nobody kills."""
     prompts = running.write_prompts(folder / "prompts.jsonl", PROMPTS)
     arguments = [*running.TINY, f"data.path={prompts}", "decoder.max_num_seqs=8"]
     whole = folder / "whole"
     done = running.run(running.python("dlm.predict", *arguments, f"run_dir={whole}"), folder)
     assert done.returncode == 0, done.stderr
-    return arguments, running.answers(whole)
+    return Undisturbed(folder, arguments, running.answers(whole))
 
 
-def trial(
-    folder: Path, arguments: list[str], expected: list[dict[str, object]], victims: tuple[int, ...], rng: random.Random
-) -> str:
+def trial(whole: Undisturbed, victims: tuple[int, ...], rng: random.Random) -> str:
     """One kill and what follows; returns a line about it."""
+    folder, arguments, expected = whole.folder, whole.arguments, whole.answers
     run_dir = folder / f"killed-{rng.getrandbits(32):08x}"
     command = running.python("dlm.predict", *arguments, f"run_dir={run_dir}")
-    process = running.start([*command, "trainer=ddp", "trainer.devices=2"], folder)
-    running.wait_until(lambda: _started(run_dir), 120, "decoding")
-    time.sleep(rng.uniform(0.0, 6.0))
-    killed = [_kill(run_dir, rank) for rank in victims]
-    code = running.finish(process).returncode
-    deadline = time.monotonic() + 10
-    while running.processes_of(run_dir) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    left = running.processes_of(run_dir)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
+    with running.started([*command, "trainer=ddp", "trainer.devices=2"], folder) as process:
+        running.wait_until(lambda: _started(run_dir), running.TIMEOUT, "decoding", process)
+        time.sleep(rng.uniform(0.0, 6.0))
+        killed = [_kill(run_dir, rank) for rank in victims]
+        code = running.finish(process).returncode
+        deadline = time.monotonic() + 10
+        while running.processes_of(run_dir) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        left = running.processes_of(run_dir)
     assert not left, f"orphans {left} 10 s after the kill of {victims}"
 
     rows = running.shard_rows(run_dir)
@@ -64,8 +72,8 @@ def trial(
     resumed = running.run([*command, *world], folder)
     assert resumed.returncode == 0, resumed.stderr
     assert running.answers(run_dir) == expected
-    whole = len(running.shard_rows(run_dir))
-    assert whole == PROMPTS, f"{whole} rows after the resume"
+    resumed_rows = len(running.shard_rows(run_dir))
+    assert resumed_rows == PROMPTS, f"{resumed_rows} rows after the resume"
     return (
         f"killed {victims} (alive: {killed}): exit {code}, {len(rows)}/{PROMPTS} kept, resumed on {2 if world else 1}"
     )
@@ -93,11 +101,10 @@ def _kill(run_dir: Path, rank: int) -> bool:
 def main(trials: int, seed: int) -> None:
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        arguments, expected = undisturbed(folder)
+        whole = undisturbed(Path(name))
         for number in range(trials):
             victims = VICTIMS[number % len(VICTIMS)]
-            print(f"{number + 1}/{trials} {trial(folder, arguments, expected, victims, rng)}", flush=True)
+            print(f"{number + 1}/{trials} {trial(whole, victims, rng)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 TINY = ("model=random", "data=jsonl", "generation.gen_length=32")
 """A model of random weights: it needs no file and decodes hundreds of prompts in seconds."""
+
+TIMEOUT = 300.0
+"""Seconds that a run may take on a busy machine; an idle one needs a tenth."""
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -35,9 +39,10 @@ def torchrun(processes: int, *arguments: str) -> list[str]:
     return python("torch.distributed.run", f"--nproc-per-node={processes}", "-m", *arguments)
 
 
-def start(command: Sequence[str], cwd: Path, **extra: str) -> subprocess.Popen[str]:
-    """Begin a run in a session of its own, so that a signal to it reaches nobody else."""
-    return subprocess.Popen(
+@contextmanager
+def started(command: Sequence[str], cwd: Path, **extra: str) -> Iterator[subprocess.Popen[str]]:
+    """A run in a session of its own, so that a signal to it reaches nobody else; none of it is left afterwards."""
+    process = subprocess.Popen(
         command,
         cwd=cwd,
         env=environment(**extra),
@@ -46,10 +51,16 @@ def start(command: Sequence[str], cwd: Path, **extra: str) -> subprocess.Popen[s
         text=True,
         start_new_session=True,
     )
+    with process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Wait for a run; kill all of it when it takes too long."""
+def finish(process: subprocess.Popen[str], timeout: float = TIMEOUT) -> subprocess.CompletedProcess[str]:
+    """Wait for a run."""
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -59,13 +70,20 @@ def finish(process: subprocess.Popen[str], timeout: float = 240) -> subprocess.C
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def run(command: Sequence[str], cwd: Path, timeout: float = 240, **extra: str) -> subprocess.CompletedProcess[str]:
-    return finish(start(command, cwd, **extra), timeout)
+def run(command: Sequence[str], cwd: Path, timeout: float = TIMEOUT, **extra: str) -> subprocess.CompletedProcess[str]:
+    with started(command, cwd, **extra) as process:
+        return finish(process, timeout)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+def wait_until(
+    condition: Callable[[], bool], seconds: float, what: str, process: subprocess.Popen[str] | None = None
+) -> None:
+    """Return once `condition` holds; fail when it does not in time, or `process` ends before."""
     until = time.monotonic() + seconds
     while not condition():
+        if process is not None and process.poll() is not None and not condition():
+            out, err = process.communicate()
+            raise AssertionError(f"ended with {process.returncode} before {what}:\n{out}\n{err}")
         if time.monotonic() > until:
             raise AssertionError(f"{what} did not happen within {seconds} s")
         time.sleep(0.05)

@@ -32,10 +32,16 @@ class Interrupts(Callback):
     def __init__(self, stop: StopSwitch, launched: bool) -> None:
         self.stop, self.launched = stop, launched
         self._decoding = False
+        self._before = {signum: signal.getsignal(signum) for signum in SIGNALS}
 
     def install(self) -> None:
         for signum in SIGNALS:
             signal.signal(signum, self._handle)
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them."""
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._decoding = True

@@ -20,15 +20,17 @@ def build_logger(config: DictConfig, run_dir: Path) -> Logger | None:
         return csv
     import wandb
 
-    logger: WandbLogger = instantiate(
+    make = instantiate(
         chosen,
+        _partial_=True,
         name=chosen.name or run_dir.name,
         tags=list(chosen.tags),
         save_dir=str(run_dir),
         job_type="predict",
-        config=OmegaConf.to_container(config, resolve=True, throw_on_missing=True),
         settings=wandb.Settings(quiet=True, silent=True, console="off"),
     )
+    # W&B's `config` goes past Hydra's `instantiate`, which has an argument of that name.
+    logger: WandbLogger = make(config=OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     return logger
 
 

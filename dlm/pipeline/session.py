@@ -74,13 +74,15 @@ class Session:
         interrupts = Interrupts(self.stop, launched=self.launch.parent is not None)
         interrupts.install()
         quieten()
-        logger, code = build_logger(self.config, self.folder.path), 1
+        logger, code = None, 1
         try:
+            logger = build_logger(self.config, self.folder.path)
             trainer = build_trainer(self.config.trainer, [interrupts], logger, self.folder.path)
             code = self._work(trainer, interrupts) if trainer.global_rank == 0 else self._follow(trainer, interrupts)
         finally:
             if logger is not None:
                 finish(logger, code)
+            interrupts.restore()
         return code
 
     def _follow(self, trainer: Trainer, interrupts: Interrupts) -> int:

@@ -75,10 +75,12 @@ def build_trainer(
         if isinstance(cause, MisconfigurationException | ValueError | RuntimeError):
             raise ConfigError(f"trainer: {cause}; choose trainer=cpu, gpu or ddp, or other trainer.devices") from error
         raise
-    if world is not None and int(world) != trainer.world_size:
+    # Not `trainer.world_size`: under torchrun that repeats what the launcher says.
+    made = trainer.num_devices * trainer.num_nodes
+    if world is not None and int(world) != made:
         raise ConfigError(
             f"the launcher started {world} processes and trainer.devices={config.devices} with trainer.num_nodes="
-            f"{config.num_nodes} makes {trainer.world_size}: each would decode everything. Use trainer=ddp without "
+            f"{config.num_nodes} makes {made}: each would decode everything. Use trainer=ddp without "
             "trainer.devices, or the launcher's own numbers"
         )
     return trainer
