@@ -37,15 +37,16 @@ def test_a_checker_accepts_generated_answers_and_rejects_corrupted_ones(family):
 
 
 def test_any_valid_answer_counts():
-    assert check("split", "Share 57 eggs between Ann and Tom.", "Ann 1, Tom 56")
-    assert check("split", "Share 57 eggs between Ann and Tom.", "Ann 50, Tom 7")
-    assert not check("split", "Share 57 eggs between Ann and Tom.", "Ann 50, Tom 8")
-    assert not check("split", "Share 57 eggs between Ann and Tom.", "Ann 57, Tom 0")
-    assert not check("split", "Share 57 eggs between Ann and Tom.", "Tom 50, Ann 7")
-    assert check("palindrome", "Write a palindrome of 5 digits that starts with 12.", "12921")
-    assert check("alternate", "Alternate red and another colour, 5 words.", "red pink red pink red")
-    assert not check("alternate", "Alternate red and another colour, 5 words.", "red pink red blue red")
-    assert not check("alternate", "Alternate red and another colour, 5 words.", "red dog red dog red")
+    question = "Share twelve eggs between Ann and Tom."
+    assert check("split", question, "Ann one, Tom eleven")
+    assert check("split", question, "Ann seven, Tom five")
+    for wrong in ("Ann seven, Tom six", "Ann twelve, Tom zero", "Tom seven, Ann five", "Ann 7, Tom 5"):
+        assert not check("split", question, wrong)
+    assert check("trio", "Share six eggs among Ann, Tom and Eve.", "Ann one, Tom four, Eve one")
+    assert check("palindrome", "Write a palindrome of five digits that starts with 12.", "12921")
+    assert check("alternate", "Alternate red and another colour, five words.", "red pink red pink red")
+    assert not check("alternate", "Alternate red and another colour, five words.", "red pink red blue red")
+    assert not check("alternate", "Alternate red and another colour, five words.", "red dog red dog red")
     puzzle = "Fill the zeros of this sudoku:\n1000\n0000\n0000\n0001"
     assert check("sudoku", puzzle, "1234\n3412\n2143\n4321")
     assert not check("sudoku", puzzle, "1234\n2341\n3412\n4121")

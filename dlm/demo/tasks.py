@@ -18,7 +18,7 @@ from itertools import cycle, permutations, product
 from pathlib import Path
 from typing import Any
 
-from dlm.demo.words import ADJECTIVES, CAPITALS, CATEGORIES, ITEMS, NAMES, NOUNS, PLACES, VERBS
+from dlm.demo.words import ADJECTIVES, CAPITALS, CATEGORIES, ITEMS, NAMES, NOUNS, NUMBERS, PLACES, VERBS
 from dlm.errors import ConfigError
 
 TEST_SEED, TEST_PER_FAMILY = 20_000, 32
@@ -68,55 +68,66 @@ def _parts(rng: random.Random, total: int, count: int) -> list[int]:
 
 
 def _make_split(rng: random.Random) -> tuple[str, str, dict[str, Any]]:
-    total, (first, second), item = rng.randint(5, 60), rng.sample(NAMES, 2), rng.choice(ITEMS)
+    total, (first, second), item = rng.randint(4, 20), rng.sample(NAMES, 2), rng.choice(ITEMS)
     a, b = _parts(rng, total, 2)
-    return f"Share {total} {item} between {first} and {second}.", f"{first} {a}, {second} {b}", {"total": total}
+    question = f"Share {NUMBERS[total]} {item} between {first} and {second}."
+    return question, f"{first} {NUMBERS[a]}, {second} {NUMBERS[b]}", {"total": total}
 
 
 def _make_trio(rng: random.Random) -> tuple[str, str, dict[str, Any]]:
-    total, names, item = rng.randint(6, 36), rng.sample(NAMES, 3), rng.choice(ITEMS)
-    question = f"Share {total} {item} among {names[0]}, {names[1]} and {names[2]}."
-    answer = ", ".join(f"{name} {part}" for name, part in zip(names, _parts(rng, total, 3), strict=True))
-    return question, answer, {"total": total}
+    total, names, item = rng.randint(6, 20), rng.sample(NAMES, 3), rng.choice(ITEMS)
+    question = f"Share {NUMBERS[total]} {item} among {names[0]}, {names[1]} and {names[2]}."
+    parts = _parts(rng, total, 3)
+    return (
+        question,
+        ", ".join(f"{name} {NUMBERS[part]}" for name, part in zip(names, parts, strict=True)),
+        {"total": total},
+    )
 
 
 def _check_shares(question: str, answer: str) -> bool:
-    total, *names = re.findall(r"\d+|[A-Z]\w+", question.removeprefix("Share "))
-    number = r"([1-9]\d*)"
-    shares = re.fullmatch(", ".join(f"{name} {number}" for name in names), answer)
-    return shares is not None and sum(map(int, shares.groups())) == int(total)
+    total, *names = re.findall(r"(?<=^Share )\w+|\b(?!Share)[A-Z]\w+", question)
+    shares = re.fullmatch(", ".join(rf"{name} (\w+)" for name in names), answer)
+    if shares is None or any(share not in NUMBERS[1:] for share in shares.groups()):
+        return False
+    return sum(map(NUMBERS.index, shares.groups())) == NUMBERS.index(total)
 
 
 def _make_count(rng: random.Random) -> tuple[str, str, dict[str, Any]]:
-    start, length = rng.randint(1, 80), rng.randint(5, 18)
-    numbers = range(start, start + length)
-    return f"Count from {start} to {numbers[-1]}.", " ".join(map(str, numbers)), {"length": length}
+    length = rng.randint(5, 19)
+    start = rng.randint(1, 20 - length)
+    words = NUMBERS[start : start + length + 1]
+    way, ordered = ("up", words) if rng.random() < 0.5 else ("down", words[::-1])
+    return f"Count {way} from {ordered[0]} to {ordered[-1]}.", " ".join(ordered), {"length": len(words)}
 
 
 def _check_count(question: str, answer: str) -> bool:
-    start, stop = map(int, re.findall(r"\d+", question))
-    return answer == " ".join(map(str, range(start, stop + 1)))
+    _, way, _, first, _, last = question.removesuffix(".").split(" ")
+    low, high = sorted((NUMBERS.index(first), NUMBERS.index(last)))
+    words = NUMBERS[low : high + 1]
+    return answer == " ".join(words if way == "up" else words[::-1])
 
 
 def _make_story(rng: random.Random) -> tuple[str, str, dict[str, Any]]:
-    name, item, (b, a) = rng.choice(NAMES), rng.choice(ITEMS), sorted(rng.sample(range(2, 60), 2))
+    name, item, a, b = rng.choice(NAMES), rng.choice(ITEMS), rng.randint(1, 10), rng.randint(1, 10)
     if rng.random() < 0.5:
-        question, answer = f"{name} has {a} {item} and loses {b}. How many are left?", f"{a} - {b} = {a - b} {item}"
-        return question, answer, {"sign": "-"}
-    a, b = rng.sample((a, b), 2)
-    return f"{name} has {a} {item} and finds {b}. How many in all?", f"{a} + {b} = {a + b} {item}", {"sign": "+"}
+        question = f"{name} has {NUMBERS[a + b]} {item} and loses {NUMBERS[a]}. How many are left?"
+        return question, f"{NUMBERS[a + b]} minus {NUMBERS[a]} is {NUMBERS[b]} {item}", {"sign": "-"}
+    question = f"{name} has {NUMBERS[a]} {item} and finds {NUMBERS[b]}. How many in all?"
+    return question, f"{NUMBERS[a]} plus {NUMBERS[b]} is {NUMBERS[a + b]} {item}", {"sign": "+"}
 
 
 def _check_story(question: str, answer: str) -> bool:
-    found = re.fullmatch(r"\w+ has (\d+) (\w+) and (loses|finds) (\d+)\. .*", question)
+    found = re.fullmatch(r"\w+ has (\w+) (\w+) and (loses|finds) (\w+)\. .*", question)
     if found is None:
         return False
-    a, item, verb, b = int(found[1]), found[2], found[3], int(found[4])
-    return answer == (f"{a} - {b} = {a - b} {item}" if verb == "loses" else f"{a} + {b} = {a + b} {item}")
+    a, b, item = NUMBERS.index(found[1]), NUMBERS.index(found[4]), found[2]
+    sign, result = ("minus", a - b) if found[3] == "loses" else ("plus", a + b)
+    return answer == f"{found[1]} {sign} {found[4]} is {NUMBERS[result]} {item}"
 
 
 def _make_sort(rng: random.Random) -> tuple[str, str, dict[str, Any]]:
-    numbers = rng.sample(range(1, 10), rng.randint(4, 8))
+    numbers = rng.sample(range(1, 10), rng.randint(4, 7))
     return f"Sort {' '.join(map(str, numbers))}.", " ".join(map(str, sorted(numbers))), {"length": len(numbers)}
 
 
@@ -125,7 +136,7 @@ def _check_sort(question: str, answer: str) -> bool:
 
 
 def _make_reverse(rng: random.Random) -> tuple[str, str, dict[str, Any]]:
-    words = rng.sample(NOUNS, rng.randint(3, 8))
+    words = rng.sample(NOUNS, rng.randint(3, 7))
     return f"Reverse: {' '.join(words)}", " ".join(reversed(words)), {"length": len(words)}
 
 
@@ -154,13 +165,13 @@ def _make_alternate(rng: random.Random) -> tuple[str, str, dict[str, Any]]:
     category, length = rng.choice(list(CATEGORIES)), rng.randint(5, 20)
     first, second = rng.sample(CATEGORIES[category], 2)
     answer = " ".join((first, second)[index % 2] for index in range(length))
-    return f"Alternate {first} and another {category}, {length} words.", answer, {"length": length}
+    return f"Alternate {first} and another {category}, {NUMBERS[length]} words.", answer, {"length": length}
 
 
 def _check_alternate(question: str, answer: str) -> bool:
-    found = re.fullmatch(r"Alternate (\w+) and another (\w+), (\d+) words\.", question)
+    found = re.fullmatch(r"Alternate (\w+) and another (\w+), (\w+) words\.", question)
     words = answer.split(" ")
-    if found is None or len(words) != int(found[3]):
+    if found is None or len(words) != NUMBERS.index(found[3]):
         return False
     first, second = words[:2]
     fits = first == found[1] and second != first and second in CATEGORIES[found[2]]
@@ -168,15 +179,15 @@ def _check_alternate(question: str, answer: str) -> bool:
 
 
 def _make_palindrome(rng: random.Random) -> tuple[str, str, dict[str, Any]]:
-    length, start = rng.randint(5, 12), rng.randint(10, 99)
+    length, start = rng.randint(5, 11), rng.randint(10, 99)
     half = str(start) + "".join(rng.choice("0123456789") for _ in range((length + 1) // 2 - 2))
     answer = half + half[: length // 2][::-1]
-    return f"Write a palindrome of {length} digits that starts with {start}.", answer, {"length": length}
+    return f"Write a palindrome of {NUMBERS[length]} digits that starts with {start}.", answer, {"length": length}
 
 
 def _check_palindrome(question: str, answer: str) -> bool:
-    length, start = re.findall(r"\d+", question)
-    fits = re.fullmatch(r"[0-9]+", answer) is not None and len(answer) == int(length)
+    length, start = question.split()[4], question.removesuffix(".").split()[-1]
+    fits = re.fullmatch(r"[0-9]+", answer) is not None and len(answer) == NUMBERS.index(length)
     return fits and answer == answer[::-1] and answer.startswith(start)
 
 
@@ -209,7 +220,7 @@ def _lines(cells: str) -> str:
 
 
 def _make_sudoku(rng: random.Random) -> tuple[str, str, dict[str, Any]]:
-    grid, givens = rng.choice(GRIDS), rng.randint(4, 9)
+    grid, givens = rng.choice(GRIDS), rng.randint(5, 10)
     shown = set(rng.sample(range(16), givens))
     puzzle = "".join(digit if cell in shown else "0" for cell, digit in enumerate(grid))
     return f"Fill the zeros of this sudoku:\n{_lines(puzzle)}", _lines(grid), {"givens": givens}
@@ -236,14 +247,14 @@ FAMILIES = {
     family.name: family
     for family in (
         Family("split", True, False, 2, _make_split, _check_shares),
-        Family("trio", True, False, 2, _make_trio, _check_shares),
+        Family("trio", True, False, 3, _make_trio, _check_shares),
         Family("alternate", True, False, 2, _make_alternate, _check_alternate),
         Family("palindrome", True, False, 3, _make_palindrome, _check_palindrome),
-        Family("sudoku", True, False, 2, _make_sudoku, _check_sudoku),
+        Family("sudoku", True, False, 4, _make_sudoku, _check_sudoku),
         Family("count", False, False, 2, _make_count, _check_count),
-        Family("copy", False, False, 3, _make_copy, _check_copy),
-        Family("story", False, False, 3, _make_story, _check_story),
-        Family("sort", False, False, 1, _make_sort, _check_sort),
+        Family("copy", False, False, 2, _make_copy, _check_copy),
+        Family("story", False, False, 2, _make_story, _check_story),
+        Family("sort", False, False, 3, _make_sort, _check_sort),
         Family("reverse", False, False, 3, _make_reverse, _check_reverse),
         Family("capital", False, True, 1, _make_capital, _check_capital),
     )

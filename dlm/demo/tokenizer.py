@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dlm.demo import CHECKPOINT
 from dlm.demo.tasks import training_examples
-from dlm.demo.words import CAPITALS, CATEGORIES, ENGLISH, ITEMS, NAMES
+from dlm.demo.words import CAPITALS, CATEGORIES, ENGLISH, ITEMS, NAMES, NUMBERS
 
 VOCAB_SIZE = 1024
 SEED = 1
@@ -46,7 +46,14 @@ def corpus() -> Iterator[str]:
     for example in islice(training_examples(SEED), 20_000):
         yield f"user\n\n{example.question}"
         yield f"assistant\n\n{example.answer}"
-    words = [*NAMES, *ITEMS, *CAPITALS, *CAPITALS.values(), *(word for group in CATEGORIES.values() for word in group)]
+    words = [
+        *NAMES,
+        *NUMBERS,
+        *ITEMS,
+        *CAPITALS,
+        *CAPITALS.values(),
+        *(word for group in CATEGORIES.values() for word in group),
+    ]
     for _ in range(100):
         yield from (f"{word} {word}" for word in words)
         yield from ("system\n\n", "user\n\n", "assistant\n\n")

@@ -7,6 +7,12 @@ NAMES = (
     *("Mia", "Nora", "Omar", "Pia", "Ravi", "Sara", "Tom", "Uma", "Vera", "Wes", "Yara", "Zoe"),
 )
 
+NUMBERS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
+"""Each a single token; its place is its value."""
+
 ITEMS = ("apples", "books", "cards", "coins", "eggs", "keys", "nuts", "pens", "plums", "shells", "stamps", "toys")
 
 CATEGORIES = {

@@ -5,7 +5,8 @@ fine-tuning (arXiv 2502.09992, appendix B). It is masked in one of two ways:
 
 * anywhere in the answer region, each token with the probability `t`, as the loss is derived;
 * as a semi-autoregressive decoder sees it: blocks on the left clean, the active block partly masked, everything to its
-  right masked. Only the active block's tokens are asked for: those to the right are not revealed from such a state.
+  right masked. `t` is drawn with density `1 / (2 sqrt(1 - t))`: a decoder that reveals many tokens a step sees mostly
+  masked blocks. Only the active block's tokens are asked for: those to the right are not revealed from such a state.
 
 Knows token ids only. No canvas is padded beyond its generation length: lengths may differ within a batch.
 """
@@ -108,11 +109,12 @@ class Masker:
 
     def _draw(self, length: int, answer_length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
         """Which tokens of a region of `length` are hidden, which are asked for, and `t`."""
-        ratio = float(1.0 - rng.random())
         if rng.random() < self.anywhere_share:
+            ratio = float(1.0 - rng.random())
             hidden = rng.random(length) < ratio
             hidden[rng.integers(length)] = True
             return hidden, hidden, ratio
+        ratio = float(1.0 - rng.random() ** 2)
         block_length = int(rng.choice(self.block_lengths))
         start = block_length * int(rng.integers((answer_length - 1) // block_length + 1))
         stop = min(start + block_length, length)

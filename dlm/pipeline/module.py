@@ -21,7 +21,7 @@ from dlm.models.loading import Checkpoint
 from dlm.pipeline.fresh_attention import FreshAttention
 from dlm.pipeline.loss import masked_diffusion_loss
 from dlm.pipeline.masking import MaskedBatch
-from dlm.pipeline.optim import OptimizerOptions, build_optimizers, warmup_cosine
+from dlm.pipeline.optim import OptimizerOptions, build_optimizers, warmup_linear
 
 if TYPE_CHECKING:
     from dlm.pipeline.data import Work
@@ -113,7 +113,7 @@ class DiffusionLM(LightningModule):
     def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:
         optimizers = build_optimizers(self.backbone, self.options.optimizer)
         warmup = self.options.optimizer.warmup_steps
-        schedules = [warmup_cosine(optimizer, warmup, self.options.total_steps) for optimizer in optimizers]
+        schedules = [warmup_linear(optimizer, warmup, self.options.total_steps) for optimizer in optimizers]
         return optimizers, [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
 
     def loss(self, batch: MaskedBatch) -> Tensor:

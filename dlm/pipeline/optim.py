@@ -6,7 +6,6 @@ norms by AdamW: on a small budget that learns what AdamW alone does not.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import optim
@@ -56,13 +55,12 @@ def build_optimizers(backbone: Backbone, options: OptimizerOptions) -> list[Opti
     ]
 
 
-def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
-    """Linear warmup, then a cosine down to zero at `total_steps`."""
+def warmup_linear(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
+    """Linear warmup, then a straight line down to zero at `total_steps`."""
 
     def scale(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
-        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
 
     return LambdaLR(optimizer, scale)

@@ -42,7 +42,7 @@ class TrainingOptimizer:
 
     muon_lr: float = 0.02
     adamw_lr: float = 0.003
-    weight_decay: float = 0.01
+    weight_decay: float = 0.1
     warmup_steps: int = 50
     clip_norm: float = 1.0
     weighting: str = "uniform"
