@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -74,6 +75,8 @@ def to_bench(config: DictConfig) -> BenchConfig:
     faults = [f"device={bench.device} must be one of {', '.join(DEVICES)}"] if bench.device not in DEVICES else []
     if bench.clock not in CLOCKS:
         faults.append(f"clock={bench.clock} must be one of {', '.join(CLOCKS)}")
+    if bench.json is not None and not Path(bench.json).absolute().parent.is_dir():
+        faults.append(f"json={bench.json} lies in a folder that does not exist")
     if work.size not in SIZES:
         faults.append(f"workload.size={work.size} must be one of {', '.join(SIZES)}")
     for name, given, known in (("engines", work.engines, ENGINES), ("dtypes", work.dtypes, DTYPES)):

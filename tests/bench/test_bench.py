@@ -67,10 +67,11 @@ def test_the_machine_is_named(smoke: dict[str, Any]) -> None:
 
 def test_all_faults_of_a_workload_are_named_at_once() -> None:
     register()
-    overrides = ["workload=smoke", "workload.size=9t", "workload.batches=[0]", "workload.engines=[ful]", "device=tpu"]
+    overrides = ["workload=smoke", "workload.size=9t", "workload.batches=[0]", "workload.engines=[ful]"]
+    overrides += ["device=tpu", "clock=sun", "json=/no/such/folder/b.json"]
     with pytest.raises(ConfigError) as caught:
         to_bench(compose_config("bench", overrides))
-    for fault in ("device=tpu", "workload.size=9t", "workload.batches=[0]", "workload.engines=['ful']"):
+    for fault in overrides[1:3] + overrides[4:] + ["workload.engines=['ful']"]:
         assert fault in str(caught.value)
 
 
