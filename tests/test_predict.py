@@ -145,6 +145,30 @@ def test_merge_by_hand(whole: Path) -> None:
     assert (whole / "predictions.jsonl").read_bytes() == before
 
 
+def test_tasks_of_a_job_array_share_the_prompts(
+    whole: Path,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    attempt = tmp_path / "run" / "claims" / "slurm-array-7"
+    attempt.mkdir(parents=True)
+    (attempt / "0").write_text("task1-rank0")
+    assert decode(*arguments, f"run_dir={tmp_path / 'run'}") == 0
+    assert "this task of the array is through; 30 of 40 prompts are answered" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "predictions.jsonl").exists()
+    (attempt / "0").unlink()
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    assert decode(*arguments, f"run_dir={tmp_path / 'run'}") == 0
+    assert answers(tmp_path / "run") == answers(whole)
+    shards = sorted(path.stem for path in (tmp_path / "run" / "shards").iterdir())
+    assert shards == ["slurm-array-7-task0-rank0", "slurm-array-7-task1-rank0"]
+
+
 def test_samples_records_and_stop_strings(prompts: Path, tmp_path: Path) -> None:
     base = [*TINY, f"data.path={prompts}", "data.limit=3", "generation.temperature=1", "generation.n=2"]
     assert decode(*base, "generation.record=true", f"run_dir={tmp_path / 'a'}") == 0

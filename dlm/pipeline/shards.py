@@ -33,7 +33,7 @@ class Shard:
         line = to_line(row)
         try:
             if self._file is None:
-                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                self._file = self._open()
             written = os.write(self._file, line)
             if written != len(line):
                 os.ftruncate(self._file, os.fstat(self._file).st_size - written)
@@ -43,6 +43,19 @@ class Shard:
         if written != len(line):
             raise RunError(self._kept("the disk is full"))
         self.rows += 1
+
+    def _open(self) -> int:
+        """The file to append to; a line that was torn when this process was killed and started again is ended first,
+        so that it does not take the next one with it."""
+        torn = False
+        if self.path.is_file() and self.path.stat().st_size:
+            with self.path.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                torn = file.read() != b"\n"
+        opened = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        if torn:
+            os.write(opened, b"\n")
+        return opened
 
     def _kept(self, reason: str) -> str:
         return f"cannot write {self.path}: {reason}; the {self.rows} answers before stay there. Make room and resume"
