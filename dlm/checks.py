@@ -44,11 +44,12 @@ def _unusable(config: DictConfig) -> Iterator[tuple[str, str]]:
 
 
 def _model_faults(config: DictConfig) -> list[str]:
-    return instantiate(config.model).faults()
+    faults: list[str] = instantiate(config.model).faults()
+    return faults
 
 
 def _data_faults(config: DictConfig) -> list[str]:
-    faults = instantiate(config.data).faults()
+    faults: list[str] = instantiate(config.data).faults()
     limit = config.data.limit
     if limit is not None and limit < 1:
         faults.append(f"data.limit={limit}: must be at least 1, or null for all")

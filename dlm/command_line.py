@@ -15,8 +15,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -182,17 +183,17 @@ def _unknown_keys(node: DictConfig, path: str = "") -> Iterator[tuple[str, str]]
     """Keys that no schema has: what `+key=value` puts beside the ones that are read."""
     schema = OmegaConf.get_type(node)
     known = getattr(schema, "__dataclass_fields__", None)
-    for key in node:
+    for key in map(str, node):
         name = f"{path}{key}"
         if known is not None and key not in known:
-            yield name, _nearest(str(key), known, path).removeprefix("; ") or "leave it out"
+            yield name, _nearest(key, known, path).removeprefix("; ") or "leave it out"
         elif not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
             child = node[key]
             if isinstance(child, DictConfig):
                 yield from _unknown_keys(child, f"{name}.")
 
 
-def _nearest(word: str, known: Sequence[str] | Iterator[str], path: str = "") -> str:
+def _nearest(word: str, known: Iterable[str], path: str = "") -> str:
     words = [name for name in known if not name.startswith("_")]
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     if close:
@@ -211,7 +212,7 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
         given = next((o for o in overrides if o.split("=")[0].lstrip("+~") == key), None)
         if "not in" in reason:
             parent, _, last = key.rpartition(".")
-            known = getattr(cause.object_type, "__dataclass_fields__", {})
+            known: dict[str, Any] = getattr(cause.object_type, "__dataclass_fields__", {})
             path = f"{parent}." if parent else ""
             return f"{given or key}: {key} is no key{_nearest(last, known, path)}"
         return f"{given or key}: {reason}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlm.demo import CHECKPOINT
 from dlm.errors import ConfigError
@@ -117,7 +117,7 @@ def _dtype_faults(dtype: str) -> list[str]:
     return [] if dtype in DTYPES else [f"model.dtype={dtype}: choose one of {', '.join(DTYPES)}"]
 
 
-def chosen(kind: str, value: object, source: ModelSource) -> object:
+def chosen(kind: str, value: Any, source: ModelSource) -> Any:
     """`value`, or what the family's own algorithm has for `kind` (`engine` or `sampler`) where it was left to it."""
     if not isinstance(value, FamilyDefault):
         return value

@@ -79,8 +79,8 @@ class DiffusionLM(LightningModule):
         self.decoder: Decoder | None = None
         self.training_options = training_options
         self.decoding_options = decoding_options
-        if training_options is not None and training_options.compile:
-            for layer in self.backbone.layers:
+        if backbone is not None and training_options is not None and training_options.compile:
+            for layer in backbone.layers:
                 layer.compile(dynamic=True)
 
     def configure_model(self) -> None:
@@ -96,13 +96,23 @@ class DiffusionLM(LightningModule):
 
     def predict_step(self, work: Work, batch_idx: int) -> int:
         """Decode what this process claims; `work` is the only batch that it gets."""
-        for completion in self.decoder.run(work.requests()):
+        decoder = self.decoder
+        if decoder is None:
+            raise RuntimeError("DiffusionLM was made without decoding options")
+        for completion in decoder.run(work.requests()):
             work.sink(completion)
-        return self.decoder.stats.num_steps
+        return decoder.stats.num_steps
 
     def on_predict_end(self) -> None:
         """Let go of the weights: Lightning would move them to the host first, all ranks at once."""
         self.decoder = self.backbone = None
+
+    @property
+    def weights(self) -> Backbone:
+        """The backbone in training."""
+        if self.backbone is None:
+            raise RuntimeError("DiffusionLM was made without a backbone")
+        return self.backbone
 
     @property
     def options(self) -> TrainingOptions:
@@ -110,26 +120,26 @@ class DiffusionLM(LightningModule):
             raise RuntimeError("DiffusionLM was made without training options")
         return self.training_options
 
-    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:
-        optimizers = build_optimizers(self.backbone, self.options.optimizer)
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:  # type: ignore[override]
+        optimizers = build_optimizers(self.weights, self.options.optimizer)
         warmup = self.options.optimizer.warmup_steps
         schedules = [warmup_linear(optimizer, warmup, self.options.total_steps) for optimizer in optimizers]
         return optimizers, [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
 
     def loss(self, batch: MaskedBatch) -> Tensor:
         """The masked-diffusion loss of one batch, a scalar."""
-        hidden = self.backbone(batch.token_ids, batch.positions, FreshAttention(batch.segments))
-        logits = self.backbone.head(hidden[batch.places])
+        hidden = self.weights(batch.token_ids, batch.positions, FreshAttention(batch.segments))
+        logits = self.weights.head(hidden[batch.places])
         return masked_diffusion_loss(logits, batch.targets, batch.mask_ratio, self.options.weighting)
 
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
         self.manual_backward(loss)
-        clip_grad_norm_(self.backbone.parameters(), self.options.optimizer.clip_norm)
-        for optimizer in self.optimizers():
+        clip_grad_norm_(self.weights.parameters(), self.options.optimizer.clip_norm)
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
             optimizer.step()
             optimizer.zero_grad()
-        for schedule in self.lr_schedulers():
+        for schedule in self.lr_schedulers():  # type: ignore[union-attr]
             schedule.step()
         self.log("loss", loss.detach())
         return loss.detach()

@@ -185,7 +185,7 @@ def _prompts(rows: Iterable[tuple[str, dict[str, Any] | Fault]], prompt_field: s
             given = None
         id = str(given) if _is_id(given) else _unused(place, taken)
         seen.add(id)
-        yield Prompt(id, content if fault is None else _shown(content), rest, fault)
+        yield Prompt(id, content or "" if fault is None else _shown(content), rest, fault)
 
 
 def _content_fault(row: dict[str, Any], name: str) -> Fault | None:

@@ -25,7 +25,7 @@ from dlm.pipeline.run_folder import Index, RunFolder
 from dlm.pipeline.shards import Shard, read_answers
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
 
     from dlm.pipeline.interrupts import Interrupts
@@ -35,6 +35,12 @@ CLAIM = 4
 """The largest claim, in multiples of what a decoder holds at once."""
 PATIENCE = 20.0
 """Seconds that a failed process gives rank 0 to end by itself: launchers kill the rest as soon as one has failed."""
+
+
+def callbacks(trainer: Trainer) -> list[Callback]:
+    """The Trainer's callbacks; Lightning sets them without declaring them."""
+    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return found
 
 
 class Session:
@@ -121,7 +127,7 @@ class Session:
             if trainer.global_rank == 0:
                 rows = plan.num_prompts * self.config.generation.n
                 progress = ProgressReport(heart, others, rows, self.config.progress.every_seconds)
-                trainer.callbacks.append(progress)
+                callbacks(trainer).append(progress)
                 heart.on_beat(lambda: self._watch(others))
             self._decode(trainer, claims, plan, heart)
             heart.update(state="stopped" if self.stop else "done")
@@ -164,7 +170,7 @@ class Session:
         )
         shard = Shard(self.folder.shards / f"{self.launch.attempt}-{heart.status.worker}.jsonl")
         writer = ShardWriter(shard, self.prompts, stop, generation.n, heart)
-        trainer.callbacks.append(writer)
+        callbacks(trainer).append(writer)
         data = PromptDataModule(
             self.prompts,
             lambda: TextCodec.load(source.tokenizer_folder(), chat),

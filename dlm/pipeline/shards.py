@@ -57,7 +57,7 @@ class Shard:
             os.write(opened, b"\n")
         return opened
 
-    def _kept(self, reason: str) -> str:
+    def _kept(self, reason: str | None) -> str:
         return f"cannot write {self.path}: {reason}; the {self.rows} answers before stay there. Make room and resume"
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -14,6 +14,9 @@ from dlm.pipeline.prompts import Fault, Prompt
 from dlm.pipeline.ranks import Heart
 from dlm.pipeline.shards import Shard
 from dlm.text import TextCodec, cut_at_stop
+
+if TYPE_CHECKING:
+    from dlm.pipeline.module import DiffusionLM
 
 
 class ShardWriter(Callback):
@@ -88,7 +91,7 @@ class ShardWriter(Callback):
         self._tell(pl_module)
 
     def _tell(self, pl_module: LightningModule) -> None:
-        decoder = pl_module.decoder
+        decoder = cast("DiffusionLM", pl_module).decoder
         if decoder is not None and decoder.stats.num_steps:
             self.heart.update(steps=decoder.stats.num_steps, occupancy=decoder.stats.mean_occupancy)
 
