@@ -100,7 +100,8 @@ def show(summary: Summary, totals: Totals, predictions: Path) -> None:
         )
         table.add_row("decoder occupancy", f"{totals.occupancy:.0%}")
     table.add_row("output", str(predictions))
-    Console().print(table)
+    # As wide as it needs to be: a path that is folded cannot be copied.
+    Console(width=max(Console().width, 30 + len(str(predictions)))).print(table)
 
 
 def log_summary(logger: object, summary: Summary, totals: Totals, predictions: Path, shards: Path) -> None:
