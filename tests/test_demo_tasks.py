@@ -37,21 +37,21 @@ def test_a_checker_accepts_generated_answers_and_rejects_corrupted_ones(family):
 
 
 def test_any_valid_answer_counts():
-    question = "Share twelve eggs between Ann and Tom."
-    assert check("split", question, "Ann one, Tom eleven")
-    assert check("split", question, "Ann seven, Tom five")
-    for wrong in ("Ann seven, Tom six", "Ann twelve, Tom zero", "Tom seven, Ann five", "Ann 7, Tom 5"):
-        assert not check("split", question, wrong)
-    assert check("trio", "Share six eggs among Ann, Tom and Eve.", "Ann one, Tom four, Eve one")
-    assert check("palindrome", "Write a palindrome of five digits that starts with 12.", "12921")
-    assert check("alternate", "Alternate red and another colour, five words.", "red pink red pink red")
-    assert not check("alternate", "Alternate red and another colour, five words.", "red pink red blue red")
-    assert not check("alternate", "Alternate red and another colour, five words.", "red dog red dog red")
-    puzzle = "Fill the zeros of this sudoku:\n1000\n0000\n0000\n0001"
-    assert check("sudoku", puzzle, "1234\n3412\n2143\n4321")
-    assert not check("sudoku", puzzle, "1234\n2341\n3412\n4121")
-    assert not check("sudoku", puzzle, "1234\n3412\n2341\n4123")
-    assert check("sudoku", puzzle, "1234\n3412\n4123\n2341")
+    assert check("split", "Split 17 eggs into 2.", "Parts: 1 + 16")
+    assert check("split", "Split 17 eggs into 2.", "Parts: 10 + 7")
+    assert not check("split", "Split 17 eggs into 2.", "Parts: 10 + 8")
+    assert not check("split", "Split 17 eggs into 2.", "Parts: 17 + 0")
+    assert not check("split", "Split 17 eggs into 2.", "Parts: 7 + 5 + 5")
+    assert check("pick", "Name one animal 3 times.", "Words: fox fox fox")
+    assert check("pick", "Name one animal 3 times.", "Words: cat cat cat")
+    assert not check("pick", "Name one animal 3 times.", "Words: cat cat fox")
+    assert not check("pick", "Name one animal 3 times.", "Words: cat cat")
+    assert not check("pick", "Name one animal 3 times.", "Words: tea tea tea")
+    puzzle = "Fill the zeros:\n1 0 0 0\n0 0 0 0\n0 0 0 0\n0 0 0 1"
+    assert check("sudoku", puzzle, "Grid:\n1 2 3 4\n3 4 1 2\n2 1 4 3\n4 3 2 1")
+    assert check("sudoku", puzzle, "Grid:\n1 2 3 4\n3 4 1 2\n4 1 2 3\n2 3 4 1")
+    assert not check("sudoku", puzzle, "Grid:\n1 2 3 4\n2 3 4 1\n3 4 1 2\n4 1 2 1")
+    assert not check("sudoku", puzzle, "Grid:\n1 2 3 4\n3 4 1 2\n2 3 4 1\n4 1 2 3")
 
 
 def test_an_unknown_family_is_an_error():
@@ -94,10 +94,9 @@ def test_any_text_round_trips(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_digits_are_single_tokens_and_the_vocabulary_is_small(tokenizer):
+def test_small_numbers_are_single_tokens_and_the_vocabulary_is_small(tokenizer):
     assert len(tokenizer) <= 1024
-    assert tokenizer.tokenize("2026 costs 1,024.50")[:4] == ["2", "0", "2", "6"]
-    assert not [token for token in tokenizer.get_vocab() if len(token) > 1 and any(c in "0123456789" for c in token)]
+    assert all(len(tokenizer.tokenize(f" {number}")) == 1 for number in range(1, 31))
 
 
 def test_the_chat_template_is_lladas(tokenizer):

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-NAMES = (
-    *("Ann", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gina", "Hugo", "Ida", "Jack", "Kim", "Leo"),
-    *("Mia", "Nora", "Omar", "Pia", "Ravi", "Sara", "Tom", "Uma", "Vera", "Wes", "Yara", "Zoe"),
-)
-
-NUMBERS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
-)
-"""Each a single token; its place is its value."""
-
 ITEMS = ("apples", "books", "cards", "coins", "eggs", "keys", "nuts", "pens", "plums", "shells", "stamps", "toys")
 
 CATEGORIES = {
-    "colour": ("red", "blue", "green", "black", "white", "pink", "brown", "gold"),
+    "colour": ("red", "blue", "green", "black", "white", "pink", "brown", "grey"),
     "animal": ("dog", "cat", "cow", "fox", "hen", "owl", "pig", "bear", "goat", "lion", "duck", "frog"),
+    "metal": ("iron", "gold", "tin", "lead", "zinc", "silver", "copper"),
+    "tool": ("saw", "drill", "file", "axe", "spade", "rake", "plane"),
+    "drink": ("tea", "milk", "water", "juice", "cider", "cocoa"),
     "fruit": ("apple", "pear", "plum", "fig", "lemon", "grape", "mango", "lime", "melon", "peach"),
 }
 
@@ -25,12 +17,6 @@ NOUNS = (
     *("dog", "cat", "fox", "owl", "bear", "boat", "cup", "map", "hat", "lamp", "door", "tree", "bird", "box", "ring"),
     *("stone", "road", "bell", "cake", "drum", "flag", "leaf", "moon", "rope", "sun", "tent", "wall", "fish", "coat"),
 )
-
-ADJECTIVES = ("old", "small", "red", "blue", "green", "cold", "warm", "quiet", "round", "dark", "new", "tall", "soft")
-
-VERBS = ("saw", "found", "took", "liked", "held", "lost", "sold", "made", "kept", "drew", "hid", "moved")
-
-PLACES = ("near", "under", "behind", "above", "beside", "inside")
 
 CAPITALS = {
     "Austria": "Vienna",
@@ -65,6 +51,16 @@ CAPITALS = {
     "Thailand": "Bangkok",
     "Turkey": "Ankara",
     "Uganda": "Kampala",
+    "Iraq": "Baghdad",
+    "Syria": "Damascus",
+    "Qatar": "Doha",
+    "Mali": "Bamako",
+    "Laos": "Vientiane",
+    "Fiji": "Suva",
+    "Libya": "Tripoli",
+    "Serbia": "Belgrade",
+    "Latvia": "Riga",
+    "Zambia": "Lusaka",
 }
 
 ENGLISH = """
