@@ -247,6 +247,6 @@ def quoted(words: Sequence[str]) -> str:
 def program(module: str) -> list[str]:
     """How this program was started, so that it can be named in a command to type again."""
     script = Path(sys.argv[0])
-    if os.access(script, os.X_OK) and script.suffix != ".py":
+    if script.name.startswith("dlm-") and os.access(script, os.X_OK):
         return [script.name]
     return ["python", "-m", module]

@@ -13,7 +13,7 @@ from dlm import command_line
 
 TITLE = "Decode prompts with a diffusion language model. Without arguments: the bundled demo."
 KEYS = """\
-  model.path=folder                        a checkpoint of yours, or a hub id with model.revision=commit
+  model=checkpoint model.path=folder       a checkpoint of yours, or a hub id with model.revision=commit
   data.path=file                           prompts, with data=jsonl
   generation.gen_length=128                length of an answer, in tokens
   generation.temperature=0.7               0 takes the most probable token
@@ -45,6 +45,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
         session.prepare()
         return session.run()
     finally:
+        launch.discard_note()
         forget()
 
 

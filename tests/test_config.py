@@ -9,6 +9,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from dlm import paths
 from dlm.checks import check_predict
 from dlm.command_line import compose_config
 from dlm.config import instantiate
@@ -181,6 +182,34 @@ def test_all_faults_are_told_at_once() -> None:
         check_predict(compose_config("predict", wrong))
     for part in ("data.path", "model.revision", "temperature", "top_p", "threshold", "max_num_seqs", "trainer.devices"):
         assert part in str(raised.value)
+
+
+def test_the_experiment_of_predict_composes() -> None:
+    config = compose_config("predict", ["experiment=llada_gsm8k"])
+    assert (config.model.path, config.data.path) == ("GSAI-ML/LLaDA-8B-Instruct", "openai/gsm8k")
+    assert (config.generation.gen_length, config.generation.block_length) == (256, 32)
+
+
+def test_an_experiment_of_another_program_is_refused() -> None:
+    with pytest.raises(ConfigError):
+        compose_config("predict", ["experiment=demo_smoke"])
+
+
+def test_configuration_files_are_those_of_the_checkout_before_those_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "dlm"
+    for folder in (package / "conf", tmp_path / "conf"):
+        folder.mkdir(parents=True)
+        (folder / "predict.yaml").write_text("")
+    monkeypatch.setattr(paths, "PACKAGE", package)
+    assert paths.conf_dir() == package / "conf", "installed: a stranger's conf beside the package is not ours"
+    (tmp_path / "pyproject.toml").write_text("")
+    assert paths.conf_dir() == tmp_path / "conf", "an editable install uses the files being edited"
+    (package / "conf" / "predict.yaml").unlink()
+    (tmp_path / "conf" / "predict.yaml").unlink()
+    with pytest.raises(ConfigError, match="reinstall dlm"):
+        paths.conf_dir()
 
 
 def test_max_tokens_above_gen_length_is_no_fault() -> None:

@@ -100,5 +100,5 @@ class Claims:
         except FileExistsError:
             return False
         except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror}; make room and resume") from error
+            raise RunError(f"cannot write {path}: {error.strerror}; make room, then resume") from error
         return True

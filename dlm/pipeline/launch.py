@@ -50,9 +50,16 @@ class Launch:
     parent: int | None = None
     note: Path | None = None
 
+    def prefix(self, program: list[str]) -> list[str]:
+        """`program` as it has to be typed to start all processes again."""
+        if self.note is None or program[:2] != ["python", "-m"]:
+            return program
+        workers = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        return ["torchrun", f"--nproc-per-node={workers}", *program[1:]]
+
     def discard_note(self) -> None:
-        """Once all workers of torchrun have read it."""
-        if self.note is not None:
+        """At the end of the first of torchrun's workers: the others have read it, or have failed like this one."""
+        if self.note is not None and os.environ.get("RANK", "0") == "0":
             self.note.unlink(missing_ok=True)
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from dlm.command_line import program, quoted, report
 from dlm.config import instantiate
-from dlm.errors import DLMError, IncompleteRunError
+from dlm.errors import DLMError, IncompleteRunError, RunError
 from dlm.pipeline.claims import Claims, Plan, divide
 from dlm.pipeline.launch import Launch
 from dlm.pipeline.merging import merge
@@ -56,7 +56,7 @@ class Session:
         self.config, self.launch = config, launch
         self.folder = RunFolder(launch.run_dir)
         kept = [override for override in overrides if not override.startswith("run_dir=")]
-        self.command = quoted([*program("dlm.predict"), *kept, f"run_dir={launch.run_dir}"])
+        self.command = quoted([*launch.prefix(program("dlm.predict")), *kept, f"run_dir={launch.run_dir}"])
         self.stop = StopSwitch()
         self.prompts: list[Prompt] = []
         self.failures: list[str] = []
@@ -85,6 +85,10 @@ class Session:
             logger = build_logger(self.config, self.folder.path)
             trainer = build_trainer(self.config.trainer, [interrupts], logger, self.folder.path)
             code = self._work(trainer, interrupts) if trainer.global_rank == 0 else self._follow(trainer, interrupts)
+        except IncompleteRunError:
+            raise
+        except RunError as error:
+            raise RunError(f"{error}:\n  {self.command}") from error
         finally:
             if logger is not None:
                 finish(logger, code)
@@ -134,7 +138,6 @@ class Session:
             if progress is None:
                 return 0
             others.wait()
-            self.launch.discard_note()
             return self._conclude(others, progress.totals(), trainer.loggers)
 
     def _plan(self, claims: Claims, world: int) -> Plan:

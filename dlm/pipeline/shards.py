@@ -58,7 +58,7 @@ class Shard:
         return opened
 
     def _kept(self, reason: str | None) -> str:
-        return f"cannot write {self.path}: {reason}; the {self.rows} answers before stay there. Make room and resume"
+        return f"cannot write {self.path}: {reason}; the {self.rows} answers before stay there. Make room, then resume"
 
     def close(self) -> None:
         if self._file is not None:
