@@ -33,10 +33,12 @@ class TextCodec:
     @classmethod
     def load(cls, folder: Path, chat: bool | None = None) -> TextCodec:
         """The tokenizer of a checkpoint folder; nothing is fetched and no code from the folder is run."""
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PretrainedConfig
 
+        # Without a config transformers reads the model's own and warns that it does not know its type.
+        options = {"local_files_only": True, "trust_remote_code": False, "config": PretrainedConfig()}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         except Exception as error:  # transformers raises OSError, ValueError, KeyError and tokenizers' own
             raise CheckpointError(f"{folder}: no usable tokenizer ({error})") from error
         return cls(tokenizer, chat)
