@@ -118,9 +118,10 @@ def _make_pick(rng: random.Random) -> tuple[str, str, dict[str, Any]]:
 
 def _check_pick(question: str, answer: str) -> bool:
     found = re.fullmatch(r"Name one (\w+) (\d+) times\.", question)
+    if found is None or not answer.startswith("Words: "):
+        return False
     words = answer.removeprefix("Words: ").split(" ")
-    fits = found is not None and answer.startswith("Words: ") and len(words) == int(found[2])
-    return fits and words[0] in CATEGORIES[found[1]] and len(set(words)) == 1
+    return len(words) == int(found[2]) and words[0] in CATEGORIES[found[1]] and len(set(words)) == 1
 
 
 def _unit_cells() -> list[list[int]]:
