@@ -164,6 +164,7 @@ class Session:
 
         config, generation = self.config, self.config.generation
         source, stop = instantiate(config.model), tuple(generation.stop)
+        source.default_algorithm()  # refuses a checkpoint of another family before its tokenizer is looked at
         chat = source.chat if config.data.chat_template is None else config.data.chat_template
         recipe = Recipe(
             params=SamplingParams(**{name: generation[name] for name in PARAM_NAMES}),
