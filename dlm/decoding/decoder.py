@@ -11,11 +11,13 @@ does not depend on what it is batched with.
 from __future__ import annotations
 
 import math
+import os
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -324,6 +326,8 @@ def free_memory(device: torch.device) -> int:
     """Bytes free on `device`; on a CPU the memory that the machine can hand out now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    return available * 1024
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():  # macOS: what is installed is the nearest that the standard library knows
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+    return int(available.split()[1]) * 1024
