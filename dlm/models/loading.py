@@ -102,22 +102,36 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_checkpoint_config(folder: Path) -> CheckpointConfig:
-    """Family, architecture and special ids from config.json and the tokenizer's files; no weight is read."""
+def read_checkpoint_config(folder: Path, special: SpecialTokens | None = None) -> CheckpointConfig:
+    """Family, architecture and special ids; no weight is read.
+
+    Special ids are those of config.json, else those of the tokenizer's files; `special` replaces them, for a folder
+    where neither names the mask.
+    """
     config = read_json(folder / "config.json")
     family = family_of(config)
     backbone = family.read_config(config)
-    special = family.read_special(config)
-    turn_end = _token_id(folder, family.turn_end) if family.turn_end else None
-    special = SpecialTokens(special.mask_id, special.eos_id, turn_end)
+    special = special or _special_tokens(folder, family, config)
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     return CheckpointConfig(folder, family, backbone, special, dtype)
 
 
-def _token_id(folder: Path, text: str) -> int | None:
+def _special_tokens(folder: Path, family: Family, config: Mapping[str, Any]) -> SpecialTokens:
+    named = family.read_special(config)
+    mask = _token_id(folder, family.mask_text) if named.mask_id is None else named.mask_id
+    if mask is None:
+        raise CheckpointError(
+            f"{folder} does not name the mask: config.json lacks mask_token_id and there is no tokenizer.json with the "
+            f"token {family.mask_text}; add either, or pass special=SpecialTokens(...)"
+        )
+    eos = _token_id(folder, family.eos_text) if named.eos_id is None else named.eos_id
+    return SpecialTokens(mask, eos, _token_id(folder, family.turn_end))
+
+
+def _token_id(folder: Path, text: str | None) -> int | None:
     """Id of an added token in tokenizer.json, or None when the folder has no such file or token."""
     path = folder / "tokenizer.json"
-    if not path.exists():
+    if text is None or not path.exists():
         return None
     for token in read_json(path).get("added_tokens", []):
         if token.get("content") == text:
@@ -125,12 +139,19 @@ def _token_id(folder: Path, text: str) -> int | None:
     return None
 
 
-def load_checkpoint(folder: Path, *, dtype: str = "auto", device: str | torch.device = "cpu") -> Checkpoint:
+def load_checkpoint(
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    device: str | torch.device = "cpu",
+    special: SpecialTokens | None = None,
+) -> Checkpoint:
     """The model of a folder on `device` in `dtype` (`auto`: as stored by its config).
 
-    Raises `CheckpointError` for a foreign family, a missing, truncated or misshapen tensor, or a tensor left over.
+    `special` replaces the special ids of the folder's files (see `read_checkpoint_config`). Raises `CheckpointError`
+    for a foreign family, a missing, truncated or misshapen tensor, or a tensor left over.
     """
-    config = read_checkpoint_config(folder)
+    config = read_checkpoint_config(folder, special)
     name = config.dtype if dtype == "auto" else dtype
     if name not in DTYPES:
         raise CheckpointError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
@@ -227,7 +248,7 @@ def _fill(backbone: Backbone, family: Family, folder: Path) -> None:
 
 
 def _copy_part(parameter: Tensor, part: WeightPart, tensor: Tensor) -> None:
-    place = parameter[part.start : part.start + part.rows]
+    place = part.place(parameter)
     if tensor.shape != place.shape:
         raise CheckpointError(f"{part.name} has shape {list(tensor.shape)}, config.json makes it {list(place.shape)}")
     place.copy_(tensor)
@@ -245,7 +266,7 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     parameters = dict(backbone.named_parameters())
     tensors = {
-        part.name: parameters[name][part.start : part.start + part.rows].detach().cpu().contiguous().clone()
+        part.name: part.place(parameters[name]).detach().cpu().contiguous().clone()
         for name, parts in family.weights(backbone.config).items()
         for part in parts
     }

@@ -1,92 +1,13 @@
-"""What differs between model families: how to read their config, how their weights are called, which ids are special.
-
-A family is a value in `FAMILIES`; the first whose architecture a checkpoint's config names is used.
-"""
+"""Dense LLaDA: LLaDA-8B Base and Instruct, LLaDA-1.5 (arXiv 2502.09992, 2505.19223)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from dlm.errors import CheckpointError
 from dlm.models.backbone import BackboneConfig
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Ids with a meaning to the decoder.
-
-    Attributes:
-        mask_id: an undecided position; never written.
-        eos_id: ends a sequence.
-        eot_id: ends a turn, where the family has such a token.
-    """
-
-    mask_id: int
-    eos_id: int | None
-    eot_id: int | None = None
-
-    @property
-    def end_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer."""
-        return tuple(dict.fromkeys(i for i in (self.eos_id, self.eot_id) if i is not None))
-
-
-@dataclass(frozen=True)
-class WeightPart:
-    """Rows `[start, start + rows)` of a backbone parameter that a checkpoint stores as a tensor of its own."""
-
-    name: str
-    start: int
-    rows: int
-
-
-@dataclass(frozen=True)
-class Family:
-    """One family of checkpoints.
-
-    Attributes:
-        name: what users call it.
-        architectures: the values of the config's `architectures` that it covers.
-        default_algorithm: what `algorithm=auto` means.
-        turn_end: text of the token that ends a turn, looked up in the tokenizer's files.
-        read_config: checkpoint config to architecture; raises `CheckpointError`.
-        write_config: the reverse, for checkpoints that we train.
-        read_special: mask and end ids named by the config.
-        weights: for each backbone parameter the checkpoint tensors it is made of.
-    """
-
-    name: str
-    architectures: tuple[str, ...]
-    default_algorithm: str
-    turn_end: str | None
-    read_config: Callable[[Mapping[str, Any]], BackboneConfig]
-    write_config: Callable[[BackboneConfig, SpecialTokens], dict[str, Any]]
-    read_special: Callable[[Mapping[str, Any]], SpecialTokens]
-    weights: Callable[[BackboneConfig], dict[str, list[WeightPart]]]
-
-
-def require(config: Mapping[str, Any], keys: Sequence[str]) -> None:
-    """Raise `CheckpointError` naming every key that the config lacks."""
-    missing = [key for key in keys if key not in config]
-    if missing:
-        raise CheckpointError(
-            f"config.json lacks {', '.join(missing)}; class defaults differ from the released models, so each must be "
-            "stated in the file"
-        )
-
-
-def refuse(config: Mapping[str, Any], supported: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raise `CheckpointError` naming every key whose value is not among those supported."""
-    wrong = [
-        f"{key}={config[key]!r} (supported: {', '.join(map(repr, values))})"
-        for key, values in supported.items()
-        if config[key] not in values
-    ]
-    if wrong:
-        raise CheckpointError(f"config.json asks for what this model code does not have: {'; '.join(wrong)}")
-
+from dlm.models.families.base import BIDIRECTIONAL, Family, NamedIds, SpecialTokens, WeightPart, refuse, require
 
 LLADA_SHAPE = (
     "d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size", "vocab_size", "embedding_size",
@@ -176,8 +97,8 @@ def write_llada(config: BackboneConfig, special: SpecialTokens) -> dict[str, Any
     }
 
 
-def special_llada(config: Mapping[str, Any]) -> SpecialTokens:
-    return SpecialTokens(mask_id=config["mask_token_id"], eos_id=config["eos_token_id"])
+def special_llada(config: Mapping[str, Any]) -> NamedIds:
+    return NamedIds(mask_id=config["mask_token_id"], eos_id=config["eos_token_id"])
 
 
 def weights_llada(config: BackboneConfig) -> dict[str, list[WeightPart]]:
@@ -213,21 +134,11 @@ LLADA = Family(
     name="llada",
     architectures=("LLaDAModelLM",),
     default_algorithm="dinfer_blockwise",
+    algorithms=BIDIRECTIONAL,
+    attention="bidirectional",
     turn_end="<|eot_id|>",
     read_config=read_llada,
     write_config=write_llada,
     read_special=special_llada,
     weights=weights_llada,
 )
-
-FAMILIES: tuple[Family, ...] = (LLADA,)
-
-
-def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a checkpoint's config; `CheckpointError` lists those supported otherwise."""
-    named = config.get("architectures") or []
-    for family in FAMILIES:
-        if any(name in family.architectures for name in named):
-            return family
-    supported = ", ".join(f"{family.name} ({', '.join(family.architectures)})" for family in FAMILIES)
-    raise CheckpointError(f"config.json names architectures={named!r}; supported families: {supported}")
