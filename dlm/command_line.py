@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -67,6 +70,8 @@ def main(config_name: str, module: str, task: Task, title: str, keys: str, examp
         sys.exit(0)
     try:
         if arguments.passthrough:
+            if arguments.multirun:
+                _check_sweep(config_name, arguments.overrides, arguments.config_dir)
             _hand_to_hydra(config_name, task)
             return
         config = compose_config(config_name, arguments.overrides, arguments.config_dir)
@@ -93,23 +98,54 @@ def compose_config(name: str, overrides: Sequence[str] = (), extra_dir: str | No
     Raises:
         ConfigError: names the key, the value and what to write instead.
     """
-    register_schemas()
-    overrides = list(overrides)
     for override in overrides:
         if re.match(r"[+~]*hydra[./]", override):
             raise ConfigError(f"{override!r}: hydra.* settings act with -m (multirun) alone; the folder is run_dir=")
-    if extra_dir is not None:
-        if not Path(extra_dir).is_dir():
-            raise ConfigError(f"--config-dir {extra_dir!r} is no folder")
-        overrides.append(f"hydra.searchpath=[file://{Path(extra_dir).resolve()}]")
+    with _hydra(extra_dir) as search:
+        return _compose(name, [*overrides, *search])
+
+
+def _check_sweep(name: str, overrides: Sequence[str], extra_dir: str | None) -> None:
+    """Compose each job of a multirun, so that a wrong key is told in our words before the first job begins."""
+    with _hydra(extra_dir) as search:
+        for job in _jobs(name, overrides):
+            _compose(name, [*job, *search])
+
+
+@contextmanager
+def _hydra(extra_dir: str | None) -> Iterator[list[str]]:
+    """Hydra made ready to compose from `conf/`; the value is the override that makes it look into `extra_dir` too."""
+    register_schemas()
+    if extra_dir is not None and not Path(extra_dir).is_dir():
+        raise ConfigError(f"--config-dir {extra_dir!r} is no folder")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        try:
-            config = compose(name, overrides=overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_explain(error, name, overrides)) from error
+        yield [] if extra_dir is None else [f"hydra.searchpath=[file://{Path(extra_dir).resolve()}]"]
+
+
+def _compose(name: str, overrides: list[str]) -> DictConfig:
+    try:
+        config = compose(name, overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error, name, overrides)) from error
     _refuse_unknown(config)
     return config
+
+
+def _jobs(name: str, overrides: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The overrides of each job of a grid; an interval is left out, since only a sweeper can say what it holds."""
+    try:
+        parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(_explain(error, name, overrides)) from error
+    choices = []
+    for override, text in zip(parsed, overrides, strict=True):
+        if override.is_discrete_sweep():
+            key = override.get_key_element()
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        elif not override.is_sweep_override():
+            choices.append([text])
+    return itertools.product(*choices)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -122,6 +158,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--config-dir", "-cd")
     arguments, rest = parser.parse_known_args(argv)
     arguments.overrides = [word for word in rest if not word.startswith("-")]
+    flags = {word for word in rest if word.startswith("-")}
+    arguments.multirun = bool(flags) and flags <= {"-m", "--multirun"}
     arguments.passthrough = len(arguments.overrides) != len(rest) or arguments.cfg in ("hydra", "all")
     if arguments.package is not None and arguments.cfg is None:
         arguments.cfg = "job"

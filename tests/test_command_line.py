@@ -73,6 +73,27 @@ def test_a_wrong_configuration_is_told_in_lines(arguments: list[str], code: int,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sampler=threshold", "sampler.nonsense=1"], "sampler.nonsense is no key; known here: sampler.threshold"),
+        (["sampler=threshold,factor", "sampler.threshold=0.8"], "sampler.threshold is no key; known here: sampler.factor"),
+        (["generation.seed=1,x"], "generation.seed=x: Value 'x' of type 'str' could not be converted to Integer"),
+        (["trainer=cpu,gpuu"], "trainer=gpuu is no choice; did you mean trainer=gpu?"),
+        (["+wrong=1,2"], "wrong is no key: known here: model, engine"),
+        (["hydra.sweeep.dir=x"], "hydra.sweeep is no key"),
+        (["generation.seed=1,2", "word"], "'word' is no key=value"),
+    ],
+)
+def test_a_wrong_multirun_is_told_as_a_wrong_run(arguments: list[str], said: str, tmp_path: Path) -> None:
+    done = running.run(running.python("dlm.predict", "-m", *arguments), tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("ConfigError: ")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_multirun_with_ddp_is_refused(tmp_path: Path) -> None:
     done = running.run(running.python("dlm.predict", "-m", "trainer=ddp", "generation.seed=1,2"), tmp_path)
     assert done.returncode == 2
