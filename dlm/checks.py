@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -59,7 +60,8 @@ def _data_faults(config: DictConfig) -> list[str]:
 def _generation_faults(config: DictConfig) -> list[str]:
     generation = config.generation
     values = {name: generation[name] for name in PARAM_NAMES}
-    faults = [f"generation.{fault}" for fault in SamplingParams.faults(_Values(values))]  # type: ignore[arg-type]
+    unjudged: Any = SimpleNamespace(**values)  # SamplingParams itself would refuse them at the first look
+    faults = [f"generation.{fault}" for fault in SamplingParams.faults(unjudged)]
     if any(not string for string in generation.stop):
         faults.append("generation.stop: an empty string stops every answer at once; leave it out")
     for kind in ("engine", "sampler"):
@@ -75,13 +77,6 @@ def _generation_faults(config: DictConfig) -> list[str]:
                 raise
             faults.append(f"{kind}.{error.__cause__}")
     return faults
-
-
-class _Values:
-    """The fields of `SamplingParams` not yet judged."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.__dict__.update(values)
 
 
 def _decoder_faults(config: DictConfig) -> list[str]:

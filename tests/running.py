@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -101,6 +102,15 @@ def processes_of(run_dir: Path) -> list[int]:
             if f"run_dir={run_dir}".encode() in line:
                 found.append(int(entry.name))
     return found
+
+
+def race(action: Callable[[int], object], runners: int = 8) -> None:
+    """Call `action` with 0, 1, ... in a thread each, all at once; return when all are through."""
+    threads = [threading.Thread(target=action, args=(n,)) for n in range(runners)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def write_prompts(path: Path, count: int) -> Path:

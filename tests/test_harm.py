@@ -7,12 +7,14 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dlm.command_line import compose_config
 from dlm.errors import CheckpointError, ConfigError, DataError, DLMError, IncompleteRunError, RunError
 from dlm.pipeline import shards
+from dlm.pipeline.prompts import Prompt
 from dlm.pipeline.ranks import StopSwitch
 from dlm.predict import run as predict
 from tests import running
@@ -177,8 +179,8 @@ def test_missing_answers_are_never_a_success(prompts: Path, tmp_path: Path, monk
         create(self)
         switches.append(self)
 
-    def stopping(self: ShardWriter, *arguments: object) -> None:
-        append(self, *arguments)  # type: ignore[arg-type]
+    def stopping(self: ShardWriter, prompt: Prompt, row: dict[str, Any]) -> None:
+        append(self, prompt, row)
         if self.shard.rows == 3:
             switches[-1].throw()
 

@@ -1,10 +1,13 @@
-"""The schema behind `conf/bench.yaml` and `conf/workload/`, and the checks of its values. Knows no torch."""
+"""The schema behind `conf/bench.yaml` and `conf/workload/`, and the checks of its values. Knows no torch.
+
+The other schemas are in `dlm.config` and `dlm.pipeline.training_config`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -70,8 +73,8 @@ def to_bench(config: DictConfig) -> BenchConfig:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError("; ".join(f"{key} is not set" for key in missing))
-    bench: Any = OmegaConf.to_object(config)
-    work: WorkloadConfig = bench.workload
+    bench = cast(BenchConfig, OmegaConf.to_object(config))
+    work = bench.workload
     faults = [f"device={bench.device} must be one of {', '.join(DEVICES)}"] if bench.device not in DEVICES else []
     if bench.clock not in CLOCKS:
         faults.append(f"clock={bench.clock} must be one of {', '.join(CLOCKS)}")
@@ -92,7 +95,7 @@ def to_bench(config: DictConfig) -> BenchConfig:
         faults += _schedule_faults(work)
     if faults:
         raise ConfigError("; ".join(faults))
-    return bench  # type: ignore[no-any-return]
+    return bench
 
 
 def _schedule_faults(work: WorkloadConfig) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -48,7 +49,7 @@ def read_machine(now: Stopwatch, dtypes: Mapping[str, torch.dtype]) -> Machine:
         memory.sample(now)
     for name, dtype in dtypes.items():
         square = torch.randn(side, side, device=device).to(dtype)
-        probe = Probe(lambda square=square: F.linear(square, square))  # type: ignore[misc]
+        probe = Probe(partial(F.linear, square, square))
         for _ in range(3):
             probe.sample(now)
         peaks[name] = 2.0 * side**3 / min(probe.samples)

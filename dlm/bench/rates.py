@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -153,8 +154,7 @@ class SideMeter:
 
 def _layer_weights(backbone: Backbone, shape: Shape) -> dict[Matmul, Tensor]:
     """For each linear layer of the shape a weight of its size, out of the first layer's."""
-    first = backbone.layers[0]
-    assert isinstance(first, Layer)
+    first = cast(Layer, backbone.layers[0])
     stored = [first.qkv.weight, first.attention_out.weight, first.gate_up.weight, first.down.weight]
     found = {}
     for width_in, width_out in shape.layer_matmuls:

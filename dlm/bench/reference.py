@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -59,9 +60,8 @@ class ReferenceModel:
         x = self.weights.embedding(tokens)
         present: KeyValues = []
         for index, layer in enumerate(self.weights.layers):
-            assert isinstance(layer, Layer)
             cached = None if past is None else past[index]
-            x, kept = self._layer(layer, x, start, cached, overwrite)
+            x, kept = self._layer(cast(Layer, layer), x, start, cached, overwrite)
             present.append(kept)
         return F.linear(_norm(self.weights.final_norm, x), self.head), present
 
@@ -206,22 +206,27 @@ def _reveal(tokens: Tensor, logits: Tensor, stop: int, quota: int, settings: Set
     masked = tokens == settings.mask_id
     masked[stop:] = False
     confidence = torch.where(masked, confidence, -torch.inf)
-    if settings.threshold is None and settings.factor is None:
-        chosen = confidence.topk(quota).indices
+    if settings.threshold is not None:
+        ordered, ranked = _ranking(confidence, masked)
+        chosen = ranked[: max(1, int((ordered >= settings.threshold).sum()))]
+    elif settings.factor is not None:
+        ordered, ranked = _ranking(confidence, masked)
+        chosen = ranked[: _sure_by_factor(ordered, settings.factor)]
     else:
-        ordered, ranked = confidence.sort(descending=True, stable=True)
-        count = int(masked.sum())
-        chosen = ranked[: _sure(ordered[:count], settings)]
+        chosen = confidence.topk(quota).indices
     tokens[chosen] = proposed[chosen]
 
 
-def _sure(ordered: Tensor, settings: Settings) -> int:
+def _ranking(confidence: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+    """The candidates' confidences in descending order, and the positions in that order."""
+    ordered, ranked = confidence.sort(descending=True, stable=True)
+    return ordered[: int(masked.sum())], ranked
+
+
+def _sure_by_factor(ordered: Tensor, factor: float) -> int:
     """How many of the candidates, whose confidences come in descending order, are revealed."""
-    if settings.threshold is not None:
-        return max(1, int((ordered >= settings.threshold).sum()))
-    assert settings.factor is not None
     count = len(ordered)
-    bar = 1.0 - settings.factor / (torch.arange(count, device=ordered.device) + 2.0)
+    bar = 1.0 - factor / (torch.arange(count, device=ordered.device) + 2.0)
     failed = ordered < bar
     failed[0] = False
     first = int(failed.int().argmax()) if failed.any() else count

@@ -77,7 +77,8 @@ class PromptDataModule(LightningDataModule):
         self.writer.codec = self.codec
 
     def predict_dataloader(self) -> DataLoader[Work]:
-        return DataLoader([Work(self.requests, self.writer.write)], batch_size=None)  # type: ignore[arg-type]
+        batches = [Work(self.requests, self.writer.write)]
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # any sequence serves as a Dataset
 
     def requests(self) -> Iterator[Request]:
         """This process's requests; a prompt that cannot be one becomes a row with an error on the way."""

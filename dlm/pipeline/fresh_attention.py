@@ -24,7 +24,7 @@ class FreshAttention:
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.runs = [(run.count, run.first.rows) for run in equal_runs(segments)]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         rows, heads, head_dim = query.shape
         sizes = [count * length for count, length in self.runs]

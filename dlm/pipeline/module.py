@@ -120,7 +120,8 @@ class DiffusionLM(LightningModule):
             raise RuntimeError("DiffusionLM was made without training options")
         return self.training_options
 
-    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:  # type: ignore[override]
+    # Lightning takes dictionaries with schedules in them; its annotation does not say so.
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:  # type: ignore[override]  # see above
         optimizers = build_optimizers(self.weights, self.options.optimizer)
         warmup = self.options.optimizer.warmup_steps
         schedules = [warmup_linear(optimizer, warmup, self.options.total_steps) for optimizer in optimizers]
@@ -136,10 +137,10 @@ class DiffusionLM(LightningModule):
         loss = self.loss(batch)
         self.manual_backward(loss)
         clip_grad_norm_(self.weights.parameters(), self.options.optimizer.clip_norm)
-        for optimizer in self.optimizers():  # type: ignore[union-attr]
+        for optimizer in self.optimizers():  # type: ignore[union-attr]  # a list: there are two
             optimizer.step()
             optimizer.zero_grad()
-        for schedule in self.lr_schedulers():  # type: ignore[union-attr]
+        for schedule in self.lr_schedulers():  # type: ignore[union-attr]  # one for each
             schedule.step()
         self.log("loss", loss.detach())
         return loss.detach()

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -141,10 +142,8 @@ class ProgressReport(Callback):
             log_progress(logger, totals)
 
 
-def log_progress(logger: object, totals: Totals) -> None:
+def log_progress(logger: Logger, totals: Totals) -> None:
     """One entry in a Lightning logger, against the number of answers: `trainer/global_step` stands still in predict."""
-    from lightning.pytorch.loggers import WandbLogger
-
     figures = {
         "progress/answers": totals.rows,
         "progress/errors": totals.errors,
@@ -155,7 +154,7 @@ def log_progress(logger: object, totals: Totals) -> None:
     if isinstance(logger, WandbLogger):
         logger.experiment.log(figures)
     else:
-        logger.log_metrics(figures, step=totals.rows)  # type: ignore[attr-defined]
+        logger.log_metrics(figures, step=totals.rows)
 
 
 def clock(seconds: float) -> str:

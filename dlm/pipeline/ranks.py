@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from dlm.pipeline.launch import is_alive, machine, process_birth
 
@@ -135,11 +135,11 @@ class Heart:
         """Call `listener` every second, in the heart's thread."""
         self._listeners.append(listener)
 
-    def update(self, **changes: object) -> None:
+    def update(self, **changes: Any) -> None:
         """Change the status; written with the next beat, or at once when the state changes."""
         with self._lock:
             before = self.status
-            self.status = replace(before, **changes)  # type: ignore[arg-type]
+            self.status = replace(before, **changes)
             if before.state != self.status.state or before.beat != self.status.beat or before.beat == 0:
                 self._write()
 

@@ -38,8 +38,8 @@ PATIENCE = 20.0
 
 
 def callbacks(trainer: Trainer) -> list[Callback]:
-    """The Trainer's callbacks; Lightning sets them without declaring them."""
-    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    """The list that the Trainer reads its callbacks from."""
+    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it without declaring it
     return found
 
 

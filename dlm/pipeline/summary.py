@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 from rich.table import Table
 
@@ -104,10 +105,8 @@ def show(summary: Summary, totals: Totals, predictions: Path) -> None:
     Console(width=max(Console().width, 30 + len(str(predictions)))).print(table)
 
 
-def log_summary(logger: object, summary: Summary, totals: Totals, predictions: Path, shards: Path) -> None:
+def log_summary(logger: Logger, summary: Summary, totals: Totals, predictions: Path, shards: Path) -> None:
     """Final figures to a Lightning logger; to W&B also some answers as a table and all shards as an artifact."""
-    from lightning.pytorch.loggers import WandbLogger
-
     figures: dict[str, float] = {
         "summary/answers": summary.answers,
         "summary/errors": summary.errors,
@@ -121,8 +120,8 @@ def log_summary(logger: object, summary: Summary, totals: Totals, predictions: P
     for family, checked in summary.checked.items():
         figures[f"summary/exact_match/{family}"] = summary.right[family] / checked
     if not isinstance(logger, WandbLogger):
-        logger.log_metrics(figures, step=totals.rows)  # type: ignore[attr-defined]
-        logger.save()  # type: ignore[attr-defined]
+        logger.log_metrics(figures, step=totals.rows)
+        logger.save()
         return
     import wandb
 

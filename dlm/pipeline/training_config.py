@@ -1,4 +1,7 @@
-"""The schema behind `conf/train.yaml`; see the comments there for what each key does."""
+"""The schema behind `conf/train.yaml`; see the comments there for what each key does.
+
+The other schemas are in `dlm.config` and `dlm.bench.config`.
+"""
 
 from __future__ import annotations
 

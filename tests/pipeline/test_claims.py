@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from dlm.errors import RunError
 from dlm.pipeline.claims import Claims, Plan, divide
+from tests import running
 
 
 @given(st.lists(st.integers(0, 1000), max_size=300), st.integers(1, 9), st.integers(1, 64))
@@ -69,14 +69,8 @@ def test_processes_that_race_share_all_prompts(tmp_path: Path) -> None:
 
 def test_threads_that_race_for_a_plan_agree(tmp_path: Path) -> None:
     plans: list[Plan] = []
-    threads = [
-        threading.Thread(target=lambda n=n: plans.append(Claims(tmp_path, f"rank{n}").agree(Plan([[n]], 8))))
-        for n in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    running.race(lambda n: plans.append(Claims(tmp_path, f"rank{n}").agree(Plan([[n]], 8))))
+    assert len(plans) == 8
     assert len({json.dumps(plan.claims) for plan in plans}) == 1
 
 

@@ -123,7 +123,7 @@ def test_a_data_set_is_read_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
         return [{"question": "q1", "score": float("inf")}, {"question": "", "score": 1.0}]
 
     module = ModuleType("datasets")
-    module.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "load_dataset", load_dataset, raising=False)
     monkeypatch.setitem(sys.modules, "datasets", module)
     prompts = HfPrompts("owner/name", "main", "test", "abc", prompt_field="question").read()
     assert asked == [(("owner/name", "main"), {"split": "test", "revision": "abc"})]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from dlm.command_line import compose_config
 from dlm.errors import ConfigError, DataError, RunError
 from dlm.pipeline.claims import Claims, Plan
 from dlm.pipeline.run_folder import Index, RunFolder, publish, replace
+from tests import running
 
 INDEX = Index(["a", "b"], 1, "digest")
 
@@ -23,14 +24,7 @@ def begun(path: Path) -> RunFolder:
 
 def test_the_first_to_publish_wins(tmp_path: Path) -> None:
     path, wins = tmp_path / "x", []
-    threads = [
-        threading.Thread(target=lambda n=n: wins.append(n) if publish(path, str(n) * 10_000) else None)
-        for n in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    running.race(lambda n: wins.append(n) if publish(path, str(n) * 10_000) else None)
     assert len(wins) == 1
     assert path.read_text() == str(wins[0]) * 10_000
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
@@ -40,7 +34,7 @@ def test_replace_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
     path = tmp_path / "x"
     replace(path, [b"old"])
 
-    def broken():  # type: ignore[no-untyped-def]
+    def broken() -> Iterator[bytes]:
         yield b"new"
         raise OSError(28, "No space left on device")
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from lightning import LightningModule
 
 from dlm.demo.tasks import held_out
 from dlm.pipeline.progress import ProgressReport, Totals, clock
@@ -61,12 +64,10 @@ def test_a_clock_reads_as_one(seconds: float, shown: str) -> None:
 def test_plain_lines_come_so_often_where_there_is_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Silent:
-        loggers = ()
-
     heart = Heart(tmp_path, "rank0", StopSwitch())
     report = ProgressReport(heart, Others(tmp_path, []), total=8, every=1000.0)
-    report.on_predict_start(Silent(), None)  # type: ignore[arg-type]
+    trainer: Any = SimpleNamespace(loggers=())
+    report.on_predict_start(trainer, LightningModule())
     heart.count(rows=2, errors=0, tokens=40, nfe=10)
     report._beat()
     assert capsys.readouterr().err == ""
