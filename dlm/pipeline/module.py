@@ -120,8 +120,7 @@ class DiffusionLM(LightningModule):
             raise RuntimeError("DiffusionLM was made without training options")
         return self.training_options
 
-    # Lightning takes dictionaries with schedules in them; its annotation does not say so.
-    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:  # type: ignore[override]  # see above
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
         optimizers = build_optimizers(self.weights, self.options.optimizer)
         warmup = self.options.optimizer.warmup_steps
         schedules = [warmup_linear(optimizer, warmup, self.options.total_steps) for optimizer in optimizers]
