@@ -9,15 +9,20 @@ the result of a row is then the same bits whatever else is in the batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROW_TILE = 4
-"""Rows of every matmul batch are rounded up to a multiple of this."""
+from dlm.models.architecture import ROW_TILE, BackboneConfig
+from dlm.models.experts import Experts
+from dlm.models.rotary import Rotary, rotate
+
+__all__ = ["ROW_TILE", "Attention", "Backbone", "BackboneConfig", "Layer", "RMSNorm", "Rotary", "rotate"]
+
+
+RESIDUAL_OUTPUTS = ("attention_out.weight", "down.weight", "experts.down")
 
 
 class Attention(Protocol):
@@ -37,29 +42,6 @@ class Attention(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class BackboneConfig:
-    """The architecture, read from a checkpoint's config by its family."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    max_positions: int
-    tie_embeddings: bool = False
-    full_precision_rope: bool = True
-
-    @property
-    def kv_values_per_token(self) -> int:
-        """Numbers that the arena holds for one token: keys and values of all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
-
-
 class RMSNorm(nn.Module):
     """Root-mean-square norm in at least float32, cast back, then scaled (arXiv 1910.07467, as LLaDA applies it)."""
 
@@ -74,42 +56,11 @@ class RMSNorm(nn.Module):
         return (wide * scale).to(x.dtype) * self.weight
 
 
-class Rotary(nn.Module):
-    """Half-split rotary position embedding (arXiv 2104.09864), with tables in float32 as the released programs have."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, head_dim: int, theta: float, max_positions: int) -> None:
-        super().__init__()
-        self.head_dim, self.theta, self.max_positions = head_dim, theta, max_positions
-        for name in ("cos", "sin"):
-            self.register_buffer(name, torch.empty(max_positions, head_dim // 2), persistent=False)
-        self.reset_tables()
-
-    @torch.no_grad()
-    def reset_tables(self) -> None:
-        """Fill the tables on the device where they are; to be called after `to_empty`."""
-        device = self.cos.device
-        exponent = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32) / self.head_dim
-        frequency = 1.0 / (self.theta**exponent)
-        angle = torch.outer(torch.arange(self.max_positions, device=device, dtype=torch.float32), frequency)
-        self.cos.copy_(angle.cos())
-        self.sin.copy_(angle.sin())
-
-    def gather(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of `positions [rows]`, each `[rows, 1, head_dim / 2]` in `dtype`."""
-        return self.cos[positions].to(dtype).unsqueeze(1), self.sin[positions].to(dtype).unsqueeze(1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `x [rows, heads, head_dim]` by its positions, in the dtype of `cos`, and cast back."""
-    low, high = x.to(cos.dtype).chunk(2, dim=-1)
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
-
-
 class Layer(nn.Module):
-    """Pre-norm attention and gated feed-forward, with q/k/v and gate/up each fused into one matmul."""
+    """Pre-norm attention and gated feed-forward, with q/k/v and gate/up each fused into one matmul.
+
+    The feed-forward is `gate_up` and `down`, or `experts` in a mixture-of-experts layer.
+    """
 
     def __init__(self, config: BackboneConfig, index: int) -> None:
         super().__init__()
@@ -117,21 +68,42 @@ class Layer(nn.Module):
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         width, inner = config.hidden_size, config.intermediate_size
         self.attention_norm = RMSNorm(width, config.rms_norm_eps)
-        self.qkv = nn.Linear(width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
+        self.qkv = nn.Linear(width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=config.qkv_bias)
+        self.query_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.attention_out = nn.Linear(self.heads * self.head_dim, width, bias=False)
         self.mlp_norm = RMSNorm(width, config.rms_norm_eps)
-        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
+        self.experts: Experts | None = None
+        if config.experts is not None and config.has_experts(index):
+            self.experts = Experts(width, config.experts)
+        else:
+            self.gate_up = nn.Linear(width, 2 * inner, bias=False)
+            self.down = nn.Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention, query_scale: Tensor | None = None
+    ) -> Tensor:
         rows = x.shape[0]
         qkv = self.qkv(self.attention_norm(x)).view(rows, -1, self.head_dim)
         query, key, value = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        attended = attention(self.index, rotate(query, cos, sin), rotate(key, cos, sin), value)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if query_scale is not None:
+            query = query * query_scale
+        attended = attention(self.index, query, key, value)
         x = x + self.attention_out(attended.reshape(rows, -1))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        fed: Tensor = self.down(F.silu(gate) * up)
-        return x + fed
+        return x + self.feed_forward(self.mlp_norm(x))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """`[rows, hidden]` to `[rows, hidden]`."""
+        fed: Tensor
+        if self.experts is not None:
+            fed = self.experts(x)
+            return fed
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        fed = self.down(F.silu(gate) * up)
+        return fed
 
 
 class Backbone(nn.Module):
@@ -145,7 +117,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.rotary = Rotary(config.head_dim, config.rope_theta, config.max_positions)
+        self.rotary = Rotary(config)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
         self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -162,13 +134,16 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         return self.embedding.weight.device
 
-    def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+    def forward(
+        self, token_ids: Tensor, positions: Tensor, attention: Attention, embedded: Tensor | None = None
+    ) -> Tensor:
         """Hidden states after the final norm.
 
         Args:
             token_ids: `[tokens]` int64.
             positions: `[tokens]` int64, each token's place in its own canvas.
             attention: which rows attend to which keys.
+            embedded: `[tokens, hidden]` in the model's dtype, taken instead of the embeddings of `token_ids`.
 
         Returns:
             `[tokens, hidden]` in the model's dtype.
@@ -177,11 +152,13 @@ class Backbone(nn.Module):
         spare = -tokens % ROW_TILE
         if spare:
             token_ids, positions = F.pad(token_ids, (0, spare)), F.pad(positions, (0, spare))
-        x = self.embedding(token_ids)
+            embedded = None if embedded is None else F.pad(embedded, (0, 0, 0, spare))
+        x = self.embedding(token_ids) if embedded is None else embedded
         wide = torch.float32 if self.config.full_precision_rope and x.dtype != torch.float64 else x.dtype
         cos, sin = self.rotary.gather(positions, wide)
+        query_scale = self.rotary.gather_query_scale(positions, x.dtype)
         for layer in self.layers:
-            x = layer(x, cos, sin, attention)
+            x = layer(x, cos, sin, attention, query_scale)
         hidden: Tensor = self.final_norm(x)
         return hidden[:tokens]
 
@@ -201,7 +178,7 @@ class Backbone(nn.Module):
         depth_scale = (2 * self.config.num_layers) ** -0.5
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
-            std = 0.02 * (depth_scale if name.endswith(("attention_out.weight", "down.weight")) else 1.0)
+            std = 0.02 * (depth_scale if name.endswith(RESIDUAL_OUTPUTS) else 1.0)
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dlm.errors import CheckpointError
 from dlm.models.backbone import Backbone, BackboneConfig
-from dlm.models.families import LLADA, Family, SpecialTokens, WeightPart, family_of
-from dlm.models.sizes import SIZES
+from dlm.models.families import FAMILIES, LLADA, Family, SpecialTokens, WeightPart, family_of
+from dlm.models.sizes import SIZES, family_of_size
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -163,25 +163,14 @@ def load_checkpoint(
 def random_checkpoint(
     size: str, *, seed: int = 0, dtype: str = "float32", device: str | torch.device = "cpu"
 ) -> Checkpoint:
-    """A dense LLaDA of a named size (`sizes.SIZES`) with random weights; its last three ids are eos, eot and mask."""
-    shape = SIZES[size]
-    config = BackboneConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_heads,
-        head_dim=shape.hidden_size // shape.num_heads,
-        rms_norm_eps=1e-5,
-        rope_theta=500000.0,
-        max_positions=shape.max_positions,
-    )
+    """A model of a named size (`sizes.SIZES`) with random weights; its last three ids are eos, eot and mask."""
+    config, name = SIZES[size], family_of_size(size)
+    family = next(family for family in FAMILIES if family.name == name)
     backbone = empty_backbone(config, DTYPES[dtype], device)
     backbone.initialize(seed)
-    last = shape.vocab_size - 1
+    last = config.vocab_size - 1
     special = SpecialTokens(mask_id=last, eos_id=last - 2, eot_id=last - 1)
-    return Checkpoint(backbone.eval().requires_grad_(False), LLADA, special, None)
+    return Checkpoint(backbone.eval().requires_grad_(False), family, special, None)
 
 
 def empty_backbone(config: BackboneConfig, dtype: torch.dtype, device: str | torch.device) -> Backbone:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from dlm.errors import CheckpointError
-from dlm.models.backbone import BackboneConfig
+from dlm.models.architecture import BackboneConfig
 
 BIDIRECTIONAL = (
     "basic", "prefix_cache", "dual_cache", "dinfer_blockwise", "dinfer_hierarchy", "dinfer_credit", "dinfer_vicinity",
@@ -87,7 +87,7 @@ class Family:
         read_special: mask and end ids named by the config.
         weights: for each backbone parameter the checkpoint tensors it is made of.
         mask_text, eos_text: added tokens that stand for ids that the config does not name.
-        block_length: native block of `block_causal` models, where the config does not name it.
+        block_length: native block of `block_causal` models; that of a checkpoint is `BackboneConfig.block_length`.
     """
 
     name: str
@@ -116,11 +116,11 @@ def require(config: Mapping[str, Any], keys: Sequence[str]) -> None:
 
 
 def refuse(config: Mapping[str, Any], supported: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raise `CheckpointError` naming every key whose value is not among those supported."""
+    """Raise `CheckpointError` naming every key that is there with a value that is not among those supported."""
     wrong = [
         f"{key}={config[key]!r} (supported: {', '.join(map(repr, values))})"
         for key, values in supported.items()
-        if config[key] not in values
+        if key in config and config[key] not in values
     ]
     if wrong:
         raise CheckpointError(f"config.json asks for what this model code does not have: {'; '.join(wrong)}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlm.errors import CheckpointError
-from dlm.models.backbone import BackboneConfig
+from dlm.models.architecture import BackboneConfig
 from dlm.models.families.base import BIDIRECTIONAL, Family, NamedIds, SpecialTokens, WeightPart, refuse, require
 
 LLADA_SHAPE = (

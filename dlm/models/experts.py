@@ -1,0 +1,158 @@
+"""Mixture-of-experts feed-forward: a router chooses a few experts for each token, their outputs are added by weight.
+
+The (token, expert) pairs are sorted by expert, so that each projection is one grouped matmul, or one matmul for each
+expert that has tokens. On a CPU a token's result has the same bits whatever else is in the batch: each expert's rows
+are rounded up to a multiple of `ROW_TILE`, and a token's expert outputs are added in the order of its own choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dlm.models.architecture import ROW_TILE, ExpertsConfig
+
+GROUPED_DTYPES = (torch.bfloat16,)
+"""What torch's grouped kernel on CUDA takes without falling back to a loop that waits for the device."""
+
+GroupedLinear = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Rows `[rows, in]` sorted by expert, weights `[experts, out, in]` and each expert's end row `[experts]` int32, to
+`[rows, out]`."""
+
+
+class Router(nn.Module):
+    """Chooses experts, in at least float32.
+
+    `softmax`: the best `top_k` of all (as LLaDA-MoE). `sigmoid`: scores and bias are added, a group's score is the sum
+    of its two best experts, and the best experts of the best groups are taken (as LLaDA2, after arXiv 2412.19437).
+    """
+
+    def __init__(self, width: int, config: ExpertsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.num_experts, width))
+        self.bias = nn.Parameter(torch.zeros(config.num_experts)) if config.choice_bias else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `x [rows, width]` the chosen experts, best first, `[rows, top_k]` int64, and their weights,
+        `[rows, top_k]` in float32 (float64 for a float64 model)."""
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        config = self.config
+        logits = F.linear(x.to(wide), self.weight.to(wide))
+        scores = logits.softmax(-1) if config.scores == "softmax" else sigmoid(logits)
+        ranked = scores if self.bias is None else scores + self.bias.to(wide)
+        if config.groups > config.top_groups:
+            ranked = in_best_groups(ranked, config.groups, config.top_groups)
+        chosen = ranked.topk(config.top_k, dim=-1).indices
+        weights = scores.gather(-1, chosen)
+        if config.normalize:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return chosen, weights * config.scaling if config.scaling != 1 else weights
+
+
+def sigmoid(logits: Tensor) -> Tensor:
+    """The logistic function, as a softmax over (logit, 0): torch's own gives other bits where the CPU's vector loop
+    ends, so that a token's scores would depend on its place in the batch."""
+    if logits.device.type != "cpu":
+        return logits.sigmoid()
+    return torch.stack((logits, torch.zeros_like(logits)), dim=-1).softmax(-1)[..., 0]
+
+
+def in_best_groups(ranked: Tensor, groups: int, top_groups: int) -> Tensor:
+    """`ranked [rows, experts]` with -inf outside each row's `top_groups` groups by the sum of their two best."""
+    grouped = ranked.unflatten(-1, (groups, -1))
+    standing = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+    best = standing.topk(top_groups, dim=-1).indices
+    outside = torch.ones_like(standing, dtype=torch.bool).scatter_(-1, best, False)
+    return grouped.masked_fill(outside.unsqueeze(-1), float("-inf")).flatten(-2)
+
+
+class Experts(nn.Module):
+    """The feed-forward of one layer: router, stacked experts, and the shared expert where the family has one."""
+
+    def __init__(self, width: int, config: ExpertsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.router = Router(width, config)
+        self.gate_up = nn.Parameter(torch.empty(config.num_experts, 2 * config.inner_size, width))
+        self.down = nn.Parameter(torch.empty(config.num_experts, width, config.inner_size))
+        self.shared_gate_up: nn.Linear | None = None
+        self.shared_down: nn.Linear | None = None
+        if config.shared_size:
+            self.shared_gate_up = nn.Linear(width, 2 * config.shared_size, bias=False)
+            self.shared_down = nn.Linear(config.shared_size, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x [rows, width]` to `[rows, width]`; rows is a multiple of `ROW_TILE`."""
+        chosen, weights = self.router(x)
+        grouped = x.is_cuda and x.dtype in GROUPED_DTYPES
+        routed = self.routed(x, chosen, weights, grouped_linear if grouped else looped_linear)
+        if self.shared_gate_up is None or self.shared_down is None:
+            return routed
+        gate, up = self.shared_gate_up(x).chunk(2, dim=-1)
+        shared: Tensor = self.shared_down(F.silu(gate) * up)
+        return routed + shared
+
+    def routed(self, x: Tensor, chosen: Tensor, weights: Tensor, linear: GroupedLinear) -> Tensor:
+        """The weighted sum of each row's chosen experts, `[rows, width]`, added in the dtype of the weights.
+
+        Args:
+            x: `[rows, width]`.
+            chosen, weights: `[rows, top_k]`, from the router.
+            linear: how the projections are computed.
+        """
+        sources, places, ends = sort_by_expert(chosen, self.config.num_experts, ROW_TILE if not x.is_cuda else 1)
+        gate, up = linear(x[sources], self.gate_up, ends).chunk(2, dim=-1)
+        outputs = linear(F.silu(gate) * up, self.down, ends)
+        total = outputs[places[:, 0]] * weights[:, :1]
+        for rank in range(1, self.config.top_k):
+            total = total + outputs[places[:, rank]] * weights[:, rank : rank + 1]
+        return total.to(x.dtype)
+
+
+def sort_by_expert(chosen: Tensor, num_experts: int, tile: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay the (row, expert) pairs out by expert, each expert's rounded up to a multiple of `tile`.
+
+    Args:
+        chosen: `[rows, top_k]` int64.
+        tile: 1 keeps the number of pairs, and then nothing waits for the device.
+
+    Returns:
+        The row that each place reads (row 0 where a place is only there to round up), `[places]`; the place of each
+        pair, `[rows, top_k]`; and each expert's end, `[num_experts]` int32.
+    """
+    rows, top_k = chosen.shape
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
+    counts = torch.zeros(num_experts, dtype=torch.int64, device=chosen.device)
+    counts = counts.scatter_add(0, flat, torch.ones_like(flat))
+    room = (counts + tile - 1) // tile * tile
+    ends = room.cumsum(0)
+    experts = flat[order]
+    within = torch.arange(rows * top_k, device=chosen.device) - (counts.cumsum(0) - counts)[experts]
+    places_sorted = (ends - room)[experts] + within
+    total = rows * top_k if tile == 1 else int(ends[-1])
+    sources = torch.zeros(total, dtype=torch.int64, device=chosen.device)
+    sources[places_sorted] = order // top_k
+    places = torch.empty_like(flat)
+    places[order] = places_sorted
+    return sources, places.view(rows, top_k), ends.to(torch.int32)
+
+
+def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """One call for all experts (see `GroupedLinear`); not for float64."""
+    return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+
+
+def looped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """A matmul for each expert that has rows (see `GroupedLinear`)."""
+    outputs = []
+    start = 0
+    for expert, end in enumerate(ends.tolist()):
+        if end > start:
+            outputs.append(F.linear(x[start:end], weight[expert]))
+        start = end
+    return torch.cat(outputs)
