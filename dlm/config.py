@@ -16,13 +16,17 @@ from omegaconf import MISSING, DictConfig
 
 @dataclass
 class CheckpointModel:
-    """A checkpoint folder or hub id."""
+    """A checkpoint folder or hub id, or a distributed checkpoint with the configuration of one."""
 
     _target_: str = "dlm.pipeline.model_source.CheckpointSource"
-    path: str = MISSING
+    path: str | None = None
     revision: str | None = None
     dtype: str = "auto"
     chat: bool | None = None
+    dcp_path: str | None = None
+    base_model: str | None = None
+    dcp_prefix: str | None = None
+    adapter_path: str | None = None
 
 
 @dataclass
@@ -206,6 +210,16 @@ class MergeConfig:
     run_dir: str = MISSING
 
 
+@dataclass
+class ConvertConfig:
+    """`conf/convert.yaml`."""
+
+    model: Any = MISSING
+    output: str = MISSING
+    format: str | None = None
+    shard_gib: float = 4.0
+
+
 SCHEMAS: dict[str, dict[str, type]] = {
     "model": {"checkpoint": CheckpointModel, "random": RandomModel},
     "engine": {"full": FullEngine, "prefix_cache": PrefixCacheEngine, "dual_cache": DualCacheEngine, "auto": Auto},
@@ -231,6 +245,7 @@ def register_schemas() -> None:
             store.store(group=f"schema/{group}", name=name, node=schema)
     store.store(group="schema", name="predict", node=PredictConfig)
     store.store(group="schema", name="merge", node=MergeConfig)
+    store.store(group="schema", name="convert", node=ConvertConfig)
 
 
 def instantiate(node: DictConfig, **extra: Any) -> Any:

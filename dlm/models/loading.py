@@ -1,29 +1,28 @@
-"""From a checkpoint folder or hub id to a model: straight to the target device and dtype, one tensor at a time.
+"""From a checkpoint folder to a model: straight to the target device and dtype, one tensor at a time.
 
-Nothing from a checkpoint is executed: the model code here is native, and weights are safetensors only.
+Nothing from a checkpoint is executed: the model code here is native, and weights come through `TensorSource`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from dlm.errors import CheckpointError
 from dlm.models.backbone import Backbone, BackboneConfig
-from dlm.models.families import FAMILIES, LLADA, Family, SpecialTokens, WeightPart, family_of
+from dlm.models.families import FAMILIES, LLADA, Family, SpecialTokens, family_of
+from dlm.models.naming import family_places
 from dlm.models.sizes import SIZES, family_of_size
+from dlm.models.sources import SINGLE, SafetensorsSource, TensorSource, read_json
+from dlm.models.weights import ModelTensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -49,57 +48,6 @@ class Checkpoint:
     @property
     def max_positions(self) -> int:
         return self.backbone.config.max_positions
-
-
-def resolve_folder(path: str, revision: str | None = None) -> Path:
-    """A local folder as it is, or the snapshot of a hub id at `revision` (a commit, tag or branch).
-
-    The hub is asked with the token of the environment variable HF_TOKEN, if any. Raises `CheckpointError`.
-    """
-    folder = Path(path).expanduser()
-    if folder.exists():
-        if revision is not None:
-            raise CheckpointError(
-                f"model.revision={revision!r} has no meaning for the local folder {folder}; leave it out"
-            )
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder} is a file; model.path names a folder with config.json and safetensors")
-        return folder
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise CheckpointError(
-            f"model.path={path!r} is neither a folder that exists nor a hub id of the form owner/name"
-        )
-    if revision is None:
-        raise CheckpointError(
-            f"model.revision is not set for the hub id {path!r}; pin a commit, so that weights cannot change"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot = snapshot_download(
-            path,
-            revision=revision,
-            allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"],
-            token=os.environ.get("HF_TOKEN"),
-        )
-    except Exception as error:
-        raise CheckpointError(
-            f"cannot fetch {path!r} at revision {revision!r}: {type(error).__name__}: {error}"
-        ) from error
-    return Path(snapshot)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object from a file; `CheckpointError` says what is wrong with it."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; a checkpoint folder holds config.json and safetensors") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, not an object")
-    return value
 
 
 def read_checkpoint_config(folder: Path, special: SpecialTokens | None = None) -> CheckpointConfig:
@@ -145,18 +93,39 @@ def load_checkpoint(
     dtype: str = "auto",
     device: str | torch.device = "cpu",
     special: SpecialTokens | None = None,
+    weights: TensorSource | None = None,
+    prefix: str | None = None,
+    adapter: Path | None = None,
 ) -> Checkpoint:
-    """The model of a folder on `device` in `dtype` (`auto`: as stored by its config).
+    """The model of a folder on `device`.
 
-    `special` replaces the special ids of the folder's files (see `read_checkpoint_config`). Raises `CheckpointError`
-    for a foreign family, a missing, truncated or misshapen tensor, or a tensor left over.
+    Args:
+        folder: config, tokenizer and, unless `weights` is given, safetensors.
+        dtype: `auto` is the one that config.json names.
+        device: where the weights go.
+        special: replaces the special ids of the folder's files (see `read_checkpoint_config`).
+        weights: tensors from elsewhere, such as a `DcpSource`.
+        prefix: what stands in `weights` before the names; None finds it (see `dlm.models.naming`).
+        adapter: folder of a LoRA adapter that is merged into the weights.
+
+    Raises:
+        CheckpointError: a foreign family; a missing, truncated or misshapen tensor, or one left over; an adapter of
+            another model or kind.
     """
     config = read_checkpoint_config(folder, special)
     name = config.dtype if dtype == "auto" else dtype
     if name not in DTYPES:
         raise CheckpointError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
+    tensors = ModelTensors.find(
+        SafetensorsSource(folder) if weights is None else weights,
+        config.family,
+        config.backbone,
+        prefix=prefix,
+        dtype=DTYPES[name],
+        adapter=adapter,
+    )
     backbone = empty_backbone(config.backbone, DTYPES[name], device)
-    _fill(backbone, config.family, folder)
+    _fill(backbone, config.family, tensors)
     return Checkpoint(backbone.eval().requires_grad_(False), config.family, config.special, folder)
 
 
@@ -185,62 +154,12 @@ def empty_backbone(config: BackboneConfig, dtype: torch.dtype, device: str | tor
     return backbone
 
 
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file, from the index of a sharded checkpoint or from the single file."""
-    index = folder / INDEX
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{index} has no weight_map")
-        return {name: folder / file for name, file in weight_map.items()}
-    single = folder / SINGLE
-    if not single.exists():
-        raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}; only safetensors are read")
-    with _open(single) as file:
-        return dict.fromkeys(file.keys(), single)
-
-
-def _open(path: Path, device: str = "cpu") -> Any:
-    try:
-        return safe_open(path, framework="pt", device=device)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is named by the index and does not exist; the download is incomplete") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as safetensors ({error}); it may be truncated: fetch it again"
-        ) from error
-
-
 @torch.no_grad()
-def _fill(backbone: Backbone, family: Family, folder: Path) -> None:
-    files = tensor_files(folder)
-    parameters = dict(backbone.named_parameters())
-    parts = {part.name: (name, part) for name, list_ in family.weights(backbone.config).items() for part in list_}
-    missing = sorted(parts.keys() - files.keys())
-    foreign = sorted(files.keys() - parts.keys())
-    if missing or foreign:
-        raise CheckpointError(
-            f"{folder}: the tensors are not those of the {family.name} family: "
-            f"{len(missing)} missing ({', '.join(missing[:3])}), {len(foreign)} unknown ({', '.join(foreign[:3])})"
-        )
-    by_file: dict[Path, list[str]] = {}
-    for name in parts:
-        by_file.setdefault(files[name], []).append(name)
-    for path, names in by_file.items():
-        with _open(path) as file:
-            stored = set(file.keys())
-            for name in names:
-                if name not in stored:
-                    raise CheckpointError(f"{path} lacks {name}, which the index says it holds")
-                target, part = parts[name]
-                _copy_part(parameters[target], part, file.get_tensor(name))
-
-
-def _copy_part(parameter: Tensor, part: WeightPart, tensor: Tensor) -> None:
-    place = part.place(parameter)
-    if tensor.shape != place.shape:
-        raise CheckpointError(f"{part.name} has shape {list(tensor.shape)}, config.json makes it {list(place.shape)}")
-    place.copy_(tensor)
+def _fill(backbone: Backbone, family: Family, tensors: ModelTensors) -> None:
+    """Copy each tensor to its place; one at a time is in memory."""
+    places = family_places(family, backbone)
+    for name in tensors.names():
+        places[name].copy_(tensors.read(name))
 
 
 def save_checkpoint(
@@ -253,11 +172,8 @@ def save_checkpoint(
 ) -> None:
     """Write config.json and model.safetensors in the family's own format; `extra` adds keys to the config."""
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = dict(backbone.named_parameters())
     tensors = {
-        part.name: part.place(parameters[name]).detach().cpu().contiguous().clone()
-        for name, parts in family.weights(backbone.config).items()
-        for part in parts
+        name: place.detach().cpu().contiguous().clone() for name, place in family_places(family, backbone).items()
     }
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
     dtype = str(backbone.dtype).removeprefix("torch.")

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from dlm.demo import CHECKPOINT
 from dlm.errors import ConfigError
+from dlm.models.hub import is_hub_id, resolve_folder
 from dlm.models.sizes import SIZES
 
 if TYPE_CHECKING:
     import torch
 
     from dlm.models.loading import Checkpoint
+    from dlm.models.sources import TensorSource
+    from dlm.models.weights import ModelTensors
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEMO = "demo"
@@ -28,39 +31,84 @@ class FamilyDefault:
 
 @dataclass(frozen=True)
 class CheckpointSource:
-    """A local folder, a hub id with a revision, or `demo`, the bundled checkpoint.
+    """A checkpoint by name, with weights of its own or from a distributed checkpoint, with or without an adapter.
+
+    Configuration and tokenizer, and so the chat template and the special ids, come from one folder, whichever way the
+    weights come.
 
     Attributes:
-        path: folder or hub id.
-        revision: commit, tag or branch of a hub id; None for a folder.
-        dtype: `auto` is the checkpoint's own.
+        path: a folder, a hub id, or `demo`, the bundled checkpoint.
+        revision: commit, tag or branch of a hub id (`path` or `base_model`); None for a folder.
+        dtype: `auto` is the one that config.json names.
         chat: whether prompts go through the chat template; None: if the tokenizer has one.
+        dcp_path: folder of torch.distributed.checkpoint whose weights replace those of the checkpoint.
+        base_model: with `dcp_path` and without `path`: folder or hub id of configuration and tokenizer alone.
+        dcp_prefix: which of several sets of weights in `dcp_path`; None where there is one.
+        adapter_path: folder of a LoRA adapter in PEFT's format, merged at load.
     """
 
-    path: str
+    path: str | None = None
     revision: str | None = None
     dtype: str = "auto"
     chat: bool | None = None
+    dcp_path: str | None = None
+    base_model: str | None = None
+    dcp_prefix: str | None = None
+    adapter_path: str | None = None
 
     def faults(self) -> list[str]:
         """What is wrong without looking at weights, each with its key and remedy."""
         found = _dtype_faults(self.dtype)
-        if self.path == DEMO or Path(self.path).expanduser().exists():
-            if self.revision is not None:
-                found.append(f"model.revision={self.revision}: {self.path} is a local folder; set model.revision=null")
-        elif self.path.count("/") != 1 or self.path.startswith((".", "/", "~")):
-            found.append(f"model.path={self.path}: no such folder, and no hub id of the form owner/name")
-        elif self.revision is None:
-            found.append(f"model.revision: {self.path} is a hub id; set a commit, so that the weights cannot change")
+        if self.dcp_path is None:
+            found += [
+                f"model.{key}={value}: has a meaning with model.dcp_path alone; set that too, or leave it out"
+                for key, value in (("base_model", self.base_model), ("dcp_prefix", self.dcp_prefix))
+                if value is not None
+            ]
+        elif self.path is not None and self.base_model is not None:
+            found.append(
+                f"model.path={self.path} and model.base_model={self.base_model}: with model.dcp_path one of them "
+                "names configuration and tokenizer; set the other to null"
+            )
+        found += self._named_faults()
+        for key, value in (("dcp_path", self.dcp_path), ("adapter_path", self.adapter_path)):
+            if value is not None and not Path(value).expanduser().is_dir():
+                found.append(f"model.{key}={value}: no such folder")
         return found
 
-    def folder(self) -> Path:
-        """The folder with config, tokenizer and weights; fetched when it is a hub id. Raises `CheckpointError`."""
-        if self.path == DEMO:
-            return CHECKPOINT
-        from dlm.models.loading import resolve_folder
+    def _named_faults(self) -> list[str]:
+        key, name = self._named
+        if name is None and self.dcp_path is not None:
+            return ["model.base_model is not set: write model.base_model=<folder or hub id of config and tokenizer>"]
+        if name is None:
+            return ["model.path is not set: write model.path=<folder or hub id>; with model.dcp_path, model.base_model"]
+        if name == DEMO or Path(name).expanduser().exists():
+            if self.revision is not None:
+                return [f"model.revision={self.revision}: {name} is a local folder; set model.revision=null"]
+        elif not is_hub_id(name):
+            return [f"{key}={name}: no such folder, and no hub id of the form owner/name"]
+        elif self.revision is None:
+            return [f"model.revision: {name} is a hub id; set a commit, so that the weights cannot change"]
+        return []
 
-        return resolve_folder(self.path, self.revision)
+    @property
+    def _named(self) -> tuple[str, str | None]:
+        """The key that names configuration and tokenizer, and its value."""
+        if self.path is None and self.dcp_path is not None:
+            return "model.base_model", self.base_model
+        return "model.path", self.path
+
+    def folder(self) -> Path:
+        """The folder with config and tokenizer, and weights unless `dcp_path` has them; fetched when it is a hub id.
+
+        Raises `CheckpointError`.
+        """
+        key, name = self._named
+        if name is None:
+            raise ConfigError(f"{key} is not set")
+        if name == DEMO:
+            return CHECKPOINT
+        return resolve_folder(name, self.revision, weights=self.dcp_path is None, key=key)
 
     def tokenizer_folder(self) -> Path:
         return self.folder()
@@ -75,7 +123,41 @@ class CheckpointSource:
         """Weights, straight to `device`. Raises `CheckpointError`."""
         from dlm.models.loading import load_checkpoint
 
-        return load_checkpoint(self.folder(), dtype=self.dtype, device=device)
+        return load_checkpoint(
+            self.folder(),
+            dtype=self.dtype,
+            device=device,
+            weights=self._source(),
+            prefix=self.dcp_prefix,
+            adapter=self._adapter(),
+        )
+
+    def tensors(self, dtype: torch.dtype | None) -> ModelTensors:
+        """The weights as they are stored, or cast to `dtype`, to be read one by one. Raises `CheckpointError`."""
+        from dlm.models.loading import read_checkpoint_config
+        from dlm.models.sources import SafetensorsSource
+        from dlm.models.weights import ModelTensors
+
+        config = read_checkpoint_config(self.folder())
+        return ModelTensors.find(
+            self._source() or SafetensorsSource(config.folder),
+            config.family,
+            config.backbone,
+            prefix=self.dcp_prefix,
+            dtype=dtype,
+            adapter=self._adapter(),
+        )
+
+    def _source(self) -> TensorSource | None:
+        """Where weights come from that are not those of `folder`."""
+        if self.dcp_path is None:
+            return None
+        from dlm.models.dcp import DcpSource
+
+        return DcpSource(Path(self.dcp_path).expanduser())
+
+    def _adapter(self) -> Path | None:
+        return None if self.adapter_path is None else Path(self.adapter_path).expanduser()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dlm.errors import CheckpointError
-from dlm.models import loading
+from dlm.models.hub import resolve_folder
 from dlm.models.loading import (
     load_checkpoint,
     random_checkpoint,
     read_checkpoint_config,
-    resolve_folder,
     save_checkpoint,
 )
 from dlm.models.sizes import SIZES
+from dlm.models.sources import SafetensorsSource
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "llada"
 
@@ -208,12 +209,16 @@ def test_the_size_called_57m_has_that_body() -> None:
 
 def test_weights_are_read_one_tensor_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    copy = loading._copy_part
+    held: list[weakref.ref[torch.Tensor]] = []
+    read = SafetensorsSource.read
 
-    def watched(parameter: torch.Tensor, part: Any, tensor: torch.Tensor) -> None:
-        seen.append(part.name)
-        copy(parameter, part, tensor)
+    def watched(source: SafetensorsSource, name: str) -> torch.Tensor:
+        assert all(reference() is None for reference in held)
+        tensor = read(source, name)
+        seen.append(name)
+        held.append(weakref.ref(tensor))
+        return tensor
 
-    monkeypatch.setattr(loading, "_copy_part", watched)
+    monkeypatch.setattr(SafetensorsSource, "read", watched)
     load_checkpoint(folder)
     assert sorted(seen) == sorted(load_file(folder / "model.safetensors"))

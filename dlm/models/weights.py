@@ -1,0 +1,78 @@
+"""A model's tensors under the family's names, wherever they lie: what is loaded and what is converted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dlm.models.adapter import LoraAdapter
+from dlm.models.backbone import BackboneConfig
+from dlm.models.families import Family
+from dlm.models.naming import Match, match
+from dlm.models.sources import TensorSource
+
+
+@dataclass(frozen=True)
+class ModelTensors:
+    """The tensors of one model, their names and shapes checked.
+
+    Attributes:
+        source, found: where they lie and what they are called there.
+        target_dtype: of floating-point tensors; None keeps the stored one.
+        adapter: merged into the weights as they are read.
+    """
+
+    source: TensorSource
+    found: Match
+    target_dtype: torch.dtype | None = None
+    adapter: LoraAdapter | None = None
+
+    @classmethod
+    def find(
+        cls,
+        source: TensorSource,
+        family: Family,
+        config: BackboneConfig,
+        *,
+        prefix: str | None = None,
+        dtype: torch.dtype | None = None,
+        adapter: Path | None = None,
+    ) -> ModelTensors:
+        """Check a source and an adapter's folder against a model; no weight is read. Raises `CheckpointError`."""
+        found = match(source, family, config, prefix)
+        changes = None if adapter is None else LoraAdapter.read(adapter, family, config)
+        return cls(source, found, dtype, changes)
+
+    @property
+    def label(self) -> str:
+        """What messages call the source."""
+        return self.source.label
+
+    def names(self) -> Sequence[str]:
+        """The family's names, in the order in which they are read fastest."""
+        return list(self.found.stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self.source.shape(self.found.stored[name])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype in which a tensor is read."""
+        stored = self.source.dtype(self.found.stored[name])
+        return self.target_dtype if self.target_dtype is not None and stored.is_floating_point else stored
+
+    def num_bytes(self, name: str) -> int:
+        """Size of a tensor as it is read."""
+        return math.prod(self.shape(name)) * self.dtype(name).itemsize
+
+    def read(self, name: str) -> Tensor:
+        """A tensor on the CPU, the adapter merged."""
+        tensor = self.source.read(self.found.stored[name])
+        if self.adapter is not None:
+            return self.adapter.merged(name, tensor, self.dtype(name))
+        return tensor.to(self.dtype(name))
