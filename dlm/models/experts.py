@@ -63,7 +63,7 @@ def sigmoid(logits: Tensor) -> Tensor:
 
 def in_best_groups(ranked: Tensor, groups: int, top_groups: int) -> Tensor:
     """`ranked [rows, experts]` with -inf outside each row's `top_groups` groups by the sum of their two best."""
-    grouped = ranked.unflatten(-1, (groups, -1))
+    grouped = ranked.view(len(ranked), groups, -1)
     standing = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
     best = standing.topk(top_groups, dim=-1).indices
     outside = torch.ones_like(standing, dtype=torch.bool).scatter_(-1, best, False)
