@@ -117,7 +117,7 @@ def test_a_token_has_the_same_bits_alone_and_in_company(name: str, dtype: torch.
 
 
 def test_the_logistic_function_is_torchs_and_has_the_same_bits_in_every_place() -> None:
-    values = torch.linspace(-30, 30, 1001)
+    values = 4 * torch.randn(1001, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(sigmoid(values), values.sigmoid(), atol=1e-9, rtol=1e-6)
     for place in range(40):
         assert torch.equal(sigmoid(values[place:]), sigmoid(values)[place:])
