@@ -132,7 +132,11 @@ class DcpSource:
         except FileNotFoundError as error:
             raise CheckpointError(f"{error.filename} does not exist; copy every .distcp file") from error
         except Exception as error:  # torch's readers raise RuntimeError, EOFError, pickle's and zip's own errors
-            raise CheckpointError(f"{self.folder}: {name} cannot be read ({error}); fetch the folder again") from error
+            # What torch says here is advice to load the file unsafely.
+            raise CheckpointError(
+                f"{self.folder}: {name} cannot be read ({type(error).__name__}): its file is damaged, or holds "
+                "something that is not a tensor; fetch the folder again"
+            ) from error
         return tensor
 
 

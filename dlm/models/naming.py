@@ -112,7 +112,7 @@ def find_names(
     mapping = {chosen + name.removeprefix(head): name for name in wanted}
     root = chosen.removesuffix(head) if chosen.endswith(head) else chosen
     optional = {root + name for name in _tied_names(family, config)}
-    missing = sorted(name for there, name in mapping.items() if there not in clean)
+    missing = sorted(name for name in mapping if name not in clean)
     foreign = sorted(
         clean[name]
         for name in clean
