@@ -15,9 +15,6 @@ from torch.nn import functional as F
 
 from dlm.models.architecture import ROW_TILE, ExpertsConfig
 
-GROUPED_DTYPES = (torch.bfloat16,)
-"""What torch's grouped kernel on CUDA takes without falling back to a loop that waits for the device."""
-
 GroupedLinear = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Rows `[rows, in]` sorted by expert, weights `[experts, out, in]` and each expert's end row `[experts]` int32, to
 `[rows, out]`."""
@@ -88,8 +85,7 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x [rows, width]` to `[rows, width]`; rows is a multiple of `ROW_TILE`."""
         chosen, weights = self.router(x)
-        grouped = x.is_cuda and x.dtype in GROUPED_DTYPES
-        routed = self.routed(x, chosen, weights, grouped_linear if grouped else looped_linear)
+        routed = self.routed(x, chosen, weights, choose_linear(x))
         if self.shared_gate_up is None or self.shared_down is None:
             return routed
         gate, up = self.shared_gate_up(x).chunk(2, dim=-1)
@@ -140,6 +136,13 @@ def sort_by_expert(chosen: Tensor, num_experts: int, tile: int) -> tuple[Tensor,
     places = torch.empty_like(flat)
     places[order] = places_sorted
     return sources, places.view(rows, top_k), ends.to(torch.int32)
+
+
+def choose_linear(x: Tensor) -> GroupedLinear:
+    """The grouped kernel where torch has a fast one, which is for bfloat16 on CUDA from compute capability 8.0 on; else
+    the loop, which on CUDA waits for the device to know the groups."""
+    grouped = x.is_cuda and x.dtype == torch.bfloat16 and hasattr(F, "grouped_mm")
+    return grouped_linear if grouped and torch.cuda.get_device_capability(x.device) >= (8, 0) else looped_linear
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

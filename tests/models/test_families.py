@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from dlm.errors import CheckpointError
-from dlm.models.architecture import BackboneConfig, YarnConfig
-from dlm.models.backbone import Backbone
 from dlm.models.families import FAMILIES, NEMOTRON, SpecialTokens, family_of
-from dlm.models.loading import Checkpoint, load_checkpoint, random_checkpoint, read_checkpoint_config, save_checkpoint
-from dlm.models.rotary import Rotary
+from dlm.models.loading import empty_backbone, load_checkpoint, read_checkpoint_config, save_checkpoint
 from dlm.models.sizes import SIZES, SIZES_BY_FAMILY, family_of_size
+from tests.models.windows import WindowAttention, block_causal, everything, logits_of, shaken
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 FOLDERS = sorted(path.parent.name for path in GOLDENS.glob("*/logits.safetensors"))
@@ -30,60 +26,6 @@ SPECIAL = SpecialTokens(mask_id=511, eos_id=510)
 TINY = [name for name in SIZES if name.startswith("tiny")]
 ONE_FOLDER = {"llada_moe": "llada_moe", "llada2": "llada2_moe", "dream": "dream", "sdar": "sdar"}
 """Family -> a golden folder of it, beside dense LLaDA, whose config is tested with the loading."""
-
-Mask = Callable[[Tensor, Tensor], Tensor]
-"""From query positions `[rows, 1]` and key positions `[1, keys]` to who sees whom."""
-
-
-def everything(query: Tensor, key: Tensor) -> Tensor:
-    return (query >= 0) & (key >= 0)
-
-
-def causal(query: Tensor, key: Tensor) -> Tensor:
-    return query >= key
-
-
-def block_causal(length: int) -> Mask:
-    return lambda query, key: query // length >= key // length
-
-
-class WindowAttention:
-    """The definition, window by window: row i of a window sees row j where the mask says so."""
-
-    def __init__(self, lengths: Sequence[int], mask: Mask = everything) -> None:
-        self.lengths, self.mask = lengths, mask
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = torch.zeros_like(query)
-        group = query.shape[1] // key.shape[1]
-        start = 0
-        for length in self.lengths:
-            rows, place = slice(start, start + length), torch.arange(length)
-            k, v = (part[rows].repeat_interleave(group, dim=1).transpose(0, 1) for part in (key, value))
-            scores = query[rows].transpose(0, 1) @ k.transpose(1, 2) * query.shape[2] ** -0.5
-            seen = self.mask(place.unsqueeze(1), place.unsqueeze(0))
-            output[rows] = (scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v).transpose(0, 1)
-            start += length
-        return output
-
-
-@torch.inference_mode()
-def logits_of(backbone: Backbone, token_ids: Tensor, mask: Mask = everything) -> Tensor:
-    """`[rows, width, vocab]` of `token_ids [rows, width]`, each row a window of its own."""
-    rows, width = token_ids.shape
-    attention = WindowAttention([width] * rows, mask)
-    hidden = backbone(token_ids.flatten(), torch.arange(width).repeat(rows), attention)
-    return backbone.head(hidden).view(rows, width, -1)
-
-
-def shaken(size: str, dtype: str = "float32") -> Checkpoint:
-    """A random checkpoint in which no norm is 1 and no bias 0."""
-    checkpoint = random_checkpoint(size, seed=3, dtype=dtype)
-    generator = torch.Generator().manual_seed(11)
-    for parameter in checkpoint.backbone.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter += noise.to(parameter.dtype) * (0.3 if parameter.dim() == 1 else 0.1)
-    return checkpoint
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -129,6 +71,20 @@ def test_save_and_load_are_inverse(size: str, tmp_path: Path) -> None:
     assert (again.special.mask_id, again.special.eos_id) == (first.special.mask_id, first.special.eos_id)
     loaded = dict(again.backbone.named_parameters())
     assert all(torch.equal(value, loaded[name]) for name, value in first.backbone.named_parameters())
+
+
+@pytest.mark.parametrize("size", ["tiny_sdar", "tiny_dream", "tiny_moe", "tiny_llada2"])
+def test_tied_embeddings_are_written_once(size: str, tmp_path: Path) -> None:
+    config = replace(SIZES[size], tie_embeddings=True)
+    backbone = empty_backbone(config, torch.float32, "cpu")
+    backbone.initialize(1)
+    family = next(family for family in FAMILIES if family.name == family_of_size(size))
+    save_checkpoint(backbone, SPECIAL, tmp_path, family=family)
+    assert not any("head" in name for name in load_file(tmp_path / "model.safetensors"))
+    again = load_checkpoint(tmp_path).backbone
+    assert again.config == config
+    assert again.lm_head.weight.data_ptr() == again.embedding.weight.data_ptr()
+    assert torch.equal(again.lm_head.weight, backbone.embedding.weight)
 
 
 @pytest.mark.parametrize("size", TINY)
@@ -218,6 +174,7 @@ def test_a_config_that_lacks_a_key_is_refused_by_name(name: str, key: str) -> No
         ("llada_moe", {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size=64"),
         ("llada2", {"score_function": "softmax", "norm_head": True}, "norm_head=True.*score_function='softmax'"),
         ("llada2", {"rope_scaling": {"type": "yarn"}}, "rope_scaling"),
+        ("llada2", {"n_group": 3}, "num_experts=8 must divide by n_group=3"),
         ("dream", {"use_sliding_window": True}, "use_sliding_window=True"),
         ("dream", {"num_key_value_heads": 3}, "num_key_value_heads=3"),
         ("sdar", {"attention_bias": True}, r"attention_bias=True \(supported: False\)"),
@@ -264,54 +221,3 @@ def test_ids_come_from_the_config_then_the_tokenizer_then_the_caller(tmp_path: P
     (folder / "config.json").write_text(json.dumps({**config_of("llada2_moe"), "mask_token_id": 7, "eos_token_id": 8}))
     assert read_checkpoint_config(folder).special == SpecialTokens(7, 8, 502)
     assert read_checkpoint_config(folder, SPECIAL).special == SPECIAL
-
-
-YARN = YarnConfig(factor=16.0, original_positions=64, mscale=1.0, mscale_all_dim=0.5, query_beta=0.1)
-
-
-def test_yarn_tables_are_those_of_the_formula() -> None:
-    """Equations 17 to 22 of arXiv 2309.00071, dimension by dimension in Python's floats."""
-    config = BackboneConfig(64, 64, 64, 1, 2, 2, 32, 1e-5, 1e4, 300, yarn=YARN)
-    rotary = Rotary(config)
-    low = math.floor(32 * math.log(64 / (32 * 2 * math.pi)) / (2 * math.log(1e4)))
-    high = math.ceil(32 * math.log(64 / (1 * 2 * math.pi)) / (2 * math.log(1e4)))
-    magnitude = (0.1 * math.log(16) + 1) / (0.05 * math.log(16) + 1)
-    kept = stretched = 0
-    for dim in range(16):
-        frequency = 1e4 ** (-2 * dim / 32)
-        ramp = min(max((dim - max(low, 0)) / (high - max(low, 0)), 0), 1)
-        frequency = frequency * (1 - ramp) + frequency / 16 * ramp
-        kept, stretched = kept + (ramp == 0), stretched + (ramp == 1)
-        for position in (0, 1, 63, 64, 200, 299):
-            angle = position * frequency
-            assert float(rotary.cos[position, dim]) == pytest.approx(magnitude * math.cos(angle), abs=1e-4)
-            assert float(rotary.sin[position, dim]) == pytest.approx(magnitude * math.sin(angle), abs=1e-4)
-    assert kept
-    assert stretched
-    assert kept + stretched < 16
-    positions = torch.tensor([0, 63, 64, 127, 128, 299])
-    scale = rotary.gather_query_scale(positions, torch.float32)
-    assert scale is not None
-    expected = [1 + 0.1 * math.log(1 + position // 64) for position in positions.tolist()]
-    torch.testing.assert_close(scale.flatten(), torch.tensor(expected))
-
-
-def test_nemotron_is_ministral_with_another_head(tmp_path: Path) -> None:
-    """Under a causal mask, beyond the original context, with the weights handed over by their published names."""
-    from transformers import Ministral3Config, Ministral3ForCausalLM
-
-    mine = shaken("tiny_nemotron")
-    save_checkpoint(mine.backbone, mine.special, tmp_path, family=NEMOTRON)
-    written = json.loads((tmp_path / "config.json").read_text())
-    shape = {key: written[key] for key in written if key not in ("architectures", "model_type", "torch_dtype")}
-    twin = Ministral3ForCausalLM(Ministral3Config(**shape, attn_implementation="eager")).eval()
-    state = {}
-    for name, tensor in load_file(tmp_path / "model.safetensors").items():
-        state[name.replace("encoder.", "model.").replace("diffusion_head.", "lm_head.")] = tensor
-    twin.load_state_dict(state)
-    token_ids = torch.randint(0, 1024, (1, 300), generator=torch.Generator().manual_seed(9))
-    with torch.inference_mode():
-        expected = twin(token_ids).logits
-    logits = logits_of(mine.backbone, token_ids, causal)
-    assert F.softmax(expected, -1).amax() < 0.9999
-    torch.testing.assert_close(logits, expected, atol=3e-4, rtol=1e-4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dlm.errors import CheckpointError
 from dlm.models.architecture import BackboneConfig, ExpertsConfig
 from dlm.models.families.base import BLOCK_CAUSAL, Family, SpecialTokens, WeightPart, refuse, require
 from dlm.models.families.layout import SHAPE, block_weights, outer_weights, read_ids, read_shape, write_shape
@@ -36,6 +37,10 @@ def read_llada2(config: Mapping[str, Any]) -> BackboneConfig:
     """Dense layers first, then experts behind a sigmoid router with groups; part of each head is rotated."""
     require(config, LLADA2_SHAPE)
     refuse(config, LLADA2_SUPPORTED)
+    if config["num_experts"] % config["n_group"]:
+        raise CheckpointError(
+            f"config.json: num_experts={config['num_experts']} must divide by n_group={config['n_group']}"
+        )
     return BackboneConfig(
         **read_shape(config),
         intermediate_size=config["intermediate_size"],
