@@ -70,6 +70,7 @@ def test_the_layer_gives_what_the_definition_gives(name: str) -> None:
     torch.testing.assert_close(layer(x), expected, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped matmul; the loop is used")
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_grouped_matmul_equals_the_loop(name: str, dtype: torch.dtype) -> None:
