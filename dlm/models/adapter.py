@@ -31,9 +31,10 @@ USED = frozenset({"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", 
 WITHOUT_EFFECT = frozenset(
     {"base_model_name_or_path", "revision", "task_type", "auto_mapping", "inference_mode", "peft_version",
      "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "eva_config",
-     "runtime_config", "ensure_weight_tying"}
+     "runtime_config", "ensure_weight_tying", "megatron_core", "qalora_group_size"}
 )  # fmt: skip
-"""Keys that say how the adapter was trained, or which modules it has, which its tensors say too."""
+"""Keys that say how the adapter was trained, which modules it has (its tensors say it too), or that belong to a key
+that is refused."""
 
 PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
@@ -141,7 +142,11 @@ def _rank_and_scale(settings: Mapping[str, Any], module: str) -> tuple[int, floa
 def _pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
     """The value of the first pattern that is the end of the module's name, as PEFT chooses it."""
     for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
+        try:
+            fits = re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module)
+        except re.error as error:
+            raise CheckpointError(f"{CONFIG}: the pattern {pattern!r} is no regular expression: {error}") from None
+        if fits:
             return value
     return default
 
