@@ -9,23 +9,43 @@ from __future__ import annotations
 import json
 import os
 import random
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dlm.decoding.decoder import Decoder, DecoderOptions
-from dlm.decoding.engines import DualCache, Engine, Full, PrefixCache
+from dlm.decoding.engines import BlockCausal, DualCache, Engine, Full, PrefixCache, Smooth, Sparse, Vicinity
 from dlm.decoding.request import Completion, Request, SamplingParams
-from dlm.decoding.samplers import DInferThreshold, Factor, Fixed, Sampler, Threshold
+from dlm.decoding.samplers import (
+    Credit,
+    DInferThreshold,
+    Dream,
+    Factor,
+    FastDLLMDream,
+    Fixed,
+    Hierarchy,
+    LLaDA2,
+    LLaDA21Edit,
+    Sampler,
+    Scores,
+    Sdar,
+    Threshold,
+    Turn,
+)
+from dlm.decoding.samplers.base import Floats, Indices
 from dlm.errors import CheckpointError
-from dlm.models.attention import NaiveAttention, PackedAttention, SdpaAttention, Segment
+from dlm.models.attention import NaiveAttention, PackedAttention, SdpaAttention
 from dlm.models.families import SpecialTokens
-from dlm.models.loading import Checkpoint, load_checkpoint, read_checkpoint_config
+from dlm.models.loading import Checkpoint, load_checkpoint
+from dlm.models.segments import Segment
 
 ROOT = Path(os.environ.get("DLM_GOLDENS") or Path(__file__).parent / "goldens")
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/config.json"))
@@ -75,7 +95,7 @@ def cases(folder: str) -> tuple[Case, ...]:
 @cache
 def checkpoint(folder: str, dtype: str = "float32") -> Checkpoint | Unsupported:
     try:
-        return load_checkpoint(ROOT / folder, dtype=dtype)
+        return load_checkpoint(ROOT / folder, dtype=dtype, special=SpecialTokens(511, 510))
     except CheckpointError as error:
         return Unsupported(
             f"family not supported yet: {read_architecture(folder)}"
@@ -90,45 +110,133 @@ def read_architecture(folder: str) -> str:
 
 def special_tokens(case: Case) -> SpecialTokens:
     params = case.line["params"]
-    named = read_checkpoint_config(ROOT / case.folder).special
-    return SpecialTokens(params.get("mask_id", named.mask_id), params.get("eos_id", named.eos_id), params.get("eot_id"))
+    named = json.loads((ROOT / case.folder / "config.json").read_text(encoding="utf-8"))
+    mask = params.get("mask_id", named.get("mask_token_id", 511))
+    return SpecialTokens(mask, params.get("eos_id", named.get("eos_token_id")), params.get("eot_id"))
+
+
+@dataclass(frozen=True)
+class OriginDraws(Dream):
+    """Dream's `origin` with the draws that the vector records, one for each masked position."""
+
+    draws: tuple[tuple[float, ...], ...] = ()
+
+    def idle(self, turn: Turn, uniform: Callable[[int], Floats]) -> int:
+        return super().idle(turn, lambda step: np.array(self.draws[step]))
+
+    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+        drawn = np.array(self.draws[turn.step], dtype=np.float64)
+        return super().select(replace(scores, uniform=drawn), turn, memory)
+
+
+def decoder_sampler(params: dict[str, Any]) -> Sampler | Unsupported:
+    """The sampler of a dInfer case."""
+    match params["decoder"]:
+        case "threshold":
+            return DInferThreshold(params["threshold"])
+        case "hierarchy":
+            return Hierarchy(params["threshold"], params["low_threshold"])
+        case "credit":
+            named = {name: params[name] for name in ("credit_alpha", "boost_gamma", "decay_beta") if name in params}
+            return Credit(params["threshold"], **named)
+        case "fixed":
+            return Fixed()
+    return Unsupported(f"not supported yet: the {params['decoder']} decoder")
+
+
+def dinfer_engine(algorithm: str, params: dict[str, Any]) -> Engine:
+    pace = {name: params[name] for name in ("maximum_unroll", "expected_tpf")}
+    base: Engine = CACHES[params.get("cache", "none")]()
+    if "vicinity" in algorithm:
+        base = Vicinity(params["prefix_look"], params["after_look"], params["warmup_steps"], **pace)
+    if "smooth" not in algorithm:
+        return base
+    weights = {name: params[name] for name in ("cont_weight_init", "cont_weight_growth", "cont_weight")}
+    return Smooth(base, **weights, threshold_decay=params["threshold_decay"], **pace)
 
 
 def recipe(case: Case) -> tuple[Engine, Sampler] | Unsupported:
     """Engine and sampler of a case, or why it is not run."""
     algorithm, params = case.line["algorithm"], case.line["params"]
-    if algorithm == "llada_reference":
-        if case.folder == "llada_mask":
-            return Unsupported("refused by design: the program writes masks over masks and leaves them in the answer")
-        return Full(), Fixed(params["remasking"])
-    if algorithm == "fastdllm":
-        engine = CACHES[params["cache"]]()
-        if params["threshold"] is not None:
-            return engine, Threshold(params["threshold"])
-        return engine, Fixed(params["remasking"]) if params["factor"] is None else Factor(params["factor"])
-    if algorithm == "dinfer_blockwise":
-        if params["start_block_align"]:
-            return Unsupported("not supported yet: dinfer_blockwise with aligned blocks")
-        if params["decoder"] != "threshold":
-            return Unsupported(f"not supported yet: dinfer_blockwise with the {params['decoder']} decoder")
-        return CACHES[params["cache"]](), DInferThreshold(params["threshold"])
+    if case.line.get("quirk") and algorithm == "sdar_block_diffusion":
+        return Unsupported("refused by design: the program overwrites decided positions")
+    match algorithm:
+        case "llada_reference":
+            if case.folder == "llada_mask":
+                return Unsupported(
+                    "refused by design: the program writes masks over masks and leaves them in the answer"
+                )
+            return Full(), Fixed(params["remasking"])
+        case "fastdllm":
+            engine = CACHES[params["cache"]]()
+            if params["threshold"] is not None:
+                return engine, Threshold(params["threshold"])
+            return engine, Fixed(params["remasking"]) if params["factor"] is None else Factor(params["factor"])
+        case "dinfer_blockwise" | "dinfer_vicinity" | "dinfer_iter_smooth" | "dinfer_iter_smooth_vicinity":
+            sampler = decoder_sampler(params)
+            if isinstance(sampler, Unsupported):
+                return sampler
+            return dinfer_engine(algorithm, params), sampler
+        case "dinfer_block_diffusion":
+            sampler = decoder_sampler(params)
+            return sampler if isinstance(sampler, Unsupported) else (BlockCausal(), sampler)
+        case "sparse_dllm":
+            pool = params["kernel_size"] or 1
+            return Sparse(params["keep_ratio"], kernel_size=pool, head_select=False), Fixed(params["remasking"])
+        case "llada2_generate":
+            return BlockCausal(), LLaDA2(params["threshold"], params["steps"], params["minimal_topk"])
+        case "llada21_generate":
+            bars = params["threshold"], params["editing_threshold"]
+            return BlockCausal(), LLaDA21Edit(*bars, params["num_to_transfer"], params["max_post_steps"])
+        case "sdar_block_diffusion":
+            rule = params["remasking_strategy"], params["confidence_threshold"]
+            return BlockCausal(), Sdar(*rule, params["denoising_steps"])
+        case "dream_diffusion_generate":
+            if params["alg"] == "origin":
+                draws = tuple(map(tuple, params["rand_draws"]))
+                return Full(), OriginDraws("origin", eps=params["eps"], draws=draws)
+            return Full(), Dream(params["alg"], eps=params["eps"])
+        case "fastdllm_dream":
+            return Full(), FastDLLMDream(params["threshold"])
+        case "fastdllm_dream_block":
+            engine = CACHES[params["cache"]]()
+            if params["alg"] == "confidence_threshold":
+                return engine, Threshold(params["threshold"])
+            return engine, Dream("entropy", eps=params["eps"])
     return Unsupported(f"not supported yet: {algorithm}")
 
 
-def requests(case: Case, engine: Engine, sampler: Sampler) -> list[Request]:
-    params = case.line["params"]
-    values = SamplingParams(
+RUN_ON = ("llada_reference", "fastdllm", "sparse_dllm", "dream_diffusion_generate", "fastdllm_dream")
+"""Algorithms whose programs never stop early, whatever they produce."""
+
+
+def sampling(case: Case) -> SamplingParams:
+    algorithm, params = case.line["algorithm"], case.line["params"]
+    steps = params.get("steps", params["gen_length"])
+    if "steps_per_block" in params:
+        steps = params["steps_per_block"] * -(-params["gen_length"] // params["block_length"])
+    ignore = algorithm.startswith(RUN_ON)
+    if algorithm == "llada21_generate":
+        ignore = not params["eos_early_stop"]
+    if algorithm == "sdar_block_diffusion":
+        ignore = params["stopping_criteria_idx"] is None
+    return SamplingParams(
         gen_length=params["gen_length"],
-        steps=params.get("steps", 128),
-        block_length=params["block_length"],
+        steps=steps,
+        block_length=params.get("block_length", params["gen_length"]),
+        align_blocks=params.get("start_block_align", False),
         temperature=0.0,
         cfg_scale=params.get("cfg_scale", 0.0),
-        ignore_eos=case.line["algorithm"] != "dinfer_blockwise",
+        ignore_eos=ignore,
+        eos_early_stop=algorithm == "llada2_generate" and params["eos_early_stop"],
         logits_eos_inf=params.get("logits_eos_inf", False),
         confidence_eos_eot_inf=params.get("confidence_eos_eot_inf", False),
     )
+
+
+def requests(case: Case, engine: Engine, sampler: Sampler) -> list[Request]:
     prompts = enumerate(case.prompts)
-    return [Request(f"{case.id}#{row}", tuple(prompt), values, engine, sampler) for row, prompt in prompts]
+    return [Request(f"{case.id}#{row}", tuple(prompt), sampling(case), engine, sampler) for row, prompt in prompts]
 
 
 def runnable(folder: str, special: SpecialTokens) -> list[Request]:
@@ -141,17 +249,24 @@ def runnable(folder: str, special: SpecialTokens) -> list[Request]:
     return found
 
 
+def as_left(case: Case, canvas: list[int]) -> list[int]:
+    """A canvas of ours as the program leaves its own: dInfer fills behind the end, LLaDA2 cuts there."""
+    algorithm, params, special = case.line["algorithm"], case.line["params"], special_tokens(case)
+    if algorithm.startswith("dinfer") and params["early_stop"]:
+        return [special.eos_id if token == special.mask_id else token for token in canvas]
+    if algorithm.startswith("llada2"):
+        canvas = canvas[: params["gen_length"]]
+        return canvas[: canvas.index(special.eos_id) + 1] if special.eos_id in canvas else canvas
+    return canvas
+
+
 def compare(case: Case, completions: dict[str, Completion]) -> None:
     """Tokens are equal; nfe and positions are never above the program's, and equal where it made no idle forward."""
     line = case.line
     rows = [completions[f"{case.id}#{row}"] for row in range(len(case.prompts))]
     assert [row.error for row in rows] == [None] * len(rows)
     for row, expected in zip(rows, case.outputs, strict=True):
-        got = list(row.canvas_ids)
-        if line["algorithm"] == "dinfer_blockwise" and line["params"]["early_stop"]:
-            special = special_tokens(case)
-            got = [special.eos_id if token == special.mask_id else token for token in got]
-        assert got == expected
+        assert as_left(case, list(row.canvas_ids)) == expected
         assert row.nfe <= line["nfe"]
     assert sum(row.positions for row in rows) <= sum(line["forward_tokens"])
     if line["algorithm"] == "fastdllm" and len(rows) == 1:
@@ -195,25 +310,39 @@ def test_decode(folder: str, index: int, company: str) -> None:
 BACKENDS: list[type[PackedAttention]] = [SdpaAttention, NaiveAttention]
 
 
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: str(backend.name))  # type: ignore[attr-defined]
+def packed_logits(
+    model: Checkpoint, backend: type[PackedAttention], token_ids: torch.Tensor, block: int | None
+) -> torch.Tensor:
+    """Logits `[rows, width, vocab]` of `token_ids [rows, width]`; with `block` no row sees a later block."""
+    rows, width = token_ids.shape
+    config, size = model.backbone.config, block or width
+    shape = (config.num_layers, rows * width, config.num_kv_heads, config.head_dim)
+    keys, values = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
+    segments = [
+        Segment(row * width + at, size, row * width + at, row * width, at + size)
+        for row in range(rows)
+        for at in range(0, width, size)
+    ]
+    with torch.inference_mode():
+        positions = torch.arange(width).repeat(rows)
+        hidden = model.backbone(token_ids.flatten(), positions, backend(segments, keys, values))
+        return model.backbone.head(hidden).view(rows, width, -1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=["sdpa", "naive"])
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_logits(folder: str, backend: type[Any]) -> None:
+def test_logits(folder: str, backend: type[PackedAttention]) -> None:
     model = checkpoint(folder)
     if isinstance(model, Unsupported):
         pytest.xfail(model.reason)
     vectors = load_file(ROOT / folder / "logits.safetensors")
-    rows, width = vectors["input_ids"].shape
-    with torch.inference_mode():
-        segments = [Segment(row * width, width) for row in range(rows)]
-        positions = torch.arange(width).repeat(rows)
-        logits = model.backbone.head(model.backbone(vectors["input_ids"].flatten(), positions, backend(segments)))
-        torch.testing.assert_close(logits.view(rows, width, -1), vectors["logits"], atol=3e-4, rtol=1e-4)
-        if "attention_mask" not in vectors:
-            return
-        for row in range(rows):
-            kept = vectors["attention_mask"][row].bool()
-            tokens = vectors["input_ids"][row][kept]
-            alone = backend([Segment(0, len(tokens))])
-            logits = model.backbone.head(model.backbone(tokens, torch.arange(len(tokens)), alone))
-            expected = vectors["logits_attention_mask"][row][kept]
-            torch.testing.assert_close(logits, expected, atol=3e-4, rtol=1e-4)
+    with safe_open(ROOT / folder / "logits.safetensors", "pt") as file:
+        block = int((file.metadata() or {}).get("block_length", 0)) or None
+    close = partial(torch.testing.assert_close, atol=3e-4, rtol=1e-4)
+    close(packed_logits(model, backend, vectors["input_ids"], block), vectors["logits"])
+    if "logits_full_attention" in vectors:
+        close(packed_logits(model, backend, vectors["input_ids"], None), vectors["logits_full_attention"])
+    for row, mask in enumerate(vectors.get("attention_mask", [])):
+        kept = mask.bool()
+        alone = packed_logits(model, backend, vectors["input_ids"][row][kept].unsqueeze(0), None)
+        close(alone[0], vectors["logits_attention_mask"][row][kept])

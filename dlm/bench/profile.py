@@ -14,8 +14,8 @@ from dlm.decoding.canvas import Canvas
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.packing import Batch
 from dlm.decoding.selection import Choice, Selector
-from dlm.models.attention import Segment
 from dlm.models.backbone import Backbone, Layer, RMSNorm
+from dlm.models.segments import Segment
 
 PARTS = ("embedding", "norms", "matmul", "attention", "elementwise", "head", "scores", "host")
 """`elementwise`: rotary embedding, activation, residuals; `scores`: from logits to what is revealed; `host`: planning

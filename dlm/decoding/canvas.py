@@ -4,74 +4,104 @@ besides the arena."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dlm.decoding import noise
+from dlm.decoding.engines import Plan
+from dlm.decoding.layout import Block, IntArray, blocks_from, first_block
+from dlm.decoding.pace import Pace
 from dlm.decoding.request import Request
-
-IntArray = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Block:
-    """Canvas positions `[start, stop)` and the steps that a schedule gives them."""
-
-    start: int
-    stop: int
-    steps: int
-
-
-def layout(tokens: IntArray, prompt_length: int, block_length: int, steps: int, mask_id: int) -> tuple[Block, ...]:
-    """Blocks of `block_length` from the end of the prompt, or from the first mask inside it; the last may be short.
-
-    Blocks without a mask are left out. `steps` is shared evenly, the earlier blocks taking the remainder.
-    """
-    first = int(np.argmax(tokens == mask_id)) if (tokens[:prompt_length] == mask_id).any() else prompt_length
-    starts = range(first, len(tokens), block_length)
-    spans = [(start, min(start + block_length, len(tokens))) for start in starts]
-    spans = [(start, stop) for start, stop in spans if (tokens[start:stop] == mask_id).any()]
-    share, extra = divmod(steps, len(spans))
-    return tuple(Block(start, stop, share + (index < extra)) for index, (start, stop) in enumerate(spans))
+from dlm.decoding.samplers import Turn
 
 
 class Canvas:
     """Prompt and masked positions of one sample, and how far it has come.
 
+    Args:
+        request: what is asked.
+        sample: which of its samples.
+        seed: of its noise.
+        mask_id: an undecided position.
+        shifted: the model's row i predicts position i + 1.
+
     Attributes:
         tokens: `[length]` int64, the mask id where undecided.
         given: `[length]` bool, the positions that the prompt decided.
         blocks, block_index: the layout and the active block.
-        block_steps: forwards made in the active block.
+        block_forwards: forwards made in the active block.
+        block_steps: steps of a schedule taken in it: the forwards, and those steps that reveal nothing and need none.
         block_masks: masks the active block had at its start.
         nfe, positions: forwards made and positions recomputed so far.
+        committed: positions before this one have their final keys and values in the arena (block-causal engines).
+        plan: the next forward.
+        pace: what the program that the engine comes from would have counted.
         slots: arena ranges (start) of the canvas and of its unconditional twin, while it runs; None without a cache.
         memory: what the sampler keeps for the active block; None at its start.
+        tensors: what is kept on the device for the canvas, by name (`selection.py`, `smoothing.py`).
     """
 
-    def __init__(self, request: Request, sample: int, seed: int, mask_id: int) -> None:
+    def __init__(self, request: Request, sample: int, seed: int, mask_id: int, *, shifted: bool = False) -> None:
         params = request.params
-        self.request, self.sample, self.seed, self.mask_id = request, sample, seed, mask_id
+        self.request, self.sample, self.seed, self.mask_id, self.shifted = request, sample, seed, mask_id, shifted
         self.prompt_length = len(request.prompt_ids)
-        self.tokens = np.full(self.prompt_length + params.gen_length, mask_id, dtype=np.int64)
+        size, zeroed = params.block_length, request.engine.blocks_from_zero
+        length = self.prompt_length + params.gen_length
+        self.tokens = np.full(-(-length // size) * size if zeroed else length, mask_id, dtype=np.int64)
         self.tokens[: self.prompt_length] = request.prompt_ids
         self.given = self.tokens != mask_id
-        self.blocks = layout(self.tokens, self.prompt_length, params.block_length, params.steps, mask_id)
+        if request.sampler.whole_canvas and request.engine.name == "full":
+            self.blocks = blocks_from(self.tokens, 0, len(self.tokens), params.steps, mask_id)
+        else:
+            aligned = zeroed or params.align_blocks
+            first = first_block(self.tokens, self.prompt_length, size, mask_id, aligned=aligned)
+            self.blocks = blocks_from(self.tokens, first, size, params.steps, mask_id)
         self.nfe = 0
         self.positions = 0
+        self.committed = 0
+        self.pace = Pace()
         self.slots: tuple[int | None, ...] = ()
         self.admitted = 0.0
         self.step_map = np.zeros(self.length, dtype=np.int64)
         self.logprobs = np.full(self.length, np.nan)
+        self.tensors: dict[str, Any] = {}
         self._enter(0)
 
     def _enter(self, block_index: int) -> None:
         self.block_index = block_index
-        self.block_steps = 0
+        self.block_forwards = self.block_steps = 0
         self.block_masks = len(self.masked())
         self.memory: Any = None
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Plan the next forward; steps of the schedule that reveal nothing are passed over."""
+        engine = self.request.engine
+        if engine.unroll is not None:
+            self.pace.begin(len(self.masked()), engine.unroll)
+        self.plan: Plan = engine.plan(self)
+        if not self.plan.first_only:
+            self.block_steps += self.request.sampler.idle(self.turn(), self.uniform)
+
+    def uniform(self, step: int, positions: IntArray | None = None) -> npt.NDArray[np.float64]:
+        """Noise in (0, 1) for `positions` (default: the masks of the block) at a step of the block's schedule."""
+        where = self.masked() if positions is None else positions
+        return noise.uniform(noise.keys(self.seed, self.sample, step, where, noise.ORDER))
+
+    def turn(self) -> Turn:
+        """Where the active block stands, for the sampler."""
+        smoothing = self.request.engine.smoothing
+        return Turn(
+            step=self.block_steps,
+            steps=self.block.steps,
+            masks=self.block_masks,
+            left=len(self.masked()),
+            block_length=self.request.params.block_length,
+            gen_length=self.request.params.gen_length,
+            floor=smoothing.floor(self.pace.forwards) if smoothing else 0.0,
+        )
 
     @property
     def length(self) -> int:
@@ -93,34 +123,73 @@ class Canvas:
     def guided(self) -> bool:
         return self.request.params.cfg_scale > 0
 
+    @property
+    def cost(self) -> int:
+        """Rows of the next forward."""
+        return self.plan.rows * (2 if self.guided else 1)
+
     def masked(self) -> IntArray:
         """Masked positions of the active block, ascending."""
         inside = self.tokens[self.block_start : self.block_stop] == self.mask_id
         return np.flatnonzero(inside) + self.block_start
 
+    def candidates(self) -> IntArray:
+        """Positions that the next forward may write, ascending: the masks of the active block, and for samplers that
+        edit its decided positions that the prompt did not give."""
+        if self.plan.first_only:
+            return np.array([self.block_start])
+        if not self.request.sampler.edits:
+            return self.masked()
+        return np.flatnonzero(~self.given[self.block_start : self.block_stop]) + self.block_start
+
+    def scored(self) -> IntArray:
+        """Positions whose logits the next forward is asked for: the candidates, and all masks that are recomputed where
+        the engine feeds what is expected there."""
+        if self.request.engine.smoothing is None:
+            return self.candidates()
+        masks = self.tokens == self.mask_id
+        spans = [np.arange(window.start, window.stop) for window in self.plan.windows]
+        return np.concatenate([span[masks[span]] for span in spans])
+
     def demanded(self) -> int:
         """How many positions this forward must reveal at least so that `max_nfe` is kept and every block gets one."""
+        here = len(self.masked())
         limit = self.request.params.max_nfe
-        if limit is None:
-            return 1
+        if self.plan.first_only or limit is None or not here:
+            return min(1, here)
         budget = limit - self.nfe
         left = int((self.tokens == self.mask_id).sum())
-        here = len(self.masked())
-        blocks_after = len(self.blocks) - self.block_index - 1
-        forwards = max(1, min(budget - blocks_after, -(-budget * here // left)))
+        forwards = max(1, min(budget - self.reserved(self.block_index + 1), -(-budget * here // left)))
         return -(-here // forwards)
 
-    def reveal(self, positions: IntArray, tokens: IntArray, logprobs: npt.NDArray[np.float64] | None) -> None:
-        """Write tokens at masked positions, as the outcome of the forward just counted."""
+    def reserved(self, block_index: int) -> int:
+        """Fewest forwards that the blocks from `block_index` on can take."""
+        engine, shifted = self.request.engine, self.shifted
+        seeded = engine.name == "causal_commit" or (shifted and engine.slots(self) > 0)
+        each = (1 + (seeded and block.stop - block.start > 1) for block in self.blocks[block_index:])
+        return sum(each)
+
+    def write(self, positions: IntArray, tokens: IntArray, logprobs: npt.NDArray[np.float64] | None) -> None:
+        """Put tokens where they were chosen, as the outcome of the forward just counted."""
         self.tokens[positions] = tokens
         self.step_map[positions] = self.nfe
         if logprobs is not None:
             self.logprobs[positions] = logprobs
 
+    def count_forward(self) -> None:
+        """The planned forward was made."""
+        self.nfe += 1
+        self.positions += self.cost
+        self.block_forwards += 1
+        self.block_steps += 1
+        self.pace.advance(self.plan.phase, self.block_index)
+        self.committed = self.block_start
+
     def answer(self, end_ids: Sequence[int]) -> tuple[IntArray, bool]:
         """The generated tokens up to the active block's end that lie before the first end token, and whether there is
         one."""
-        generated = self.tokens[self.prompt_length : max(self.block_stop, self.prompt_length)]
+        stop = min(self.block_stop, self.prompt_length + self.request.params.gen_length)
+        generated = self.tokens[self.prompt_length : max(stop, self.prompt_length)]
         ends = np.flatnonzero(np.isin(generated, end_ids))
         return (generated[: ends[0]], True) if len(ends) else (generated, False)
 
@@ -128,5 +197,8 @@ class Canvas:
         """Enter the next block; False when there is none."""
         if self.block_index + 1 == len(self.blocks):
             return False
+        engine = self.request.engine
+        while engine.unroll is not None and self.pace.idles:
+            self.pace.advance(engine.plan(self).phase, self.block_index)
         self._enter(self.block_index + 1)
         return True

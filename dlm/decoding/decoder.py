@@ -19,11 +19,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from dlm.decoding import smoothing
 from dlm.decoding.arena import Arena
-from dlm.decoding.canvas import Canvas, IntArray
+from dlm.decoding.canvas import Canvas
+from dlm.decoding.layout import IntArray
 from dlm.decoding.packing import Batch
 from dlm.decoding.request import Completion, Request
 from dlm.decoding.scheduler import Scheduler
@@ -138,34 +141,40 @@ class Decoder:
         outside = [token for token in prompt if not 0 <= token < config.vocab_size]
         if outside:
             faults.append(f"prompt token {outside[0]} is outside the vocabulary 0..{config.vocab_size - 1}")
-        length = len(prompt) + params.gen_length
-        if length > config.max_positions:
+        canvas = self._canvas(request, 0, 0)
+        if canvas.length > config.max_positions:
             faults.append(
-                f"prompt of {len(prompt)} tokens and gen_length={params.gen_length} make {length} positions, the "
-                f"model has {config.max_positions}; shorten one of them"
+                f"prompt of {len(prompt)} tokens and gen_length={params.gen_length} make {canvas.length} positions, "
+                f"the model has {config.max_positions}; shorten one of them"
             )
         if params.logits_eos_inf and self.special.eos_id is None:
             faults.append("logits_eos_inf needs an end-of-sequence token, the model names none")
-        slots = length * (2 if params.cfg_scale > 0 else 1)
-        if request.engine.uses_cache and slots > self.arena.ranges.capacity:
+        slots = request.engine.slots(canvas) * (2 if canvas.guided else 1)
+        if slots > self.arena.ranges.capacity:
             faults.append(
                 f"the request needs {slots} arena slots, the arena has {self.arena.ranges.capacity}; raise arena_tokens"
             )
-        if not faults:
-            canvas = Canvas(request, 0, 0, self.special.mask_id)
-            try:
-                request.sampler.check(params, len(canvas.blocks))
-            except RequestError as error:
-                faults.append(str(error))
+        if canvas.guided and request.engine.smoothing is not None:
+            faults.append(f"cfg_scale={params.cfg_scale} is not defined with smoothed inputs; set it to 0")
+        least = canvas.reserved(0)
+        if params.max_nfe is not None and params.max_nfe < least:
+            faults.append(f"max_nfe={params.max_nfe} must be at least {least} with this engine and block_length")
+        try:
+            request.sampler.check(params, len(canvas.blocks))
+        except RequestError as error:
+            faults.append(str(error))
         if faults:
             raise RequestError("; ".join(faults))
+
+    def _canvas(self, request: Request, sample: int, seed: int) -> Canvas:
+        return Canvas(request, sample, seed, self.special.mask_id, shifted=self.backbone.config.shifted)
 
     def add(self, request: Request) -> None:
         """Queue a request; it joins at the next step that has room. Raises `RequestError`."""
         self.check(request)
         seed = secrets.randbits(63) if request.params.seed is None else request.params.seed
         for sample in range(request.params.n):
-            self._waiting.append(Canvas(request, sample, seed, self.special.mask_id))
+            self._waiting.append(self._canvas(request, sample, seed))
 
     @property
     def has_work(self) -> bool:
@@ -218,12 +227,12 @@ class Decoder:
     def _admit(self) -> None:
         while self._waiting and self.scheduler.has_room:
             canvas = self._waiting[0]
-            count = 2 if canvas.guided else 1
-            if canvas.request.engine.uses_cache:
+            count, length = 2 if canvas.guided else 1, canvas.request.engine.slots(canvas)
+            if length:
                 slots: list[int | None] = []
                 with torch.inference_mode():
                     for _ in range(count):
-                        slots.append(self.arena.take(canvas.length))
+                        slots.append(self.arena.take(length))
                 if None in slots:
                     self._give_back(slots)
                     return
@@ -251,12 +260,9 @@ class Decoder:
         """One forward for every canvas that fits: plan, forward, select, commit."""
         begun = time.perf_counter()
         self._admit()
-        canvases = self.scheduler.pick(self._cost)
+        canvases = self.scheduler.pick(lambda canvas: canvas.cost)
         batch = Batch.of(canvases)
         hidden = self._forward(batch)
-        for canvas in canvases:
-            canvas.nfe += 1
-            canvas.positions += self._cost(canvas)
         finished, revealed = self._commit(canvases, self.selector.select(batch, canvases, hidden))
         self.stats.num_steps += 1
         self.stats.num_rows += batch.num_rows
@@ -266,26 +272,25 @@ class Decoder:
         engines = frozenset(canvas.request.engine.name for canvas in canvases)
         return finished, StepReport(len(canvases), batch.num_rows, revealed, engines)
 
-    @staticmethod
-    def _cost(canvas: Canvas) -> int:
-        window = canvas.request.engine.window(canvas)
-        return (window.stop - window.start) * (2 if canvas.guided else 1)
-
     def _forward(self, batch: Batch) -> Tensor:
         """Hidden states `[num_rows, hidden]` of the packed windows: the one model call of a step."""
         device = self.backbone.device
         attention = self.backend(batch.segments, self.arena.keys, self.arena.values)
         token_ids, positions = upload(batch.token_ids(), device), upload(batch.positions(), device)
-        hidden: Tensor = self.backbone(token_ids, positions, attention)
+        embedded = smoothing.embed(self.backbone, batch, token_ids)
+        hidden: Tensor = self.backbone(token_ids, positions, attention, embedded)
         return hidden
 
     def _commit(self, canvases: Sequence[Canvas], choices: Sequence[Choice]) -> tuple[list[Completion], int]:
         """Write what was chosen, move on where a block is done, and take out what has ended."""
         finished = []
         for canvas, choice in zip(canvases, choices, strict=True):
-            canvas.reveal(choice.positions, choice.tokens, choice.logprobs)
-            canvas.block_steps += 1
-            if len(canvas.masked()):
+            weight = smoothing.weight(canvas)
+            canvas.count_forward()
+            canvas.write(choice.positions, choice.tokens, choice.logprobs)
+            smoothing.remember(canvas, self.backbone, weight)
+            if self._goes_on(canvas, choice):
+                canvas.prepare()
                 continue
             answer, ended = canvas.answer(self.special.end_ids)
             stop = canvas.request.should_stop
@@ -294,6 +299,17 @@ class Decoder:
                 finished.append(self._complete(canvas, answer, ended or halted))
                 self._remove(canvas)
         return finished, sum(len(choice.positions) for choice in choices)
+
+    def _goes_on(self, canvas: Canvas, choice: Choice) -> bool:
+        """Whether the active block needs another forward."""
+        params, left = canvas.request.params, len(canvas.masked())
+        if not left and params.max_nfe is not None and canvas.nfe >= params.max_nfe:
+            return False
+        if params.eos_early_stop and np.isin(choice.tokens, self.special.end_ids).any():
+            answer, ended = canvas.answer(self.special.end_ids)
+            if ended and canvas.mask_id not in answer:
+                return False
+        return not canvas.request.sampler.done(left, canvas.memory)
 
     # Completions out
 

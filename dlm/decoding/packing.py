@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dlm.decoding.canvas import Canvas, IntArray
+from dlm.decoding.canvas import Canvas
 from dlm.decoding.engines import Window
-from dlm.models.attention import Segment, packing_order
+from dlm.decoding.layout import IntArray
+from dlm.models.segments import Segment, packing_order
 
 
 @dataclass(frozen=True)
@@ -27,22 +28,20 @@ class Entry:
 
     def segment(self, row: int) -> Segment:
         """The window as rows `[row, row + rows)` of a packed batch."""
+        window = self.window
         if self.slot is None:
             return Segment(row, self.rows)
-        kept = self.slot + self.window.start if self.window.keep else None
-        if self.window.cached:
-            return Segment(row, self.rows, kept, self.slot, self.canvas.length)
-        return Segment(row, self.rows, kept)
+        if window.retain is not None:
+            return Segment(row, self.rows, self.slot, retain=window.retain)
+        kept = None if window.place is None else self.slot + window.place
+        if window.keys is None:
+            return Segment(row, self.rows, kept)
+        return Segment(row, self.rows, kept, self.slot, window.keys, window.causal)
 
     def token_ids(self) -> IntArray:
         window = slice(self.window.start, self.window.stop)
         tokens = self.canvas.tokens[window]
         return np.where(self.canvas.given[window], self.canvas.mask_id, tokens) if self.twin else tokens
-
-    def order(self) -> tuple[bool, int, int, int]:
-        """Sort key that lets equal shapes lie together."""
-        segment = self.segment(0)
-        return packing_order(segment.rows, segment.num_keys, segment.key_start)
 
 
 @dataclass
@@ -57,18 +56,21 @@ class Batch:
     entries: list[Entry] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     num_rows: int = 0
-    _offsets: dict[tuple[int, bool], int] = field(default_factory=dict)
+    _offsets: dict[tuple[int, bool], list[tuple[Window, int]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, canvases: Sequence[Canvas]) -> Batch:
         """The next windows of `canvases`."""
-        entries = []
-        for canvas in canvases:
-            window = canvas.request.engine.window(canvas)
-            entries += [Entry(canvas, window, bool(twin), slot) for twin, slot in enumerate(canvas.slots)]
+        entries = [
+            Entry(canvas, window, bool(twin), slot)
+            for canvas in canvases
+            for twin, slot in enumerate(canvas.slots)
+            for window in canvas.plan.windows
+        ]
         batch = cls()
-        for entry in sorted(entries, key=Entry.order):
-            batch._offsets[id(entry.canvas), entry.twin] = batch.num_rows - entry.window.start
+        for entry in sorted(entries, key=lambda entry: packing_order(entry.segment(0))):
+            places = batch._offsets.setdefault((id(entry.canvas), entry.twin), [])
+            places.append((entry.window, batch.num_rows - entry.window.start))
             batch.entries.append(entry)
             batch.segments.append(entry.segment(batch.num_rows))
             batch.num_rows += entry.rows
@@ -83,5 +85,17 @@ class Batch:
         return np.concatenate([np.arange(entry.window.start, entry.window.stop) for entry in self.entries])
 
     def rows(self, canvas: Canvas, positions: IntArray, *, twin: bool = False) -> IntArray:
-        """Rows of the batch where the canvas's `positions` stand."""
-        return positions + self._offsets[id(canvas), twin]
+        """Rows of the batch that predict the canvas's `positions`.
+
+        Where the plan is shifted that is the row of the position before; the first row of a window then stands for
+        itself too.
+        """
+        places = self._offsets[id(canvas), twin]
+        if canvas.plan.shifted:
+            first = min(window.start for window, _ in places)
+            positions = np.maximum(positions - 1, first)
+        rows = np.empty_like(positions)
+        for window, offset in places:
+            inside = (positions >= window.start) & (positions < window.stop)
+            rows[inside] = positions[inside] + offset
+        return rows

@@ -27,12 +27,15 @@ class SamplingParams:
         steps: total of a schedule, 1..8192 (LLaDA's meaning). Where it does not divide evenly the earlier blocks take
             the remainder. Samplers without a schedule do not use it, as in the reference programs.
         block_length: length of a semi-autoregressive block.
+        align_blocks: blocks lie on multiples of `block_length` (dInfer's `start_block_align`), so that the first may
+            hold the end of the prompt; otherwise they begin where the prompt ends.
         temperature: 0..2; 0 takes the most probable token.
         top_k, top_p: filters applied before sampling; 0 and 1.0 keep everything. Not used at temperature 0.
         cfg_scale: classifier-free guidance, >= 0: logits = u + (cfg_scale + 1) (l - u).
         max_nfe: ceiling of forwards for this prompt; when the remaining budget demands it more positions are revealed
             than the sampler would.
         ignore_eos: decode the whole canvas instead of stopping after the block that ends the answer.
+        eos_early_stop: stop inside a block, as soon as an end token is there and nothing before it is undecided.
         logits_eos_inf: the end-of-sequence token can not be chosen.
         confidence_eos_eot_inf: positions that propose end-of-sequence or end-of-turn are revealed last.
         seed: of the noise; None draws one, which the completion reports.
@@ -44,12 +47,14 @@ class SamplingParams:
     max_tokens: int | None = None
     steps: int = 128
     block_length: int = 32
+    align_blocks: bool = False
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     cfg_scale: float = 0.0
     max_nfe: int | None = None
     ignore_eos: bool = False
+    eos_early_stop: bool = False
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
     seed: int | None = None
@@ -76,6 +81,8 @@ class SamplingParams:
             _whole(found, "max_nfe", self.max_nfe, blocks, None, "one forward for each block")
         if self.seed is not None:
             _whole(found, "seed", self.seed, 0, 2**63 - 1)
+        if self.ignore_eos and self.eos_early_stop:
+            found.append("eos_early_stop=True goes against ignore_eos=True; leave one of them out")
         _real(found, "temperature", self.temperature, 0.0, 2.0)
         _real(found, "cfg_scale", self.cfg_scale, 0.0, None)
         _real(found, "top_p", self.top_p, 0.0, 1.0, open_low=True)
@@ -93,7 +100,8 @@ def _real(
     found: list[str], name: str, value: object, low: float, high: float | None, *, open_low: bool = False
 ) -> None:
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    good = good and (value > low if open_low else value >= low) and (high is None or value <= high)  # type: ignore[operator]
+    if isinstance(value, int | float):
+        good = good and (value > low if open_low else value >= low) and (high is None or value <= high)
     if not good:
         bound = f"{'above' if open_low else 'at least'} {low}" + ("" if high is None else f" and at most {high}")
         found.append(f"{name}={value!r} must be a finite number, {bound}")
@@ -103,6 +111,14 @@ def check_real(name: str, value: object, low: float, high: float | None, *, open
     """Raise `RequestError` unless `value` is a finite number in range; for the parameters of engines and samplers."""
     found: list[str] = []
     _real(found, name, value, low, high, open_low=open_low)
+    if found:
+        raise RequestError(found[0])
+
+
+def check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raise `RequestError` unless `value` is a whole number in range; for the parameters of engines and samplers."""
+    found: list[str] = []
+    _whole(found, name, value, low, high)
     if found:
         raise RequestError(found[0])
 
@@ -141,8 +157,8 @@ class Completion:
         nfe: forwards this canvas took part in; a guided pair counts once.
         positions: positions recomputed, summed over those forwards (a guided pair counts twice).
         seconds: from admission to the end.
-        step_map: for each position of `canvas_ids` the 1-based forward that revealed it, 0 where none did; only with
-            `record`.
+        step_map: for each position of `canvas_ids` the 1-based forward that gave it its token, 0 where none did; only
+            with `record`.
         logprobs: for each position of `canvas_ids` the log-probability of its token under the raw logits (after
             guidance, before temperature and filters) of the forward that revealed it, nan where none did; only with
             `record`. Not an autoregressive likelihood.

@@ -16,9 +16,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dlm.decoding.noise import gumbel
+from dlm.models.backbone import ROW_TILE
 
 SLICE_BYTES = 4 << 20
 """Rows are reduced in slices of about this size, so that the passes over a slice find it in the processor's cache."""
@@ -29,6 +31,8 @@ STRETCH = 128
 
 class Head(Protocol):
     """The part of a model that scoring needs."""
+
+    embedding: nn.Embedding
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits `[rows, vocab]` of `hidden [rows, hidden]`."""
@@ -45,6 +49,8 @@ class ScoreSpec:
         banned: ids whose logit becomes -inf before anything else.
         deferred: ids whose logit becomes -inf once the proposal is made: positions proposing them get confidence 0.
         record: the log-probability of the proposal under the raw logits is wanted too.
+        boosted: amounts are added to single logits first.
+        observe: what else is wanted of the raw logits, a key of `OBSERVERS`; empty for nothing.
     """
 
     order: str
@@ -55,11 +61,13 @@ class ScoreSpec:
     banned: tuple[int, ...] = ()
     deferred: tuple[int, ...] = ()
     record: bool = False
+    boosted: bool = False
+    observe: str = ""
 
     @property
     def alters_logits(self) -> bool:
         """Whether log-probabilities under the raw logits need a pass of their own."""
-        return self.record and bool(self.banned or self.deferred)
+        return self.record and bool(self.banned or self.deferred or self.boosted)
 
 
 @dataclass(frozen=True)
@@ -91,48 +99,76 @@ class Proposals:
         return cls(tokens.astype(np.int64), rank if spec.order in STATISTICS else -log_odds, log_odds, logprobs)
 
 
-def score(
-    model: Head, hidden: Tensor, twin: Tensor | None, keys: Tensor | None, spec: ScoreSpec, max_rows: int
-) -> Tensor:
+@dataclass(frozen=True)
+class Rows:
+    """The candidates of one spec, on the device.
+
+    Attributes:
+        hidden: `[rows, hidden]`.
+        twin: the same positions of the unconditional twins, when guided.
+        keys: `[rows]` int64 noise keys, when the temperature is above 0.
+        boosts: rows and tokens `[k]` int64 and amounts `[k]` float32, when boosted.
+    """
+
+    hidden: Tensor
+    twin: Tensor | None = None
+    keys: Tensor | None = None
+    boosts: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def slice(self, start: int, stop: int) -> Rows:
+        """Rows `[start, stop)`."""
+        boosts = self.boosts
+        if boosts is not None:
+            here = (boosts[0] >= start) & (boosts[0] < stop)
+            boosts = (boosts[0][here] - start, boosts[1][here], boosts[2][here])
+        part = slice(start, stop)
+        twin = None if self.twin is None else self.twin[part]
+        return Rows(self.hidden[part], twin, None if self.keys is None else self.keys[part], boosts)
+
+
+def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tensor, Tensor | None]:
     """Score the rows of one spec.
 
     Args:
         model: gives logits.
-        hidden: `[rows, hidden]` of the candidates.
-        twin: `[rows, hidden]` of the same positions of the unconditional twins, when guided.
-        keys: `[rows]` int64 noise keys, when the temperature is above 0.
+        rows: what to score.
         spec: how.
         max_rows: rows of logits that may exist at once.
 
     Returns:
         `[6, rows]` float64, to be finished by `Proposals.from_table`: proposed token; the order's statistic, else 0;
         the sum of exp(l_v - max) over v other than the proposal; max - l_proposal, inf when deferred; and the same two
-        of the raw logits, over all v, when the spec alters them.
+        of the raw logits, over all v, when the spec alters them. Then `[rows, ...]`, what the spec's observer made of
+        the raw logits, or None.
     """
-    parts = []
-    for start in range(0, hidden.shape[0], max_rows):
-        chunk = slice(start, start + max_rows)
-        logits = model.head(hidden[chunk])
-        if twin is not None:
-            unconditional = model.head(twin[chunk])
+    parts, observed = [], []
+    for start in range(0, rows.hidden.shape[0], max_rows):
+        chunk = rows.slice(start, start + max_rows)
+        logits = model.head(chunk.hidden)
+        if chunk.twin is not None:
+            unconditional = model.head(chunk.twin)
             logits = unconditional + (spec.cfg_scale + 1.0) * (logits - unconditional)
+        if spec.observe:
+            observed.append(OBSERVERS[spec.observe](model, logits))
         step = logits.shape[0]
         if logits.device.type == "cpu":
             step = max(1, SLICE_BYTES // (logits.shape[1] * logits.element_size()))
         for first in range(0, logits.shape[0], step):
-            rows = slice(first, first + step)
-            row_keys = None if keys is None else keys[chunk][rows]
-            parts.append(_score_slice(logits[rows], row_keys, spec))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            parts.append(_score_slice(logits[first : first + step], chunk.slice(first, first + step), spec))
+    table = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    return table, torch.cat(observed) if observed else None
 
 
-def _score_slice(logits: Tensor, keys: Tensor | None, spec: ScoreSpec) -> Tensor:
+def _score_slice(logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     raw = logits.clone() if spec.alters_logits else None
+    if rows.boosts is not None:
+        row, boosted, amounts = rows.boosts
+        logits.index_put_((row, boosted), amounts.to(logits.dtype), accumulate=True)
     if spec.banned:
         logits[:, list(spec.banned)] = -torch.inf
-    token = argmax(logits) if keys is None else _draw(logits, keys, spec)
+    token = argmax(logits) if rows.keys is None else _draw(logits, rows.keys, spec)
     at = token.unsqueeze(1)
     chosen = logits.gather(1, at)
     nothing = torch.zeros_like(token, dtype=torch.float64)
@@ -195,3 +231,23 @@ def _margin(logits: Tensor) -> Tensor:
 
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {"entropy": _negative_entropy, "margin": _margin}
 """Orders that rank by another quantity than the proposal's odds."""
+
+
+def _log_probabilities(model: Head, logits: Tensor) -> Tensor:
+    """log softmax in at least float32, `[rows, vocab]`."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return wide.log_softmax(-1)
+
+
+def _expected_embedding(model: Head, logits: Tensor) -> Tensor:
+    """softmax(logits) E, `[rows, hidden]`; rows are rounded up to whole tiles, so that neighbours do not matter."""
+    spare = -logits.shape[0] % ROW_TILE
+    probability = F.pad(logits.softmax(-1), (0, 0, 0, spare))
+    return F.linear(probability, model.embedding.weight.t())[: logits.shape[0]]
+
+
+OBSERVERS: dict[str, Callable[[Head, Tensor], Tensor]] = {
+    "log_probabilities": _log_probabilities,
+    "expected_embedding": _expected_embedding,
+}
+"""What can be asked of the raw logits (after guidance) besides proposals."""

@@ -1,9 +1,10 @@
-"""From hidden states to what each canvas reveals: score the candidates, ask the samplers, keep the guarantees."""
+"""From hidden states to what each canvas writes: score the candidates, ask the samplers, keep the guarantees."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,20 +12,46 @@ import torch
 from torch import Tensor
 
 from dlm.decoding import noise
-from dlm.decoding.canvas import Canvas, IntArray
+from dlm.decoding.canvas import Canvas
+from dlm.decoding.layout import IntArray
 from dlm.decoding.packing import Batch
-from dlm.decoding.samplers import Scores, Turn
-from dlm.decoding.scoring import Head, Proposals, ScoreSpec, score
+from dlm.decoding.samplers import Boost, Scores
+from dlm.decoding.scoring import Head, Proposals, Rows, ScoreSpec, score
 from dlm.models.families import SpecialTokens
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What one canvas reveals: positions, tokens and, when recorded, log-probabilities."""
+    """What one canvas writes: positions, tokens and, when recorded, log-probabilities; and its sampler's memory."""
 
     positions: IntArray
     tokens: IntArray
     logprobs: npt.NDArray[np.float64] | None
+    memory: Any
+
+
+@dataclass
+class Question:
+    """What is asked about one canvas in one forward, and what came back.
+
+    Attributes:
+        canvas: which.
+        positions: those to score.
+        ban_mask: the mask id may not be proposed.
+        plain: the most probable tokens are wanted, whatever the temperature.
+        boost: added to single logits first; its rows count `positions`.
+        observe: also wanted of the raw logits.
+        proposals, observed: the answer.
+    """
+
+    canvas: Canvas
+    positions: IntArray
+    ban_mask: bool = False
+    plain: bool = False
+    boost: Boost | None = None
+    observe: str = ""
+    proposals: Proposals | None = None
+    observed: Tensor | None = None
 
 
 class Selector:
@@ -40,92 +67,177 @@ class Selector:
         self.model, self.special, self.max_rows = model, special, max_rows
 
     def select(self, batch: Batch, canvases: Sequence[Canvas], hidden: Tensor) -> list[Choice]:
-        """What each canvas reveals after a forward that gave `hidden [num_rows, hidden]`.
+        """What each canvas writes after a forward that gave `hidden [num_rows, hidden]`.
 
-        One transfer from the device, and a second for canvases whose proposals are mask ids only.
+        One transfer from the device; one more for canvases whose sampler boosts logits, and one for canvases whose
+        proposals are mask ids only.
         """
-        candidates = [canvas.masked() for canvas in canvases]
-        proposals = self._propose(batch, canvases, candidates, hidden, ban_mask=False)
-        choices = [choose(*each) for each in zip(canvases, candidates, proposals, strict=True)]
-        barred = [i for i, canvas in enumerate(canvases) if len(choices[i].positions) < canvas.demanded()]
+        asked = []
+        for canvas in canvases:
+            observe = "log_probabilities" if canvas.request.sampler.track else ""
+            observe = "expected_embedding" if canvas.request.engine.smoothing else observe
+            asked.append(Question(canvas, canvas.scored(), plain=canvas.request.sampler.boosts, observe=observe))
+        self._answer(batch, asked, hidden)
+        candidates = [canvas.candidates() for canvas in canvases]
+        scores = [self._scores(*each) for each in zip(asked, candidates, strict=True)]
+        memories = [canvas.memory for canvas in canvases]
+        boosts = self._boosts(asked, candidates, scores, memories)
+        if boosts:
+            self._answer(batch, list(boosts.values()), hidden)
+            for index, question in boosts.items():
+                scores[index] = self._scores(question, candidates[index])
+        answers = [boosts.get(index, question) for index, question in enumerate(asked)]
+        choices = [choose(*each) for each in zip(answers, scores, memories, strict=True)]
+        barred = [i for i, one in enumerate(choices) if revealed(canvases[i], one) < canvases[i].demanded()]
         if barred:
-            some, where = [canvases[i] for i in barred], [candidates[i] for i in barred]
-            rescored = self._propose(batch, some, where, hidden, ban_mask=True)
-            for index, proposal in zip(barred, rescored, strict=True):
-                choices[index] = choose(canvases[index], candidates[index], proposal)
+            again = [replace(answers[i], positions=candidates[i], ban_mask=True, observe="") for i in barred]
+            self._answer(batch, again, hidden)
+            for index, question in zip(barred, again, strict=True):
+                choices[index] = choose(question, self._scores(question, candidates[index]), memories[index])
+        for canvas, question, choice in zip(canvases, asked, choices, strict=True):
+            canvas.memory = choice.memory
+            if question.observe == "expected_embedding":
+                canvas.tensors["expected"] = (question.positions, question.observed)
         return choices
 
-    def _propose(
+    def _boosts(
         self,
-        batch: Batch,
-        canvases: Sequence[Canvas],
+        asked: Sequence[Question],
         candidates: Sequence[IntArray],
-        hidden: Tensor,
-        *,
-        ban_mask: bool,
-    ) -> list[Proposals]:
-        """What each canvas's candidates propose, scored together where the specs agree."""
-        groups: dict[ScoreSpec, list[int]] = {}
-        for index, canvas in enumerate(canvases):
-            groups.setdefault(self._spec(canvas, ban_mask), []).append(index)
+        scores: Sequence[Scores],
+        memories: list[Any],
+    ) -> dict[int, Question]:
+        """Questions to be asked again with boosted logits, by index; `memories` moves on."""
+        again = {}
+        for index, question in enumerate(asked):
+            sampler = question.canvas.request.sampler
+            if sampler.boosts:
+                boost, memories[index] = sampler.boost(scores[index], memories[index])
+                again[index] = Question(question.canvas, candidates[index], boost=boost)
+        return again
+
+    def _scores(self, question: Question, candidates: IntArray) -> Scores:
+        """What the sampler sees of a canvas's candidates."""
+        canvas, proposals = question.canvas, question.proposals
+        if proposals is None:
+            raise RuntimeError("a question was not answered")
+        where = np.searchsorted(question.positions, candidates)
+        tokens, before = proposals.tokens[where], canvas.tokens[candidates]
+        uniform = canvas.uniform(canvas.block_steps, candidates)
+        return Scores(
+            positions=candidates,
+            rank=uniform if canvas.request.sampler.order == "random" else proposals.rank[where],
+            log_odds=proposals.log_odds[where],
+            tokens=tokens,
+            proposes_mask=tokens == canvas.mask_id,
+            masked=before == canvas.mask_id,
+            differs=tokens != before,
+            uniform=uniform,
+            divergence=self._divergence(question),
+        )
+
+    def _divergence(self, question: Question) -> npt.NDArray[np.float64]:
+        """KL(p_now || p_before) of each position against the forward before in the same block, where it is tracked."""
+        canvas, now = question.canvas, question.observed
+        nothing = np.full(len(question.positions), np.inf)
+        if question.observe != "log_probabilities" or now is None:
+            return nothing
+        block, positions, rows = canvas.tensors.get("rows", (None, None, None))
+        canvas.tensors["rows"] = (canvas.block_index, question.positions, now)
+        if block != canvas.block_index:
+            return nothing
+        before = rows[upload(np.searchsorted(positions, question.positions), now.device)]
+        divergence = (now.exp() * (now - before)).sum(-1)
+        return divergence.double().cpu().numpy()  # type: ignore[no-any-return]  # torch types numpy() as Any
+
+    def _answer(self, batch: Batch, questions: Sequence[Question], hidden: Tensor) -> None:
+        """Fill in proposals, scored together where the specs agree."""
+        groups: dict[ScoreSpec, list[Question]] = {}
+        for question in questions:
+            groups.setdefault(self._spec(question), []).append(question)
         parts: list[Tensor] = []
         for spec, members in groups.items():
-            some = [(canvases[index], candidates[index]) for index in members]
-            rows = np.concatenate([batch.rows(canvas, where) for canvas, where in some])
-            twin = keys = None
-            if spec.cfg_scale:
-                twin_rows = np.concatenate([batch.rows(canvas, where, twin=True) for canvas, where in some])
-                twin = hidden[upload(twin_rows, hidden.device)]
-            if spec.temperature:
-                row_keys = np.concatenate([noise.keys(c.seed, c.sample, c.nfe, where) for c, where in some])
-                keys = upload(row_keys.view(np.int64), hidden.device)
-            parts.append(score(self.model, hidden[upload(rows, hidden.device)], twin, keys, spec, self.max_rows))
-        table = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).cpu().numpy()
-        results: dict[int, Proposals] = {}
+            table, observed = score(self.model, self._rows(batch, members, spec, hidden), spec, self.max_rows)
+            parts.append(table)
+            if observed is not None:
+                sizes = [len(question.positions) for question in members]
+                for question, rows in zip(members, torch.split(observed, sizes), strict=True):
+                    question.observed = rows
+        whole = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).cpu().numpy()
         first = 0
         for spec, members in groups.items():
-            for index in members:
-                last = first + len(candidates[index])
-                results[index] = Proposals.from_table(table[:, first:last], spec)
+            for question in members:
+                last = first + len(question.positions)
+                question.proposals = Proposals.from_table(whole[:, first:last], spec)
                 first = last
-        return [results[index] for index in range(len(canvases))]
 
-    def _spec(self, canvas: Canvas, ban_mask: bool) -> ScoreSpec:
-        params, special = canvas.request.params, self.special
-        warm = params.temperature > 0
+    def _rows(self, batch: Batch, members: Sequence[Question], spec: ScoreSpec, hidden: Tensor) -> Rows:
+        """The rows of questions that share a spec, on the device."""
+        device = hidden.device
+        rows = np.concatenate([batch.rows(one.canvas, one.positions) for one in members])
+        twin = keys = boosts = None
+        if spec.cfg_scale:
+            twin_rows = np.concatenate([batch.rows(one.canvas, one.positions, twin=True) for one in members])
+            twin = hidden[upload(twin_rows, device)]
+        if spec.temperature:
+            row_keys = [
+                noise.keys(one.canvas.seed, one.canvas.sample, one.canvas.nfe + 1, one.positions) for one in members
+            ]
+            keys = upload(np.concatenate(row_keys).view(np.int64), device)
+        if spec.boosted:
+            firsts = np.cumsum([0, *(len(one.positions) for one in members[:-1])])
+            given = [(first, one.boost) for first, one in zip(firsts, members, strict=True) if one.boost is not None]
+            at = np.concatenate([boost.rows + first for first, boost in given])
+            amounts = torch.from_numpy(np.concatenate([boost.amounts for _, boost in given])).to(device)
+            boosts = (upload(at, device), upload(np.concatenate([b.tokens for _, b in given]), device), amounts)
+        return Rows(hidden[upload(rows, device)], twin, keys, boosts)
+
+    def _spec(self, question: Question) -> ScoreSpec:
+        canvas, special = question.canvas, self.special
+        params = canvas.request.params
+        warm = params.temperature > 0 and not question.plain
         banned = (special.eos_id,) if params.logits_eos_inf and special.eos_id is not None else ()
         return ScoreSpec(
             order=canvas.request.sampler.order,
-            temperature=params.temperature,
+            temperature=params.temperature if warm else 0.0,
             top_k=params.top_k if warm else 0,
             top_p=params.top_p if warm else 1.0,
             cfg_scale=params.cfg_scale,
-            banned=(*banned, special.mask_id) if ban_mask else banned,
+            banned=(*banned, special.mask_id) if question.ban_mask else banned,
             deferred=special.end_ids if params.confidence_eos_eot_inf else (),
             record=params.record,
+            boosted=question.boost is not None,
+            observe=question.observe,
         )
 
 
-def choose(canvas: Canvas, candidates: IntArray, proposals: Proposals) -> Choice:
+def revealed(canvas: Canvas, choice: Choice) -> int:
+    """How many masks a choice decides."""
+    return int((canvas.tokens[choice.positions] == canvas.mask_id).sum())
+
+
+def choose(question: Question, scores: Scores, memory: Any) -> Choice:
     """Ask the canvas's sampler; drop mask proposals; keep the budget of `max_nfe` and the guarantee of progress.
 
-    Fewer positions than `canvas.demanded()` come back only when mask proposals stand in the way.
+    Fewer masks than `canvas.demanded()` are decided only where mask proposals stand in the way.
     """
-    sampler, rank = canvas.request.sampler, proposals.rank
-    if sampler.order == "random":
-        rank = noise.uniform(noise.keys(canvas.seed, canvas.sample, canvas.nfe, candidates, noise.ORDER))
-    scores = Scores(rank, proposals.log_odds, proposals.tokens == canvas.mask_id)
-    revealed = canvas.block_masks - len(candidates)
-    turn = Turn(canvas.block_steps, canvas.block.steps, canvas.block_masks, revealed)
-    chosen, canvas.memory = sampler.select(scores, turn, canvas.memory)
+    canvas = question.canvas
+    if canvas.plan.first_only:
+        chosen = np.array([0])
+    else:
+        chosen, memory = canvas.request.sampler.select(scores, canvas.turn(), memory)
     chosen = chosen[~scores.proposes_mask[chosen]]
-    short = canvas.demanded() - len(chosen)
-    if short > 0 and (len(chosen) or not scores.proposes_mask.any()):
+    decided = int(scores.masked[chosen].sum())
+    short = canvas.demanded() - decided
+    if short > 0 and (decided or not scores.proposes_mask.any()):
         ranked = scores.descending()
-        spare = ranked[~scores.proposes_mask[ranked] & ~np.isin(ranked, chosen)]
+        spare = ranked[scores.masked[ranked] & ~scores.proposes_mask[ranked] & ~np.isin(ranked, chosen)]
         chosen = np.concatenate((chosen, spare[:short]))
-    logprobs = proposals.logprobs[chosen] if canvas.request.params.record else None
-    return Choice(candidates[chosen], proposals.tokens[chosen], logprobs)
+    logprobs = None
+    if canvas.request.params.record and question.proposals is not None:
+        at = np.searchsorted(question.positions, scores.positions[chosen])
+        logprobs = question.proposals.logprobs[at]
+    return Choice(scores.positions[chosen], scores.tokens[chosen], logprobs, memory)
 
 
 def upload(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,25 +29,7 @@ from torch.nn import functional as F
 
 from dlm.errors import MissingExtraError
 from dlm.models.backbone import Attention
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One window inside a packed batch.
-
-    Attributes:
-        row: first row of the window in the batch.
-        rows: length of the window.
-        slot: arena slot to which the window's first key and value go; None keeps nothing.
-        key_start: first arena slot that the window attends to; None attends to the window's own keys.
-        num_keys: how many keys it attends to (`rows` when `key_start` is None).
-    """
-
-    row: int
-    rows: int
-    slot: int | None = None
-    key_start: int | None = None
-    num_keys: int = 0
+from dlm.models.segments import Segment, lower_right, thinned
 
 
 class PackedAttention:
@@ -61,7 +45,7 @@ class PackedAttention:
         self.keys, self.values = keys, values
         self.tokens = self.segments[-1].row + self.segments[-1].rows
 
-    def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def store(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write the windows' keys and values into the arena; returns the layer's arena."""
         if self.keys is None or self.values is None:
             return key, value
@@ -69,9 +53,11 @@ class PackedAttention:
         for segment in self.segments:
             if segment.slot is not None:
                 rows = slice(segment.row, segment.row + segment.rows)
-                slots = slice(segment.slot, segment.slot + segment.rows)
-                keys[slots] = key[rows]
-                values[slots] = value[rows]
+                own = key[rows], value[rows]
+                if segment.retain is not None:
+                    own = thinned(query[rows], *own, segment.retain)
+                slots = slice(segment.slot, segment.slot + len(own[0]))
+                keys[slots], values[slots] = own
         return keys, values
 
 
@@ -90,7 +76,8 @@ def equal_runs(segments: Sequence[Segment]) -> list[Run]:
     for segment in segments:
         if runs:
             run = runs[-1]
-            alike = (run.first.rows, run.first.num_keys) == (segment.rows, segment.num_keys)
+            shape = (run.first.rows, run.first.num_keys, run.first.causal)
+            alike = shape == (segment.rows, segment.num_keys, segment.causal)
             if alike and run.first.key_start is None and segment.key_start is None:
                 runs[-1] = Run(run.first, run.count + 1, 0)
                 continue
@@ -114,7 +101,7 @@ class SdpaAttention(PackedAttention):
         self.runs = equal_runs(self.segments)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        keys, values = self.store(layer, key, value)
+        keys, values = self.store(layer, query, key, value)
         heads, kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[2]
         outputs = []
         for run in self.runs:
@@ -127,8 +114,9 @@ class SdpaAttention(PackedAttention):
             else:
                 k = _ranges(keys, run)
                 v = _ranges(values, run)
+            mask = lower_right(rows, k.shape[1], q.device) if run.first.causal else None
             attended = F.scaled_dot_product_attention(
-                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), enable_gqa=heads != kv_heads
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, enable_gqa=heads != kv_heads
             )
             outputs.append(attended.transpose(1, 2).reshape(count * rows, heads, head_dim))
         spare = query.shape[0] - self.tokens
@@ -154,7 +142,7 @@ class NaiveAttention(PackedAttention):
     name = "naive"
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        keys, values = self.store(layer, key, value)
+        keys, values = self.store(layer, query, key, value)
         output = torch.zeros_like(query)
         group = query.shape[1] // key.shape[1]
         for segment in self.segments:
@@ -165,46 +153,52 @@ class NaiveAttention(PackedAttention):
                 k, v = keys[span], values[span]
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
             scores = torch.einsum("qhd,khd->hqk", query[window], k) * query.shape[2] ** -0.5
+            if segment.causal:
+                scores = scores.masked_fill(~lower_right(segment.rows, len(k), k.device), -torch.inf)
             output[window] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
         return output
 
 
 @dataclass(frozen=True)
-class VarlenIndices:
-    """What the kernels need to know of the segments, on the device; the same for every layer.
+class VarlenGroup:
+    """Consecutive windows that one kernel call takes: all attend to themselves or all to the arena, causally or not.
 
     Attributes:
-        kept_rows, kept_slots: rows whose keys and values are kept, and where.
-        own: cumulative lengths of the windows that attend to themselves.
-        cached_queries, cached_keys: cumulative lengths of the windows that attend to the arena, and of their keys.
-        gather: arena slots of those keys, laid end to end.
+        rows: of the packed batch.
+        queries, keys: cumulative lengths, on the device.
+        gather: arena slots of the keys laid end to end; None where the windows attend to themselves.
+        longest_query, longest_keys: for the kernel's launch.
     """
 
-    kept_rows: Tensor
-    kept_slots: Tensor
-    own: Tensor
-    cached_queries: Tensor
-    cached_keys: Tensor
-    gather: Tensor
+    rows: slice
+    queries: Tensor
+    keys: Tensor
+    gather: Tensor | None
+    longest_query: int
+    longest_keys: int
+    causal: bool
 
     @classmethod
-    def build(cls, own: Sequence[Segment], cached: Sequence[Segment], device: torch.device) -> VarlenIndices:
-        kept = [(s.row, s.slot, s.rows) for s in (*own, *cached) if s.slot is not None]
+    def of(cls, segments: Sequence[Segment], device: torch.device) -> VarlenGroup:
+        first, last = segments[0], segments[-1]
+        lengths = [s.rows if s.key_start is None else s.num_keys for s in segments]
+        cached = [(s.key_start, s.num_keys) for s in segments if s.key_start is not None]
         return cls(
-            kept_rows=_spans([(row, rows) for row, _, rows in kept], device),
-            kept_slots=_spans([(slot, rows) for _, slot, rows in kept], device),
-            own=_cumulative([s.rows for s in own], device),
-            cached_queries=_cumulative([s.rows for s in cached], device),
-            cached_keys=_cumulative([s.num_keys for s in cached], device),
-            gather=_spans([(s.key_start or 0, s.num_keys) for s in cached], device),
+            rows=slice(first.row, last.row + last.rows),
+            queries=_cumulative([s.rows for s in segments], device),
+            keys=_cumulative(lengths, device),
+            gather=_spans(cached, device) if cached else None,
+            longest_query=max(s.rows for s in segments),
+            longest_keys=max(lengths),
+            causal=first.causal,
         )
 
 
 class VarlenAttention(PackedAttention):
-    """Variable-length flash attention on CUDA: one kernel for windows that attend to themselves, one for windows that
-    attend to arena ranges, whose keys and values are gathered without padding first.
+    """Variable-length flash attention on CUDA: one kernel for each group of neighbouring windows that attend alike;
+    keys and values that lie in the arena are gathered without padding first.
 
-    Segments that attend to themselves must come first (`packing_order` sorts so).
+    Segments that attend alike should lie together (`packing_order` sorts so).
     """
 
     name = "varlen"
@@ -215,33 +209,50 @@ class VarlenAttention(PackedAttention):
         if kernel is None:
             raise MissingExtraError("flash-attn", "flash", "variable-length attention on this torch")
         self.kernel = kernel
-        self.own = [s for s in self.segments if s.key_start is None]
-        self.cached = [s for s in self.segments if s.key_start is not None]
-        self.indices: VarlenIndices | None = None
+        self.groups: list[VarlenGroup] | None = None
+        self.kept: tuple[Tensor, Tensor] | None = None
+
+    def _prepare(self, device: torch.device) -> list[VarlenGroup]:
+        alike = itertools.groupby(self.segments, key=lambda s: (s.key_start is not None, s.causal))
+        kept = [(s.row, s.slot, s.rows) for s in self.segments if s.slot is not None and s.retain is None]
+        if kept:
+            rows, slots = [(row, count) for row, _, count in kept], [(slot, count) for _, slot, count in kept]
+            self.kept = _spans(rows, device), _spans(slots, device)
+        return [VarlenGroup.of(list(members), device) for _, members in alike]
+
+    def store(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if self.keys is None or self.values is None:
+            return key, value
+        keys, values = self.keys[layer], self.values[layer]
+        if self.kept is not None:
+            rows, slots = self.kept
+            keys.index_copy_(0, slots, key.index_select(0, rows))
+            values.index_copy_(0, slots, value.index_select(0, rows))
+        for segment in self.segments:
+            if segment.retain is not None and segment.slot is not None:
+                window = slice(segment.row, segment.row + segment.rows)
+                slots_kept = slice(segment.slot, segment.slot + segment.retain.count)
+                own = thinned(query[window], key[window], value[window], segment.retain)
+                keys[slots_kept], values[slots_kept] = own
+        return keys, values
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if self.indices is None:
-            self.indices = VarlenIndices.build(self.own, self.cached, query.device)
-        index = self.indices
+        if self.groups is None:
+            self.groups = self._prepare(query.device)
+        keys, values = self.store(layer, query, key, value)
         output = torch.zeros_like(query)
-        if self.keys is not None and self.values is not None and len(index.kept_rows):
-            self.keys[layer].index_copy_(0, index.kept_slots, key.index_select(0, index.kept_rows))
-            self.values[layer].index_copy_(0, index.kept_slots, value.index_select(0, index.kept_rows))
-        first_cached = sum(s.rows for s in self.own)
-        if self.own:
-            rows = slice(0, first_cached)
-            longest = max(s.rows for s in self.own)
-            output[rows] = self.kernel(query[rows], key[rows], value[rows], index.own, index.own, longest, longest)
-        if self.cached and self.keys is not None and self.values is not None:
-            rows = slice(first_cached, self.tokens)
-            output[rows] = self.kernel(
-                query[rows],
-                self.keys[layer].index_select(0, index.gather),
-                self.values[layer].index_select(0, index.gather),
-                index.cached_queries,
-                index.cached_keys,
-                max(s.rows for s in self.cached),
-                max(s.num_keys for s in self.cached),
+        for group in self.groups:
+            own = key[group.rows], value[group.rows]
+            k, v = own if group.gather is None else (keys[group.gather], values[group.gather])
+            output[group.rows] = self.kernel(
+                query[group.rows],
+                k,
+                v,
+                group.queries,
+                group.keys,
+                group.longest_query,
+                group.longest_keys,
+                causal=group.causal,
             )
         return output
 
@@ -258,15 +269,59 @@ def _spans(spans: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
     return index.to(device, non_blocking=True)
 
 
-VarlenKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
+class VarlenKernel(Protocol):
+    """A variable-length attention kernel; causal masks are aligned to the lower right."""
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        longest_query: int,
+        longest_keys: int,
+        /,
+        *,
+        causal: bool,
+    ) -> Tensor:
+        """`[rows, heads, head_dim]`."""
+
+
+def _of_torch(function: Callable[..., Tensor]) -> VarlenKernel:
+    """torch's `varlen_attn` under our signature; it writes grouped heads and causality differently between versions."""
+    names = inspect.signature(function).parameters
+
+    def kernel(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        long_q: int,
+        long_k: int,
+        *,
+        causal: bool,
+    ) -> Tensor:
+        options: dict[str, Any] = {}
+        if causal:
+            options = {"window_size": (-1, 0)} if "window_size" in names else {"is_causal": True}
+        if query.shape[1] != key.shape[1]:
+            if "enable_gqa" in names:
+                options["enable_gqa"] = True
+            else:
+                group = query.shape[1] // key.shape[1]
+                key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+        return function(query, key, value, queries, keys, long_q, long_k, **options)
+
+    return kernel
 
 
 @cache
 def varlen_kernel() -> VarlenKernel | None:
     """torch's own variable-length kernel, else that of the package `flash-attn`, else None."""
     if importlib.util.find_spec("torch.nn.attention.varlen") is not None:
-        kernel: VarlenKernel = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-        return kernel
+        return _of_torch(importlib.import_module("torch.nn.attention.varlen").varlen_attn)
     if importlib.util.find_spec("flash_attn") is not None:
         flash: VarlenKernel = importlib.import_module("flash_attn").flash_attn_varlen_func
         return flash
@@ -282,8 +337,3 @@ def choose_backend(device: torch.device, dtype: torch.dtype) -> type[SdpaAttenti
     if device.type == "cuda" and half and varlen_kernel() is not None:
         return VarlenAttention
     return SdpaAttention
-
-
-def packing_order(rows: int, num_keys: int, key_start: int | None) -> tuple[bool, int, int, int]:
-    """Sort key for windows: those attending to themselves first, then by shape and address, so that runs form."""
-    return (key_start is not None, rows, num_keys, -1 if key_start is None else key_start)

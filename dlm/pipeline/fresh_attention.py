@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlm.models.attention import Segment, equal_runs
+from dlm.models.attention import equal_runs
+from dlm.models.segments import Segment
 
 
 class FreshAttention:

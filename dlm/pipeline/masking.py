@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlm.models.attention import Segment
+from dlm.models.segments import Segment
 
 
 @dataclass(frozen=True)

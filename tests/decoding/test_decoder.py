@@ -17,9 +17,10 @@ from dlm.decoding.engines import DualCache, Full, PrefixCache
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.decoding.samplers import Factor, Fixed, Scores, Threshold, Turn
 from dlm.errors import RequestError
-from dlm.models.attention import NaiveAttention, Segment
+from dlm.models.attention import NaiveAttention
 from dlm.models.backbone import BackboneConfig
 from dlm.models.loading import empty_backbone
+from dlm.models.segments import Segment
 from tests.decoding.drawing import EOS, EOT, MASK, SPECIAL, draw_request, facts, tiny_model
 
 GREEDY = SamplingParams(gen_length=24, block_length=8, steps=24, temperature=0.0, ignore_eos=True, seed=1, record=True)
@@ -51,10 +52,10 @@ def test_one_model_call_a_step_with_the_windows_alone(monkeypatch: pytest.Monkey
     rows: list[int] = []
     forward = type(subject.backbone).forward
 
-    def counted(self: Any, token_ids: Tensor, positions: Tensor, attention: Any) -> Tensor:
+    def counted(self: Any, token_ids: Tensor, positions: Tensor, attention: Any, embedded: Any) -> Tensor:
         rows.append(len(token_ids))
         assert len(token_ids) == sum(segment.rows for segment in attention.segments)
-        return forward(self, token_ids, positions, attention)
+        return forward(self, token_ids, positions, attention, embedded)
 
     monkeypatch.setattr(type(subject.backbone), "forward", counted)
     reports = []

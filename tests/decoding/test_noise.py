@@ -13,10 +13,11 @@ from dlm.decoding.decoder import Decoder, DecoderOptions
 from dlm.decoding.engines import Full
 from dlm.decoding.request import Request, SamplingParams
 from dlm.decoding.samplers import Fixed
-from dlm.models.attention import NaiveAttention, Segment
+from dlm.models.attention import NaiveAttention
 from dlm.models.backbone import BackboneConfig
 from dlm.models.families import SpecialTokens
 from dlm.models.loading import empty_backbone
+from dlm.models.segments import Segment
 
 VOCAB = 12
 DRAWS = 40_000
@@ -25,6 +26,8 @@ LOGITS = torch.linspace(-2.0, 2.5, VOCAB)[torch.randperm(VOCAB, generator=torch.
 
 class FixedLogits:
     """A head that gives every row the same logits."""
+
+    embedding = torch.nn.Embedding(VOCAB, 1)
 
     def head(self, hidden: Tensor) -> Tensor:
         return LOGITS.repeat(hidden.shape[0], 1)
@@ -42,7 +45,8 @@ def keys(how: str) -> Tensor:
 
 
 def counts(row_keys: Tensor, spec: scoring.ScoreSpec) -> np.ndarray:
-    table = scoring.score(FixedLogits(), torch.zeros(len(row_keys), 1), None, row_keys, spec, 4096)
+    rows = scoring.Rows(torch.zeros(len(row_keys), 1), keys=row_keys)
+    table, _ = scoring.score(FixedLogits(), rows, spec, 4096)
     return np.bincount(table[0].long().numpy(), minlength=VOCAB)
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlm.decoding.arena import Ranges
-from dlm.decoding.canvas import layout
-from dlm.decoding.samplers import DInferThreshold, Factor, Fixed, Scores, Threshold, Turn
+from dlm.decoding.layout import blocks_from, first_block
+from dlm.decoding.samplers import DInferThreshold, Factor, Fixed, Sampler, Scores, Threshold, Turn
 from dlm.decoding.scheduler import Scheduler
 
 
@@ -54,7 +54,8 @@ def test_blocks_cover_every_mask_once_and_share_the_steps(
     tokens = np.concatenate((np.arange(prompt), np.full(gen, 99)))
     for place in data.draw(st.sets(st.integers(0, prompt - 1), max_size=3)):
         tokens[place] = 99
-    blocks = layout(tokens, prompt, block, steps, 99)
+    first = first_block(tokens, prompt, block, 99, aligned=data.draw(st.booleans()))
+    blocks = blocks_from(tokens, first, block, steps, 99)
     covered = [place for part in blocks for place in range(part.start, part.stop)]
     assert len(covered) == len(set(covered))
     assert set(np.flatnonzero(tokens == 99)) <= set(covered)
@@ -64,16 +65,31 @@ def test_blocks_cover_every_mask_once_and_share_the_steps(
     assert max(shares) - min(shares) <= 1
 
 
-def scores(confidence: list[float], mask: list[bool] | None = None) -> Scores:
+def scores(confidence: list[float], mask: list[bool] | None = None, positions: list[int] | None = None) -> Scores:
     c = np.array(confidence)
     odds = np.log1p(-c) - np.log(c)
-    return Scores(-odds, odds, np.array(mask or [False] * len(c)))
+    size = len(c)
+    return Scores(
+        positions=np.arange(10, 10 + size) if positions is None else np.array(positions),
+        rank=-odds,
+        log_odds=odds,
+        tokens=np.arange(size),
+        proposes_mask=np.array(mask or [False] * size),
+        masked=np.array([True] * size),
+        differs=np.array([True] * size),
+        uniform=np.full(size, 0.5),
+        divergence=np.full(size, np.inf),
+    )
 
 
-TURN = Turn(step=0, steps=4, masks=6, revealed=0)
+def turn(step: int, left: int, *, steps: int = 4, masks: int = 6, floor: float = 0.0) -> Turn:
+    return Turn(step, steps, masks, left, block_length=masks, gen_length=masks, floor=floor)
 
 
-def chosen(sampler: Threshold | Factor | Fixed | DInferThreshold, given: Scores, turn: Turn = TURN) -> list[int]:
+TURN = turn(0, 6)
+
+
+def chosen(sampler: Sampler, given: Scores, turn: Turn = TURN) -> list[int]:
     return sorted(int(i) for i in sampler.select(given, turn, None)[0])
 
 
@@ -95,7 +111,7 @@ def test_dinfer_threshold_takes_near_ties_and_no_masks() -> None:
 
 def test_fixed_follows_the_schedule_and_catches_up() -> None:
     even = scores([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    quotas = [len(chosen(Fixed(), even, Turn(step, 4, 6, done))) for step, done in ((0, 0), (1, 2), (2, 4), (3, 5))]
+    quotas = [len(chosen(Fixed(), even, turn(step, left))) for step, left in ((0, 6), (1, 4), (2, 2), (3, 1))]
     assert quotas == [2, 2, 1, 1]
-    assert chosen(Fixed(), even, Turn(1, 4, 6, 1)) == [3, 4, 5]
-    assert chosen(Fixed(), scores([0.3, 0.3, 0.3]), Turn(3, 4, 6, 5)) == [0]
+    assert chosen(Fixed(), even, turn(1, 5)) == [3, 4, 5]
+    assert chosen(Fixed(), scores([0.3, 0.3, 0.3]), turn(3, 1)) == [0]

@@ -1,9 +1,38 @@
 """Which masked positions of the active block become tokens; one family of samplers a file."""
 
-from dlm.decoding.samplers.base import Sampler, Scores, Turn
-from dlm.decoding.samplers.confident import DInferThreshold, Factor, Threshold
-from dlm.decoding.samplers.scheduled import Fixed
+from dlm.decoding.samplers.base import Boost, Sampler, Scores, Turn
+from dlm.decoding.samplers.block_diffusion import LLaDA2, LLaDA21Edit, Sdar
+from dlm.decoding.samplers.confident import DInferThreshold, EntropyBound, Factor, Hierarchy, Klass, Threshold
+from dlm.decoding.samplers.credit import Credit
+from dlm.decoding.samplers.dream import Dream, FastDLLMDream
+from dlm.decoding.samplers.scheduled import Fixed, Leftmost
 
-SAMPLERS: dict[str, type[Sampler]] = {sampler.name: sampler for sampler in (Fixed, Threshold, Factor, DInferThreshold)}
+SAMPLERS: dict[str, type[Sampler]] = {
+    sampler.name: sampler
+    for sampler in (
+        *(Fixed, Leftmost, Threshold, Factor, DInferThreshold, Hierarchy, Credit, EntropyBound, Klass),
+        *(LLaDA2, LLaDA21Edit, Sdar, Dream, FastDLLMDream),
+    )
+}
 
-__all__ = ["SAMPLERS", "DInferThreshold", "Factor", "Fixed", "Sampler", "Scores", "Threshold", "Turn"]
+__all__ = [
+    "SAMPLERS",
+    "Boost",
+    "Credit",
+    "DInferThreshold",
+    "Dream",
+    "EntropyBound",
+    "Factor",
+    "FastDLLMDream",
+    "Fixed",
+    "Hierarchy",
+    "Klass",
+    "LLaDA2",
+    "LLaDA21Edit",
+    "Leftmost",
+    "Sampler",
+    "Scores",
+    "Sdar",
+    "Threshold",
+    "Turn",
+]

@@ -1,4 +1,5 @@
-"""Samplers that reveal whatever the model is sure enough of (Fast-dLLM, arXiv 2505.22618; dInfer)."""
+"""Samplers that reveal whatever the model is sure enough of (Fast-dLLM, arXiv 2505.22618; dInfer, arXiv 2510.08666;
+EB-Sampler, arXiv 2505.24857; KLASS, arXiv 2511.05664)."""
 
 from __future__ import annotations
 
@@ -7,21 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dlm.decoding.request import SamplingParams, check_real
-from dlm.decoding.samplers.base import Indices, Scores, Turn
-
-
-class Unscheduled:
-    """What the samplers of this file share: ranked by confidence, any parameters will do."""
-
-    order: ClassVar[str] = "low_confidence"
-
-    def check(self, params: SamplingParams, num_blocks: int) -> None:
-        """Nothing to refuse: these samplers have no schedule."""
+from dlm.decoding.request import check_real, check_whole
+from dlm.decoding.samplers.base import Indices, Ordinary, Scores, Turn
 
 
 @dataclass(frozen=True)
-class Threshold(Unscheduled):
+class Threshold(Ordinary):
     """Every candidate with confidence >= threshold, and always the best one."""
 
     threshold: float = 0.9
@@ -31,13 +23,13 @@ class Threshold(Unscheduled):
         check_real("threshold", self.threshold, 0.0, 1.0)
 
     def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
-        chosen = scores.confidence >= self.threshold
+        chosen = scores.confidence >= max(self.threshold, turn.floor)
         chosen[scores.descending()[0]] = True
-        return np.flatnonzero(chosen), None
+        return np.flatnonzero(chosen), memory
 
 
 @dataclass(frozen=True)
-class Factor(Unscheduled):
+class Factor(Ordinary):
     """Candidates by descending confidence: rank r (from 1) needs confidence >= 1 - factor / (r + 1); the prefix up to
     the first failure, and always the best one.
 
@@ -59,10 +51,18 @@ class Factor(Unscheduled):
         return ranked if first == len(ranked) - 1 else ranked[:first], None
 
 
+def near_best(scores: Scores, threshold: float) -> Indices:
+    """Candidates with confidence >= min(threshold, best confidence - 1e-5) that do not propose the mask id: dInfer's
+    threshold rule, in which near-ties of the best go together."""
+    confidence = np.where(scores.proposes_mask, -1.0, scores.confidence)
+    bar = min(threshold, float(confidence.max()) - 1e-5)
+    return np.flatnonzero((confidence >= bar) & ~scores.proposes_mask)
+
+
 @dataclass(frozen=True)
-class DInferThreshold(Unscheduled):
-    """As `Threshold` with the bar lowered to the best candidate's confidence - 1e-5, so that near-ties of the best go
-    together; positions that propose the mask id are no candidates (dInfer's threshold decoder)."""
+class DInferThreshold(Ordinary):
+    """As `Threshold` with the bar lowered to the best candidate's confidence - 1e-5; positions that propose the mask id
+    are no candidates (dInfer's threshold decoder)."""
 
     threshold: float = 0.9
     name: ClassVar[str] = "dinfer_threshold"
@@ -71,6 +71,83 @@ class DInferThreshold(Unscheduled):
         check_real("threshold", self.threshold, 0.0, 1.0)
 
     def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
-        confidence = np.where(scores.proposes_mask, -1.0, scores.confidence)
-        bar = min(self.threshold, float(confidence.max()) - 1e-5)
-        return np.flatnonzero((confidence >= bar) & ~scores.proposes_mask), None
+        return near_best(scores, max(self.threshold, turn.floor)), None
+
+
+@dataclass(frozen=True)
+class Hierarchy(Ordinary):
+    """In each run of neighbouring masks its best one; and all above a threshold; and always the block's best (dInfer).
+
+    Comparisons are strict; ties inside a run go together.
+
+    Attributes:
+        threshold: candidates with confidence above this go too; None: none do.
+        low_threshold: a run's best needs confidence above this; None: it always goes.
+    """
+
+    threshold: float | None = 0.9
+    low_threshold: float | None = 0.4
+    name: ClassVar[str] = "hierarchy"
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "low_threshold"):
+            if getattr(self, name) is not None:
+                check_real(name, getattr(self, name), 0.0, 1.0)
+
+    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+        confidence = scores.confidence
+        starts = np.flatnonzero(np.diff(scores.positions, prepend=-2) != 1)
+        sizes = np.diff(starts, append=len(confidence))
+        best_of_run = np.repeat(np.maximum.reduceat(confidence, starts), sizes)
+        chosen = confidence == best_of_run
+        if self.low_threshold is not None:
+            chosen &= confidence > self.low_threshold
+        if self.threshold is not None:
+            chosen |= confidence > max(self.threshold, turn.floor)
+        chosen[scores.descending()[0]] = True
+        return np.flatnonzero(chosen), None
+
+
+@dataclass(frozen=True)
+class EntropyBound(Ordinary):
+    """Candidates by ascending entropy H: the longest prefix with sum H - max H <= gamma, at least one (EB-Sampler)."""
+
+    gamma: float = 0.1
+    name: ClassVar[str] = "entropy_bound"
+    order: ClassVar[str] = "entropy"
+
+    def __post_init__(self) -> None:
+        check_real("gamma", self.gamma, 0.0, None)
+
+    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+        ranked = scores.descending()
+        entropy = -scores.rank[ranked]
+        fits = np.cumsum(entropy) - entropy <= self.gamma
+        fits[0] = True
+        count = len(ranked) if fits.all() else int(np.argmin(fits))
+        return ranked[:count], None
+
+
+@dataclass(frozen=True)
+class Klass(Ordinary):
+    """Candidates with confidence >= threshold whose distribution has moved by KL <= kl_threshold in each of the last
+    `history` steps of the block; where there is none, the best one (KLASS)."""
+
+    threshold: float = 0.9
+    kl_threshold: float = 0.01
+    history: int = 2
+    name: ClassVar[str] = "klass"
+    track: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_real("threshold", self.threshold, 0.0, 1.0)
+        check_real("kl_threshold", self.kl_threshold, 0.0, None)
+        check_whole("history", self.history, 1)
+
+    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+        calm = scores.divergence <= self.kl_threshold
+        before: dict[int, int] = memory or {}
+        counts = {int(at): before.get(int(at), 0) + 1 for at in scores.positions[calm]}
+        settled = np.array([counts.get(int(at), 0) >= self.history for at in scores.positions])
+        chosen = np.flatnonzero(settled & (scores.confidence >= max(self.threshold, turn.floor)))
+        return chosen if len(chosen) else scores.descending()[:1], counts

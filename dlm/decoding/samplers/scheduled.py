@@ -1,19 +1,21 @@
-"""`fixed`: a scheduled number of the best candidates at every step (LLaDA's `generate`, arXiv 2502.09992)."""
+"""Samplers that reveal a number known in advance: LLaDA's schedule (arXiv 2502.09992), and one after the other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from dlm.decoding.request import SamplingParams
-from dlm.decoding.samplers.base import Indices, Scores, Turn
+from dlm.decoding.samplers.base import Indices, Ordinary, Scores, Turn
 from dlm.errors import RequestError
 
 ORDERS = ("low_confidence", "random", "entropy", "margin")
 
 
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(Ordinary):
     """n masks and s steps: the first n mod s steps reveal n // s + 1 candidates, the others n // s.
 
     A candidate that was due but proposed the mask id is made up for in the next steps.
@@ -31,7 +33,7 @@ class Fixed:
             raise RequestError(f"remasking={self.remasking!r} must be one of {', '.join(ORDERS)}")
 
     @property
-    def order(self) -> str:
+    def order(self) -> str:  # type: ignore[override]  # a field decides what is constant elsewhere
         return self.remasking
 
     def check(self, params: SamplingParams, num_blocks: int) -> None:
@@ -45,4 +47,15 @@ class Fixed:
         each, extra = divmod(turn.masks, turn.steps)
         done = min(turn.step + 1, turn.steps)
         due = turn.masks if done == turn.steps else done * each + min(done, extra)
-        return scores.descending()[: max(1, due - turn.revealed)], None
+        revealed = turn.masks - turn.left
+        return scores.descending()[: max(1, due - revealed)], None
+
+
+@dataclass(frozen=True)
+class Leftmost(Ordinary):
+    """The leftmost candidate: autoregressive order."""
+
+    name: ClassVar[str] = "leftmost"
+
+    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+        return np.array([0]), None

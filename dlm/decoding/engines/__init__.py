@@ -1,0 +1,28 @@
+"""What a step recomputes; one family of engines a file."""
+
+from dlm.decoding.engines.base import Engine, Plan, Smoothing, Window
+from dlm.decoding.engines.block_causal import BlockCausal, CausalCommit
+from dlm.decoding.engines.cached import DualCache, Full, PrefixCache, Vicinity
+from dlm.decoding.engines.smooth import Smooth
+from dlm.decoding.engines.sparse import Sparse
+
+ENGINES: dict[str, type[Engine]] = {
+    engine.name: engine
+    for engine in (Full, PrefixCache, DualCache, Vicinity, Smooth, BlockCausal, CausalCommit, Sparse)
+}
+
+__all__ = [
+    "ENGINES",
+    "BlockCausal",
+    "CausalCommit",
+    "DualCache",
+    "Engine",
+    "Full",
+    "Plan",
+    "PrefixCache",
+    "Smooth",
+    "Smoothing",
+    "Sparse",
+    "Vicinity",
+    "Window",
+]

@@ -1,0 +1,56 @@
+"""Engines for models trained so that a block sees earlier blocks and itself: exact caching, nothing is approximate.
+
+A finished block's keys and values come from one more pass over its final tokens. That pass, and the prompt's, ride in
+the forward of the next block's first step, as windows of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from dlm.decoding.engines.base import Defaults, Plan, Window
+
+if TYPE_CHECKING:
+    from dlm.decoding.canvas import Canvas
+
+
+@dataclass(frozen=True)
+class BlockCausal(Defaults):
+    """The active block against all earlier ones; the canvas ends with it (LLaDA2, SDAR)."""
+
+    name: ClassVar[str] = "block_causal"
+    blocks_from_zero: ClassVar[bool] = True
+
+    def slots(self, canvas: Canvas) -> int:
+        return canvas.length
+
+    def plan(self, canvas: Canvas) -> Plan:
+        size, start, stop = canvas.request.params.block_length, canvas.block_start, canvas.block_stop
+        edges = [(at, at + size) for at in range(canvas.committed, start, size)]
+        windows = tuple(Window(first, last, first, last) for first, last in (*edges, (start, stop)))
+        return Plan(windows, phase="refresh" if edges else "reuse")
+
+
+@dataclass(frozen=True)
+class CausalCommit(Defaults):
+    """As `BlockCausal` for models that see what lies before the block causally, each token the earlier ones alone.
+
+    The pass that keeps a finished block predicts the token behind it, which becomes the next block's first token, so it
+    goes alone (Nemotron-Labs-Diffusion with `causal_context`). Blocks count from the end of the prompt.
+    """
+
+    name: ClassVar[str] = "causal_commit"
+
+    def slots(self, canvas: Canvas) -> int:
+        return canvas.length
+
+    def plan(self, canvas: Canvas) -> Plan:
+        start, stop = canvas.block_start, canvas.block_stop
+        block = Window(start, stop, start, stop)
+        if canvas.committed == start:
+            return Plan((block,), phase="reuse")
+        commit = Window(canvas.committed, start, canvas.committed, start, causal=True)
+        if canvas.tokens[start] != canvas.mask_id:
+            return Plan((commit, block), phase="refresh")
+        return Plan((commit,), first_only=True, shifted=True, phase="refresh")

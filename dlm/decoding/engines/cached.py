@@ -1,0 +1,111 @@
+"""Engines for models that attend to the whole canvas: all of it every time, or parts of it against cached keys and
+values (Fast-dLLM, arXiv 2505.22618; dInfer, arXiv 2510.08666)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from dlm.decoding.engines.base import Defaults, Phase, Plan, Unroll, Window
+from dlm.decoding.request import check_whole
+
+if TYPE_CHECKING:
+    from dlm.decoding.canvas import Canvas
+
+
+@dataclass(frozen=True)
+class Full(Defaults):
+    """The whole canvas at every step (LLaDA's `generate`)."""
+
+    name: ClassVar[str] = "full"
+
+    def slots(self, canvas: Canvas) -> int:
+        return 0
+
+    def plan(self, canvas: Canvas) -> Plan:
+        return Plan((Window(0, canvas.length),), shifted=canvas.shifted)
+
+
+class Cached(Defaults):
+    """What the engines of this file share: a forward of the whole canvas fills the cache at a block's first step, later
+    ones recompute `span` and read the rest from it."""
+
+    def slots(self, canvas: Canvas) -> int:
+        return canvas.length
+
+    def phase(self, canvas: Canvas) -> Phase:
+        return "refresh" if canvas.block_forwards == 0 else "reuse"
+
+    def span(self, canvas: Canvas) -> tuple[int, int]:
+        """What a step inside a block recomputes, as `[start, stop)`."""
+        raise NotImplementedError
+
+    def plan(self, canvas: Canvas) -> Plan:
+        phase = self.phase(canvas)
+        if phase == "reuse":
+            start, stop = self.span(canvas)
+            return Plan((Window(start, stop, start, canvas.length),), shifted=canvas.shifted, phase=phase)
+        kept = 0 if phase == "refresh" else None
+        seeds = canvas.shifted and canvas.tokens[canvas.block_start] == canvas.mask_id
+        return Plan((Window(0, canvas.length, kept),), first_only=seeds, shifted=canvas.shifted, phase=phase)
+
+
+@dataclass(frozen=True)
+class PrefixCache(Cached):
+    """From the block's start to the end of the canvas."""
+
+    name: ClassVar[str] = "prefix_cache"
+
+    def span(self, canvas: Canvas) -> tuple[int, int]:
+        return canvas.block_start, canvas.length
+
+
+@dataclass(frozen=True)
+class DualCache(Cached):
+    """The block alone."""
+
+    name: ClassVar[str] = "dual_cache"
+
+    def span(self, canvas: Canvas) -> tuple[int, int]:
+        return canvas.block_start, canvas.block_stop
+
+
+@dataclass(frozen=True)
+class Vicinity(Cached):
+    """The block with `prefix_look` positions before and `after_look` behind it.
+
+    The first `warmup_steps` forwards of a canvas are whole and keep nothing. The cache is filled when there is none and
+    at each later block's first forward. Forwards that dInfer makes on a finished block are counted and not made.
+
+    Attributes:
+        prefix_look, after_look, warmup_steps: as above.
+        maximum_unroll, expected_tpf: see `Unroll`.
+    """
+
+    prefix_look: int = 16
+    after_look: int = 16
+    warmup_steps: int = 4
+    maximum_unroll: int = 4
+    expected_tpf: int = 8
+    name: ClassVar[str] = "vicinity"
+
+    def __post_init__(self) -> None:
+        for field in ("prefix_look", "after_look", "warmup_steps"):
+            check_whole(field, getattr(self, field), 0)
+        for field in ("maximum_unroll", "expected_tpf"):
+            check_whole(field, getattr(self, field), 1)
+
+    @property
+    def unroll(self) -> Unroll:
+        return Unroll(self.maximum_unroll, self.expected_tpf)
+
+    def phase(self, canvas: Canvas) -> Phase:
+        pace = canvas.pace
+        if pace.pending:
+            return "reuse"
+        if pace.forwards < self.warmup_steps:
+            return "whole"
+        return "reuse" if pace.has_cache and pace.tested == canvas.block_index else "refresh"
+
+    def span(self, canvas: Canvas) -> tuple[int, int]:
+        return max(0, canvas.block_start - self.prefix_look), min(canvas.length, canvas.block_stop + self.after_look)

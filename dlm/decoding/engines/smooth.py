@@ -1,0 +1,59 @@
+"""Soft inputs: masked positions carry a share of what the last forward expected there (dInfer, arXiv 2510.08666)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from dlm.decoding.engines.base import Defaults, Engine, Plan, Smoothing, Unroll
+from dlm.decoding.engines.cached import DualCache
+from dlm.decoding.request import check_real, check_whole
+from dlm.errors import RequestError
+
+if TYPE_CHECKING:
+    from dlm.decoding.canvas import Canvas
+
+
+@dataclass(frozen=True)
+class Smooth(Defaults):
+    """`base`, with masked positions fed E[mask] + w (softmax(logits) E).
+
+    Forwards that dInfer makes on a finished block advance w and are not made.
+
+    Attributes:
+        base: the engine that names the windows.
+        cont_weight_init, cont_weight_growth, cont_weight: w = min(init + growth t, cont_weight) at forward t.
+        threshold_decay: samplers with a threshold use max(1 - threshold_decay t, threshold).
+        maximum_unroll, expected_tpf: see `Unroll`.
+    """
+
+    base: Engine = field(default_factory=DualCache)
+    cont_weight_init: float = 0.15
+    cont_weight_growth: float = 0.02
+    cont_weight: float = 0.3
+    threshold_decay: float = 0.02
+    maximum_unroll: int = 4
+    expected_tpf: int = 8
+    name: ClassVar[str] = "smooth"
+
+    def __post_init__(self) -> None:
+        for name in ("cont_weight_init", "cont_weight_growth", "cont_weight", "threshold_decay"):
+            check_real(name, getattr(self, name), 0.0, 1.0)
+        for name in ("maximum_unroll", "expected_tpf"):
+            check_whole(name, getattr(self, name), 1)
+        if self.base.name not in ("full", "prefix_cache", "dual_cache", "vicinity"):
+            raise RequestError(f"base={self.base.name}: smooth goes with full, prefix_cache, dual_cache and vicinity")
+
+    @property
+    def smoothing(self) -> Smoothing:
+        return Smoothing(self.cont_weight_init, self.cont_weight_growth, self.cont_weight, self.threshold_decay)
+
+    @property
+    def unroll(self) -> Unroll:
+        return Unroll(self.maximum_unroll, self.expected_tpf)
+
+    def slots(self, canvas: Canvas) -> int:
+        return self.base.slots(canvas)
+
+    def plan(self, canvas: Canvas) -> Plan:
+        return self.base.plan(canvas)

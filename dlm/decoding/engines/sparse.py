@@ -1,0 +1,60 @@
+"""Attention to a retained share of the positions outside the block (Sparse-dLLM, arXiv 2508.02558; dLLM-Serve)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from dlm.decoding.engines.base import Defaults, Plan, Window
+from dlm.decoding.request import check_real, check_whole
+from dlm.errors import RequestError
+from dlm.models.segments import Retain
+
+if TYPE_CHECKING:
+    from dlm.decoding.canvas import Canvas
+
+
+@dataclass(frozen=True)
+class Sparse(Defaults):
+    """In each block `delay_step` forwards of the whole canvas; one more, during which each layer keeps the keys and
+    values of a share of the positions outside the block; then the block alone, against those and itself.
+
+    The arena holds the retained share and the block, nothing else.
+
+    Attributes:
+        retention_ratio: the share, 0..1.
+        delay_step: forwards of a block before the one that selects.
+        kernel_size: scores are max-pooled over so many neighbours, an odd number; 1 for none.
+        head_select: each key/value head keeps the positions that it scores highest (equally many); otherwise all heads
+            keep the same, by the mean of their scores.
+    """
+
+    retention_ratio: float = 0.5
+    delay_step: int = 1
+    kernel_size: int = 3
+    head_select: bool = True
+    name: ClassVar[str] = "sparse"
+
+    def __post_init__(self) -> None:
+        check_real("retention_ratio", self.retention_ratio, 0.0, 1.0)
+        check_whole("delay_step", self.delay_step, 0)
+        check_whole("kernel_size", self.kernel_size, 1)
+        if self.kernel_size % 2 == 0:
+            raise RequestError(f"kernel_size={self.kernel_size} must be odd, so that a position lies in its middle")
+
+    def _retained(self, canvas: Canvas, block_length: int) -> int:
+        return int((canvas.length - block_length) * self.retention_ratio)
+
+    def slots(self, canvas: Canvas) -> int:
+        lengths = {block.stop - block.start for block in canvas.blocks}
+        return max(self._retained(canvas, length) + length for length in lengths)
+
+    def plan(self, canvas: Canvas) -> Plan:
+        start, stop = canvas.block_start, canvas.block_stop
+        count = self._retained(canvas, stop - start)
+        if canvas.block_forwards < self.delay_step:
+            return Plan((Window(0, canvas.length),))
+        if canvas.block_forwards == self.delay_step:
+            retain = Retain(start, stop, count, self.kernel_size, self.head_select)
+            return Plan((Window(0, canvas.length, retain=retain),), phase="refresh")
+        return Plan((Window(start, stop, count, count + stop - start),), phase="reuse")

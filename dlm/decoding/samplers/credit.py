@@ -1,0 +1,53 @@
+"""`credit`: tokens that keep winning at a position gain weight there (dInfer, arXiv 2510.08666; CreditDecoding)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dlm.decoding.request import check_real
+from dlm.decoding.samplers.base import Boost, Indices, Ordinary, Scores, Turn
+from dlm.decoding.samplers.confident import near_best
+
+Credits = dict[int, dict[int, np.float32]]
+"""Credit by position and token; tokens that never won have none."""
+
+
+@dataclass(frozen=True)
+class Credit(Ordinary):
+    """Per block a table C: at each step C decays by `decay_beta` (not at the first), each masked position's most
+    probable token gains p ** `boost_gamma`, and dInfer's threshold rule sees logits + `credit_alpha` log(1 + C)."""
+
+    threshold: float = 0.9
+    credit_alpha: float = 0.7
+    boost_gamma: float = 0.2
+    decay_beta: float = 0.8
+    name: ClassVar[str] = "credit"
+    boosts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_real("threshold", self.threshold, 0.0, 1.0)
+        check_real("credit_alpha", self.credit_alpha, 0.0, None)
+        check_real("boost_gamma", self.boost_gamma, 0.0, None)
+        check_real("decay_beta", self.decay_beta, 0.0, 1.0)
+
+    def boost(self, scores: Scores, memory: Any) -> tuple[Boost, Any]:
+        beta, before = np.float32(self.decay_beta), memory or {}
+        credits: Credits = {
+            place: {token: value * beta for token, value in tokens.items()} for place, tokens in before.items()
+        }
+        gains = scores.confidence.astype(np.float32) ** np.float32(self.boost_gamma)
+        rows, tokens_out, values = [], [], []
+        for row, (position, token) in enumerate(zip(scores.positions.tolist(), scores.tokens.tolist(), strict=True)):
+            table = credits.setdefault(position, {})
+            table[token] = table.get(token, np.float32(0)) + gains[row]
+            rows += [row] * len(table)
+            tokens_out += list(table)
+            values += list(table.values())
+        amounts = np.float32(self.credit_alpha) * np.log1p(np.array(values, dtype=np.float32))
+        return Boost(np.array(rows), np.array(tokens_out), amounts), credits
+
+    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+        return near_best(scores, max(self.threshold, turn.floor)), memory

@@ -1,0 +1,114 @@
+"""Dream's samplers (arXiv 2508.15487) and Fast-dLLM's for Dream. With engine `full` the canvas is one block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dlm.decoding.request import SamplingParams, check_real
+from dlm.decoding.samplers.base import Floats, Indices, Ordinary, Scores, Turn
+from dlm.errors import RequestError
+
+ALGS = {"origin": "random", "maskgit_plus": "low_confidence", "topk_margin": "margin", "entropy": "entropy"}
+
+
+@lru_cache(maxsize=64)
+def transfer_shares(steps: int, eps: float) -> npt.NDArray[np.float32]:
+    """1 - t_{i+1} / t_i of the times t from 1 to eps in `steps` equal parts; `[steps]` float32, the last is 1."""
+    time = torch.linspace(1.0, eps, steps + 1)
+    shares: npt.NDArray[np.float32] = (1 - time[1:] / time[:-1]).numpy()
+    shares[-1] = 1.0
+    return shares
+
+
+@dataclass(frozen=True)
+class Dream(Ordinary):
+    """Dream's own time steps: step i reveals int(n (1 - t_{i+1} / t_i)) of n masks, the last step all.
+
+    A step that reveals nothing makes no forward.
+
+    Attributes:
+        alg: which come first: `maskgit_plus` (highest probability), `topk_margin`, `entropy`; or `origin`, where each
+            mask is revealed by an independent draw.
+        alg_temp: above 0 the positions are drawn with probabilities softmax(rank / alg_temp).
+        eps: the last time.
+    """
+
+    alg: str = "maskgit_plus"
+    alg_temp: float = 0.0
+    eps: float = 1e-3
+    name: ClassVar[str] = "dream"
+    whole_canvas: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.alg not in ALGS:
+            raise RequestError(f"alg={self.alg!r} must be one of {', '.join(ALGS)}")
+        check_real("alg_temp", self.alg_temp, 0.0, None)
+        check_real("eps", self.eps, 0.0, 1.0, open_low=True)
+        if self.alg == "origin" and self.alg_temp:
+            raise RequestError(f"alg_temp={self.alg_temp} has no meaning with alg=origin; leave it out")
+
+    @property
+    def order(self) -> str:  # type: ignore[override]  # a field decides what is constant elsewhere
+        return ALGS[self.alg]
+
+    def check(self, params: SamplingParams, num_blocks: int) -> None:
+        if params.steps < num_blocks:
+            raise RequestError(f"steps={params.steps} must be at least {num_blocks}, one for each block")
+
+    def _count(self, step: int, turn: Turn) -> int:
+        if step >= turn.steps - 1:
+            return turn.left
+        return int(np.float32(turn.left) * transfer_shares(turn.steps, self.eps)[step])
+
+    def idle(self, turn: Turn, uniform: Callable[[int], Floats]) -> int:
+        step = turn.step
+        while step < turn.steps - 1 and not self._reveals(step, turn, uniform):
+            step += 1
+        return step - turn.step
+
+    def _reveals(self, step: int, turn: Turn, uniform: Callable[[int], Floats]) -> bool:
+        if self.alg == "origin":
+            return bool((uniform(step) < transfer_shares(turn.steps, self.eps)[step]).any())
+        return self._count(step, turn) > 0
+
+    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+        if self.alg == "origin":
+            step = min(turn.step, turn.steps - 1)
+            return np.flatnonzero(scores.uniform < transfer_shares(turn.steps, self.eps)[step]), None
+        count = self._count(turn.step, turn)
+        if not self.alg_temp:
+            return scores.descending()[:count], None
+        drawn = scores.rank / self.alg_temp - np.log(-np.log(scores.uniform))
+        return np.argsort(-drawn, kind="stable")[:count], None
+
+
+@dataclass(frozen=True)
+class FastDLLMDream(Ordinary):
+    """Each step looks at the best `masks // steps` candidates and those it rejected before: the first goes, the others
+    if their confidence >= threshold. Rejections at the last step add one that looks at nothing new (Fast-dLLM)."""
+
+    threshold: float = 0.9
+    name: ClassVar[str] = "fastdllm_dream"
+    whole_canvas: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_real("threshold", self.threshold, 0.0, 1.0)
+
+    def check(self, params: SamplingParams, num_blocks: int) -> None:
+        if params.gen_length % params.steps:
+            raise RequestError(f"steps={params.steps} must divide gen_length={params.gen_length} for fastdllm_dream")
+
+    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+        carry: int = memory or 0
+        base = turn.masks // turn.steps if turn.step < turn.steps else 0
+        looked = scores.descending()[: base + carry]
+        kept = scores.confidence[looked] >= self.threshold
+        kept[:1] = True
+        return looked[kept], len(looked) - int(kept.sum())
