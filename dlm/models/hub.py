@@ -51,7 +51,7 @@ def resolve_folder(path: str, revision: str | None = None, *, weights: bool = Tr
         raise CheckpointError(
             f"model.revision is not set for the hub id {path!r}; pin a commit, so that weights cannot change"
         )
-    return _fetch(path, revision, [*CONFIG_FILES, *(WEIGHT_FILES if weights else ())])
+    return _fetch(path, revision, [*CONFIG_FILES, *(WEIGHT_FILES if weights else ())], key)
 
 
 def is_hub_id(path: str) -> bool:
@@ -59,7 +59,7 @@ def is_hub_id(path: str) -> bool:
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not path.endswith("/")
 
 
-def _fetch(repo: str, revision: str, patterns: list[str]) -> Path:
+def _fetch(repo: str, revision: str, patterns: list[str], key: str) -> Path:
     from huggingface_hub import snapshot_download
 
     def download() -> str:
@@ -72,7 +72,7 @@ def _fetch(repo: str, revision: str, patterns: list[str]) -> Path:
         if _retry_after(error) is not None:
             raise CheckpointError(
                 f"{wanted}: the hub answers 429 (too many requests) again and again. Try later: files already fetched "
-                "are kept. A token in HF_TOKEN raises the limit, and a local folder needs no hub: model.path=<folder>"
+                f"are kept. A token in HF_TOKEN raises the limit, and a local folder needs no hub: {key}=<folder>"
             ) from error
         raise CheckpointError(f"{wanted}: {type(error).__name__}: {error}") from error
 
