@@ -4,8 +4,8 @@ The numbers of the tasks are single tokens and any text round-trips.
 
     python -m dlm.demo.tokenizer folder
 
-writes a tokenizer of today's tasks. The bundled checkpoint's came from an earlier mixture of them: a new one has other
-ids and needs a new model (`python -m dlm.train experiment=demo model.tokenizer=folder`).
+writes the bundled checkpoint's tokenizer, the same files on every machine. Other tasks give other ids, and then need a
+new model (`python -m dlm.train experiment=demo model.tokenizer=folder`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def corpus() -> Iterator[str]:
     groups = (ITEMS, NOUNS, CAPITALS, CAPITALS.values(), *CATEGORIES.values())
     words = [word for group in groups for word in group]
     for _ in range(100):
-        yield from (f"{word} {word}" for word in words)
+        yield from (f"{word} {word}" for word in (*words, *range(100)))
         yield from ("system\n\n", "user\n\n", "assistant\n\n")
         yield ENGLISH
 
@@ -74,7 +74,7 @@ def build() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus(), trainer)
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers is untyped
         tokenizer_object=tokenizer,
         bos_token="<|startoftext|>",
         eos_token="<|endoftext|>",
