@@ -16,6 +16,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +66,8 @@ def main(config_name: str, module: str, task: Task, title: str, keys: str, examp
     """
     arguments = _parse(sys.argv[1:])
     if arguments.help:
-        groups = "\n".join(f"  {group:<11} {', '.join(names)}" for group, names in _groups(config_name, module))
+        lines = [f"{group:<11} {', '.join(names)}" for group, names in _groups(config_name, module)]
+        groups = "\n".join(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent=" " * 14) for line in lines)
         print(HELP.format(title=title, module=module, groups=groups, keys=keys, examples=examples), end="")
         sys.exit(0)
     try:

@@ -1,5 +1,8 @@
 """The schemas behind `conf/`: one dataclass for each choice that a user can make, and the one way to build an object.
 
+What is built from a choice is itself a dataclass of plain values, and its fields are the schema. The schemas of the
+bench and of training are in `dlm.bench.config` and `dlm.pipeline.training_config`.
+
 A YAML file of a group names its schema in its defaults list (`/schema/sampler/threshold@_here_`), so that a wrong key
 or type fails while the configuration is composed, with its path. Knows neither torch nor Lightning: `_target_` is a
 name until `instantiate` is called.
@@ -7,113 +10,43 @@ name until `instantiate` is called.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import dataclasses
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
+from dlm.decoding.engines import ENGINES
+from dlm.decoding.request import SamplingParams
+from dlm.decoding.samplers import SAMPLERS
+from dlm.pipeline.model_source import CheckpointSource, RandomSource
+from dlm.pipeline.prompts import DemoPrompts, HfPrompts, JsonlPrompts
 
-@dataclass
-class CheckpointModel:
-    """A checkpoint folder or hub id, or a distributed checkpoint with the configuration of one."""
-
-    _target_: str = "dlm.pipeline.model_source.CheckpointSource"
-    path: str | None = None
-    revision: str | None = None
-    dtype: str = "auto"
-    chat: bool | None = None
-    dcp_path: str | None = None
-    base_model: str | None = None
-    dcp_prefix: str | None = None
-    adapter_path: str | None = None
+PLAIN = (int, float, str, bool)
 
 
-@dataclass
-class RandomModel:
-    """Random weights of a named size, with the demo's tokenizer."""
+def mirror(kind: type[Any], **defaults: Any) -> type[Any]:
+    """The schema of a dataclass: its fields, with `_target_` naming it.
 
-    _target_: str = "dlm.pipeline.model_source.RandomSource"
-    size: str = MISSING
-    seed: int = 0
-    dtype: str = "auto"
-    chat: bool | None = None
-
-
-@dataclass
-class FullEngine:
-    _target_: str = "dlm.decoding.engines.Full"
-
-
-@dataclass
-class PrefixCacheEngine:
-    _target_: str = "dlm.decoding.engines.PrefixCache"
-
-
-@dataclass
-class DualCacheEngine:
-    _target_: str = "dlm.decoding.engines.DualCache"
+    Args:
+        kind: what is built from it; a field without a default is missing until a user gives it.
+        defaults: other defaults than those of `kind`.
+    """
+    rows: list[Any] = [("_target_", str, field(default=f"{kind.__module__}.{kind.__qualname__}"))]
+    hints = get_type_hints(kind)
+    for one in fields(kind):
+        known = all(part in PLAIN or part is type(None) for part in get_args(hints[one.name]) or (hints[one.name],))
+        default = defaults.get(one.name, MISSING if one.default is dataclasses.MISSING else one.default)
+        rows.append((one.name, hints[one.name] if known else Any, field(default=default)))
+    return make_dataclass(kind.__name__, rows)
 
 
 @dataclass
 class Auto:
-    """Left to the model: what the family of the checkpoint is known with."""
+    """Left to the model: what its algorithm is known with."""
 
     _target_: str = "dlm.pipeline.model_source.FamilyDefault"
-
-
-@dataclass
-class FixedSampler:
-    _target_: str = "dlm.decoding.samplers.Fixed"
-    remasking: str = "low_confidence"
-
-
-@dataclass
-class ThresholdSampler:
-    _target_: str = "dlm.decoding.samplers.Threshold"
-    threshold: float = 0.9
-
-
-@dataclass
-class FactorSampler:
-    _target_: str = "dlm.decoding.samplers.Factor"
-    factor: float = 1.0
-
-
-@dataclass
-class DInferThresholdSampler:
-    _target_: str = "dlm.decoding.samplers.DInferThreshold"
-    threshold: float = 0.9
-
-
-@dataclass
-class DemoData:
-    _target_: str = "dlm.pipeline.prompts.DemoPrompts"
-    limit: int | None = None
-    chat_template: bool | None = None
-
-
-@dataclass
-class JsonlData:
-    _target_: str = "dlm.pipeline.prompts.JsonlPrompts"
-    path: str = MISSING
-    prompt_field: str = "prompt"
-    id_field: str = "id"
-    limit: int | None = None
-    chat_template: bool | None = None
-
-
-@dataclass
-class HfData:
-    _target_: str = "dlm.pipeline.prompts.HfPrompts"
-    path: str = MISSING
-    name: str | None = None
-    split: str = "test"
-    revision: str | None = None
-    prompt_field: str = "prompt"
-    id_field: str = "id"
-    limit: int | None = None
-    chat_template: bool | None = None
 
 
 @dataclass
@@ -148,26 +81,14 @@ class WandbLogger:
     offline: bool = True
 
 
-@dataclass
-class Generation:
-    """How each prompt is decoded: the fields of `dlm.decoding.request.SamplingParams`, and stop strings."""
+def _generation() -> type[Any]:
+    """How each prompt is decoded: the fields of `SamplingParams` and stop strings. `conf/predict.yaml` sets them."""
+    hints = get_type_hints(SamplingParams)
+    rows: list[Any] = [(one.name, hints[one.name], field(default=one.default)) for one in fields(SamplingParams)]
+    return make_dataclass("Generation", [*rows, ("stop", list[str], field(default_factory=list))])
 
-    gen_length: int = 64
-    max_tokens: int | None = None
-    steps: int = 64
-    block_length: int = 16
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    cfg_scale: float = 0.0
-    max_nfe: int | None = None
-    ignore_eos: bool = False
-    logits_eos_inf: bool = False
-    confidence_eos_eot_inf: bool = False
-    seed: int | None = 0
-    n: int = 1
-    record: bool = False
-    stop: list[str] = field(default_factory=list)
+
+Generation = _generation()
 
 
 @dataclass
@@ -197,7 +118,7 @@ class PredictConfig:
     data: Any = MISSING
     trainer: Any = MISSING
     logger: Any = MISSING
-    generation: Generation = field(default_factory=Generation)
+    generation: Generation = field(default_factory=Generation)  # type: ignore[valid-type]  # made above
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     progress: ProgressConfig = field(default_factory=ProgressConfig)
     run_dir: str | None = None
@@ -221,16 +142,10 @@ class ConvertConfig:
 
 
 SCHEMAS: dict[str, dict[str, type]] = {
-    "model": {"checkpoint": CheckpointModel, "random": RandomModel},
-    "engine": {"full": FullEngine, "prefix_cache": PrefixCacheEngine, "dual_cache": DualCacheEngine, "auto": Auto},
-    "sampler": {
-        "fixed": FixedSampler,
-        "threshold": ThresholdSampler,
-        "factor": FactorSampler,
-        "dinfer_threshold": DInferThresholdSampler,
-        "auto": Auto,
-    },
-    "data": {"demo": DemoData, "jsonl": JsonlData, "hf": HfData},
+    "model": {"checkpoint": mirror(CheckpointSource), "random": mirror(RandomSource, dtype="auto")},
+    "engine": {"auto": Auto, **{name: mirror(kind) for name, kind in ENGINES.items()}},
+    "sampler": {"auto": Auto, **{name: mirror(kind) for name, kind in SAMPLERS.items()}},
+    "data": {"demo": mirror(DemoPrompts), "jsonl": mirror(JsonlPrompts), "hf": mirror(HfPrompts)},
     "trainer": {"trainer": TrainerConfig},
     "logger": {"none": NoLogger, "csv": CsvLogger, "wandb": WandbLogger},
 }

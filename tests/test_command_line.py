@@ -18,7 +18,7 @@ QUICK = 10.0
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        (["--help"], "sampler     auto, dinfer_threshold"),
+        (["--help"], "sampler     auto, credit, dinfer_threshold"),
         (["--cfg", "job"], "gen_length: 64"),
         (["--cfg", "job", "-p", "sampler"], "threshold: 0.9"),
         (["-p", "generation"], "block_length: 16"),

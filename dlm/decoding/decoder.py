@@ -149,6 +149,12 @@ class Decoder:
             )
         if params.logits_eos_inf and self.special.eos_id is None:
             faults.append("logits_eos_inf needs an end-of-sequence token, the model names none")
+        engine = request.engine
+        if engine.attention != config.attention or (config.shifted and not engine.takes_shifted):
+            model = f"{'shifted ' * config.shifted}{config.attention}"
+            faults.append(
+                f"engine {engine.name} is not for this model, whose attention is {model}; algorithm=auto fits"
+            )
         slots = request.engine.slots(canvas) * (2 if canvas.guided else 1)
         if slots > self.arena.ranges.capacity:
             faults.append(

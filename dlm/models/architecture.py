@@ -64,6 +64,9 @@ class YarnConfig:
     query_beta: float = 0.0
 
 
+AttentionKind = Literal["bidirectional", "block_causal", "causal_context"]
+
+
 @dataclass(frozen=True)
 class BackboneConfig:
     """The architecture, read from a checkpoint's config by its family.
@@ -77,7 +80,9 @@ class BackboneConfig:
         experts: mixture-of-experts layers, or None.
         yarn: stretched rotary embedding, or None.
         shifted: whether row i of the logits predicts position i + 1.
-        block_length: positions of a block of the model's block-causal attention; None for a bidirectional model.
+        attention: who sees whom: `bidirectional` (every position every other), `block_causal` (its own block and those
+            before it) or `causal_context` (its own block, and what lies before that as a causal model saw it).
+        block_length: positions of a block where the attention has blocks; None for a bidirectional model.
     """
 
     vocab_size: int
@@ -98,6 +103,7 @@ class BackboneConfig:
     experts: ExpertsConfig | None = None
     yarn: YarnConfig | None = None
     shifted: bool = False
+    attention: AttentionKind = "bidirectional"
     block_length: int | None = None
 
     @property

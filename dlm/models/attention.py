@@ -29,7 +29,8 @@ from torch.nn import functional as F
 
 from dlm.errors import MissingExtraError
 from dlm.models.backbone import Attention
-from dlm.models.segments import Segment, lower_right, thinned
+from dlm.models.segments import Segment
+from dlm.models.thinning import lower_right, thinned
 
 
 class PackedAttention:

@@ -41,6 +41,7 @@ _LLADA2 = replace(
     full_precision_rope=False,
     qk_norm=True,
     rotary_dim=64,
+    attention="block_causal",
     block_length=32,
     experts=ExpertsConfig(
         num_experts=256, top_k=8, inner_size=512, first_layer=1, scores="sigmoid", normalize=True, scaling=2.5,
@@ -66,7 +67,12 @@ SIZES_BY_FAMILY: dict[str, dict[str, BackboneConfig]] = {
     },
     "llada2": {
         "tiny_llada2": replace(
-            _TINY_GROUPED, qk_norm=True, rotary_dim=8, block_length=32, experts=_TINY_LLADA2_EXPERTS
+            _TINY_GROUPED,
+            qk_norm=True,
+            rotary_dim=8,
+            attention="block_causal",
+            block_length=32,
+            experts=_TINY_LLADA2_EXPERTS,
         ),
         "16b_llada2": _LLADA2,
     },
@@ -82,12 +88,15 @@ SIZES_BY_FAMILY: dict[str, dict[str, BackboneConfig]] = {
             shifted=True,
         ),
     },
-    "sdar": {"tiny_sdar": replace(_TINY_GROUPED, rope_theta=1e6, qk_norm=True, block_length=4)},
+    "sdar": {
+        "tiny_sdar": replace(_TINY_GROUPED, rope_theta=1e6, qk_norm=True, attention="block_causal", block_length=4)
+    },
     "nemotron": {
         "tiny_nemotron": replace(
             _TINY,
             num_kv_heads=2,
             rope_theta=1e6,
+            attention="causal_context",
             block_length=8,
             yarn=YarnConfig(factor=4.0, original_positions=256, query_beta=0.1),
         )

@@ -1,6 +1,6 @@
 """Where a model comes from: a checkpoint, or random weights. Values first, weights when `load` is called.
 
-Importing this costs nothing; torch comes with `load` and `family`.
+Importing this costs nothing; torch comes with `load` and `traits`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 from dlm.demo import CHECKPOINT
 from dlm.errors import ConfigError
 from dlm.models.hub import is_hub_id, resolve_folder
-from dlm.models.sizes import SIZES
+from dlm.models.sizes import SIZES, family_of_size
 
 if TYPE_CHECKING:
     import torch
 
+    from dlm.decoding.engines import Engine
+    from dlm.decoding.samplers import Sampler
+    from dlm.models.architecture import AttentionKind
+    from dlm.models.families import Family
     from dlm.models.loading import Checkpoint
     from dlm.models.sources import TensorSource
     from dlm.models.weights import ModelTensors
@@ -26,7 +30,7 @@ DEMO = "demo"
 
 
 class FamilyDefault:
-    """Stands for an engine or a sampler that the checkpoint's family decides."""
+    """Stands for an engine or a sampler that the algorithm has for the checkpoint's family."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +117,12 @@ class CheckpointSource:
     def tokenizer_folder(self) -> Path:
         return self.folder()
 
-    def default_algorithm(self) -> str:
-        """The family's own, from config.json alone. Raises `CheckpointError`."""
+    def traits(self) -> tuple[Family, AttentionKind]:
+        """The family and how its models attend, from config.json alone. Raises `CheckpointError`."""
         from dlm.models.loading import read_checkpoint_config
 
-        return read_checkpoint_config(self.folder()).family.default_algorithm
+        config = read_checkpoint_config(self.folder())
+        return config.family, config.backbone.attention
 
     def load(self, device: torch.device) -> Checkpoint:
         """Weights, straight to `device`. Raises `CheckpointError`."""
@@ -179,10 +184,12 @@ class RandomSource:
     def tokenizer_folder(self) -> Path:
         return CHECKPOINT
 
-    def default_algorithm(self) -> str:
-        from dlm.models.families import LLADA
+    def traits(self) -> tuple[Family, AttentionKind]:
+        """The family of the size and how its models attend."""
+        from dlm.models.families import FAMILIES
 
-        return LLADA.default_algorithm
+        name = family_of_size(self.size)
+        return next(family for family in FAMILIES if family.name == name), SIZES[self.size].attention
 
     def load(self, device: torch.device) -> Checkpoint:
         """Weights drawn from the seed, on `device`."""
@@ -199,17 +206,16 @@ def _dtype_faults(dtype: str) -> list[str]:
     return [] if dtype in DTYPES else [f"model.dtype={dtype}: choose one of {', '.join(DTYPES)}"]
 
 
-def chosen(kind: str, value: Any, source: ModelSource) -> Any:
-    """`value`, or what the family's own algorithm has for `kind` (`engine` or `sampler`) where it was left to it."""
-    if not isinstance(value, FamilyDefault):
-        return value
-    from dlm.decoding.algorithms import resolve
-    from dlm.decoding.engines import ENGINES
-    from dlm.decoding.samplers import SAMPLERS
+def pair(engine: Any, sampler: Any, algorithm: str, source: ModelSource) -> tuple[Engine, Sampler]:
+    """Engine and sampler as configured; what was left to the model is that of `algorithm` for its family.
 
-    algorithm = resolve(source.default_algorithm())
-    if kind == "engine":
-        return ENGINES[algorithm.engine]()
-    if kind == "sampler":
-        return SAMPLERS[algorithm.sampler]()
-    raise ConfigError(f"{kind!r} is neither engine nor sampler")
+    Raises `RequestError` when the family cannot run the algorithm.
+    """
+    if isinstance(engine, FamilyDefault) or isinstance(sampler, FamilyDefault):
+        from dlm.decoding.algorithms import compose
+
+        family, attention = source.traits()
+        own = compose(algorithm, {}, family=family, attention=attention)
+        engine = own[0] if isinstance(engine, FamilyDefault) else engine
+        sampler = own[1] if isinstance(sampler, FamilyDefault) else sampler
+    return engine, sampler

@@ -157,19 +157,20 @@ class Session:
         from dlm.decoding.decoder import DecoderOptions
         from dlm.decoding.request import PARAM_NAMES, SamplingParams
         from dlm.pipeline.data import PromptDataModule, Recipe
-        from dlm.pipeline.model_source import chosen
+        from dlm.pipeline.model_source import pair
         from dlm.pipeline.module import DecodingOptions, DiffusionLM
         from dlm.pipeline.writer import ShardWriter
         from dlm.text import TextCodec
 
         config, generation = self.config, self.config.generation
         source, stop = instantiate(config.model), tuple(generation.stop)
-        source.default_algorithm()  # refuses a checkpoint of another family before its tokenizer is looked at
+        source.traits()  # refuses a checkpoint of another family before its tokenizer is looked at
+        engine, sampler = pair(instantiate(config.engine), instantiate(config.sampler), config.algorithm, source)
         chat = source.chat if config.data.chat_template is None else config.data.chat_template
         recipe = Recipe(
             params=SamplingParams(**{name: generation[name] for name in PARAM_NAMES}),
-            engine=chosen("engine", instantiate(config.engine), source),
-            sampler=chosen("sampler", instantiate(config.sampler), source),
+            engine=engine,
+            sampler=sampler,
             stop=stop,
         )
         shard = Shard(self.folder.shards / f"{self.launch.attempt}-{heart.status.worker}.jsonl")

@@ -139,7 +139,7 @@ def test_the_prompt_and_the_special_ids_are_those_of_the_base_model(tmp_path: Pa
     codecs = [TextCodec.load(route.tokenizer_folder()) for route in routes]
     assert {codec.encode("How many apples?") for codec in codecs} == {codecs[0].encode("How many apples?")}
     assert all(codec.chat for codec in codecs)
-    assert {route.default_algorithm() for route in routes} == {"dinfer_blockwise"}
+    assert {route.traits()[0].name for route in routes} == {"llada"}
     loaded = [route.load(torch.device("cpu")) for route in routes]
     assert {checkpoint.special for checkpoint in loaded} == {read_checkpoint_config(CHECKPOINT).special}
     for checkpoint in loaded[1:]:

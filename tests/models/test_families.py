@@ -124,7 +124,8 @@ def test_what_each_family_says_of_itself() -> None:
     assert len({family.name for family in FAMILIES}) == len(FAMILIES) == len(SIZES_BY_FAMILY)
     for family in FAMILIES:
         assert family.default_algorithm in family.algorithms
-        assert (family.block_length is None) == (family.attention == "bidirectional")
+        for size in SIZES_BY_FAMILY[family.name].values():
+            assert (family.block_length is None) == (size.attention == "bidirectional") == (size.block_length is None)
         for config in SIZES_BY_FAMILY[family.name].values():
             assert (config.block_length is None) == (family.block_length is None)
             assert config.shifted == (family.name == "dream")

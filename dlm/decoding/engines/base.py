@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
+from dlm.models.architecture import AttentionKind
 from dlm.models.segments import Retain
 
 if TYPE_CHECKING:
@@ -101,6 +102,14 @@ class Engine(Protocol):
         """What users call it."""
 
     @property
+    def attention(self) -> AttentionKind:
+        """The kind of model that it is for."""
+
+    @property
+    def takes_shifted(self) -> bool:
+        """It also runs models whose row i predicts position i + 1."""
+
+    @property
     def blocks_from_zero(self) -> bool:
         """Blocks lie on multiples of the block length from position 0, and the canvas is rounded up to whole blocks."""
 
@@ -120,8 +129,10 @@ class Engine(Protocol):
 
 
 class Defaults:
-    """What most engines have: blocks behind the prompt, masks fed as masks, no pace to keep."""
+    """What most engines have: bidirectional models, blocks behind the prompt, masks fed as masks, no pace to keep."""
 
+    attention: ClassVar[AttentionKind] = "bidirectional"
+    takes_shifted: ClassVar[bool] = False
     blocks_from_zero: ClassVar[bool] = False
 
     @property

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from dlm.decoding.engines.base import Defaults, Plan, Window
+from dlm.models.architecture import AttentionKind
 
 if TYPE_CHECKING:
     from dlm.decoding.canvas import Canvas
@@ -20,6 +21,7 @@ class BlockCausal(Defaults):
     """The active block against all earlier ones; the canvas ends with it (LLaDA2, SDAR)."""
 
     name: ClassVar[str] = "block_causal"
+    attention: ClassVar[AttentionKind] = "block_causal"
     blocks_from_zero: ClassVar[bool] = True
 
     def slots(self, canvas: Canvas) -> int:
@@ -41,6 +43,7 @@ class CausalCommit(Defaults):
     """
 
     name: ClassVar[str] = "causal_commit"
+    attention: ClassVar[AttentionKind] = "causal_context"
 
     def slots(self, canvas: Canvas) -> int:
         return canvas.length

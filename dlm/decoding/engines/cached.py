@@ -18,6 +18,7 @@ class Full(Defaults):
     """The whole canvas at every step (LLaDA's `generate`)."""
 
     name: ClassVar[str] = "full"
+    takes_shifted: ClassVar[bool] = True
 
     def slots(self, canvas: Canvas) -> int:
         return 0
@@ -55,6 +56,7 @@ class PrefixCache(Cached):
     """From the block's start to the end of the canvas."""
 
     name: ClassVar[str] = "prefix_cache"
+    takes_shifted: ClassVar[bool] = True
 
     def span(self, canvas: Canvas) -> tuple[int, int]:
         return canvas.block_start, canvas.length
@@ -65,6 +67,7 @@ class DualCache(Cached):
     """The block alone."""
 
     name: ClassVar[str] = "dual_cache"
+    takes_shifted: ClassVar[bool] = True
 
     def span(self, canvas: Canvas) -> tuple[int, int]:
         return canvas.block_start, canvas.block_stop

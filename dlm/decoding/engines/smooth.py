@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from dlm.decoding.engines.base import Defaults, Engine, Plan, Smoothing, Unroll
-from dlm.decoding.engines.cached import DualCache
+from dlm.decoding.engines.cached import Vicinity
 from dlm.decoding.request import check_real, check_whole
 from dlm.errors import RequestError
 
@@ -27,7 +27,7 @@ class Smooth(Defaults):
         maximum_unroll, expected_tpf: see `Unroll`.
     """
 
-    base: Engine = field(default_factory=DualCache)
+    base: Engine = field(default_factory=Vicinity)
     cont_weight_init: float = 0.15
     cont_weight_growth: float = 0.02
     cont_weight: float = 0.3

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from dlm.decoding.request import SamplingParams, check_real
 from dlm.decoding.samplers.base import Floats, Indices, Ordinary, Scores, Turn
@@ -21,6 +20,8 @@ ALGS = {"origin": "random", "maskgit_plus": "low_confidence", "topk_margin": "ma
 @lru_cache(maxsize=64)
 def transfer_shares(steps: int, eps: float) -> npt.NDArray[np.float32]:
     """1 - t_{i+1} / t_i of the times t from 1 to eps in `steps` equal parts; `[steps]` float32, the last is 1."""
+    import torch  # here alone, so that the values of a configuration can be checked without it
+
     time = torch.linspace(1.0, eps, steps + 1)
     shares: npt.NDArray[np.float32] = (1 - time[1:] / time[:-1]).numpy()
     shares[-1] = 1.0

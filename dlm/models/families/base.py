@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -80,7 +80,6 @@ class Family:
         architectures: the values of the config's `architectures` that it covers.
         default_algorithm: what `algorithm=auto` means.
         algorithms: names of all algorithms that it can run.
-        attention: who sees whom; `block_causal` models see their own block and those before it.
         turn_end: text of the token that ends a turn, looked up in the tokenizer's files.
         read_config: checkpoint config to architecture; raises `CheckpointError`.
         write_config: the reverse, for checkpoints that we train.
@@ -94,7 +93,6 @@ class Family:
     architectures: tuple[str, ...]
     default_algorithm: str
     algorithms: tuple[str, ...]
-    attention: Literal["bidirectional", "block_causal"]
     turn_end: str | None
     read_config: Callable[[Mapping[str, Any]], BackboneConfig]
     write_config: Callable[[BackboneConfig, SpecialTokens], dict[str, Any]]

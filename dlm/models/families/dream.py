@@ -54,7 +54,6 @@ DREAM = Family(
     architectures=("DreamModel",),
     default_algorithm="dream",
     algorithms=("dream", "fastdllm_dream", "basic", "prefix_cache", "dual_cache"),
-    attention="bidirectional",
     turn_end="<|im_end|>",
     read_config=read_dream,
     write_config=write_dream,

@@ -135,7 +135,6 @@ LLADA = Family(
     architectures=("LLaDAModelLM",),
     default_algorithm="dinfer_blockwise",
     algorithms=BIDIRECTIONAL,
-    attention="bidirectional",
     turn_end="<|eot_id|>",
     read_config=read_llada,
     write_config=write_llada,

@@ -47,6 +47,7 @@ def read_llada2(config: Mapping[str, Any]) -> BackboneConfig:
         rope_theta=config["rope_theta"],
         qk_norm=True,
         rotary_dim=int(config["head_dim"] * config["partial_rotary_factor"]),
+        attention="block_causal",
         block_length=BLOCK_LENGTH,
         experts=ExpertsConfig(
             num_experts=config["num_experts"],
@@ -114,7 +115,6 @@ LLADA2 = Family(
     architectures=("LLaDA2MoeModelLM",),
     default_algorithm="llada2",
     algorithms=("llada2", "llada21", *BLOCK_CAUSAL),
-    attention="block_causal",
     turn_end="<|role_end|>",
     read_config=read_llada2,
     write_config=write_llada2,

@@ -84,7 +84,6 @@ LLADA_MOE = Family(
     architectures=("LLaDAMoEModelLM", "LLaDAMoEModel"),
     default_algorithm="dinfer_blockwise",
     algorithms=BIDIRECTIONAL,
-    attention="bidirectional",
     turn_end="<|role_end|>",
     read_config=read_llada_moe,
     write_config=write_llada_moe,

@@ -48,6 +48,7 @@ def read_nemotron(config: Mapping[str, Any]) -> BackboneConfig:
         **read_shape(config),
         intermediate_size=config["intermediate_size"],
         rope_theta=rope["rope_theta"],
+        attention="causal_context",
         block_length=config["block_size"],
         yarn=YarnConfig(
             factor=rope["factor"],
@@ -100,7 +101,6 @@ NEMOTRON = Family(
     architectures=("NemotronLabsDiffusionModel",),
     default_algorithm="nemotron",
     algorithms=("nemotron", "ar", "linear_spec"),
-    attention="block_causal",
     turn_end="<|im_end|>",
     read_config=read_nemotron,
     write_config=write_nemotron,

@@ -29,6 +29,7 @@ def read_sdar(config: Mapping[str, Any]) -> BackboneConfig:
         intermediate_size=config["intermediate_size"],
         rope_theta=config["rope_theta"],
         qk_norm=True,
+        attention="block_causal",
         block_length=config.get("block_size") or BLOCK_LENGTH,
     )
 
@@ -56,7 +57,6 @@ SDAR = Family(
     architectures=("SDARForCausalLM",),
     default_algorithm="sdar",
     algorithms=("sdar", *BLOCK_CAUSAL),
-    attention="block_causal",
     turn_end="<|im_end|>",
     read_config=read_sdar,
     write_config=write_sdar,
