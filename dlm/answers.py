@@ -1,0 +1,83 @@
+"""What `LLM.generate` gives for a prompt: plain dictionaries, cut where the caller asked."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from dlm.decoding.request import Completion
+from dlm.sampling import SamplingParams
+from dlm.text import TextCodec, cut_at_stop, first_stop
+
+
+def sample_of(completion: Completion, params: SamplingParams, codec: TextCodec) -> dict[str, Any]:
+    """One sample of a prompt.
+
+    The text ends before the first stop string, and `token_ids` with the last token that is part of the text; everything
+    that is counted or listed by token follows `token_ids`.
+    """
+    token_ids, finish_reason = list(completion.token_ids), completion.finish_reason
+    text = codec.decode(token_ids)
+    if params.stop and first_stop(text, params.stop) is not None:
+        text, finish_reason = cut_at_stop(text, params.stop), "stop"
+        token_ids = token_ids[: shown(token_ids, text, codec)]
+    count = len(token_ids)
+    sample = {
+        "text": text,
+        "token_ids": token_ids,
+        "finish_reason": finish_reason,
+        "nfe": completion.nfe,
+        "step_map": list((completion.step_map or ())[:count]),
+        "seconds": completion.seconds,
+        "seed": completion.seed,
+        "sample": completion.sample,
+        "prompt_token_ids": list(completion.prompt_ids),
+    }
+    if params.record:
+        logprobs = (completion.logprobs or ())[:count]
+        sample["logprobs"] = [None if math.isnan(value) else value for value in logprobs]
+    return sample
+
+
+def shown(token_ids: Sequence[int], text: str, codec: TextCodec) -> int:
+    """How many of the tokens it takes to show `text`, the beginning of what they decode to."""
+    return bisect.bisect_left(
+        range(len(token_ids)), True, key=lambda count: codec.decode(token_ids[:count]).startswith(text)
+    )
+
+
+def item_of(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The item of a prompt from its samples: the first one's values, all of them in `outputs`, and the usage of all."""
+    first = samples[0]
+    prompt_tokens = len(first["prompt_token_ids"])
+    completion_tokens = sum(len(sample["token_ids"]) for sample in samples)
+    return {
+        **{key: value for key, value in first.items() if key != "sample"},
+        "usage": _usage(prompt_tokens, completion_tokens),
+        "outputs": list(samples),
+    }
+
+
+def refusal(message: str) -> dict[str, Any]:
+    """The item of a prompt that cannot be decoded."""
+    return {
+        "text": "",
+        "token_ids": [],
+        "finish_reason": "error",
+        "nfe": 0,
+        "step_map": [],
+        "seconds": 0.0,
+        "usage": _usage(0, 0),
+        "outputs": [],
+        "error": message,
+    }
+
+
+def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }

@@ -1,0 +1,77 @@
+"""What the arguments of `LLM` and `LLM.generate` must be, apart from the ranges of sampling parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+
+from dlm.errors import ConfigError, RequestError
+from dlm.models.architecture import BackboneConfig
+
+Prompt = str | Sequence[int]
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """The device of that name; `auto` is a GPU where there is one. Raises `ConfigError`."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device={device!r} is no device; use auto, cpu, cuda or cuda:<number>") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={device!r}: models run on cpu and cuda")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={device!r}: {torch.cuda.device_count()} CUDA devices are here; use device='cpu'")
+    return chosen
+
+
+def check_parallel(size: int, config: BackboneConfig) -> None:
+    """Raise `ConfigError` unless the model can be shared by `size` devices."""
+    if size == 1:
+        return
+    if config.num_heads % size or config.num_kv_heads % size:
+        raise ConfigError(
+            f"tensor_parallel_size={size} must divide the model's {config.num_heads} heads and {config.num_kv_heads} "
+            "key/value heads"
+        )
+    raise ConfigError(f"tensor_parallel_size={size}: this version runs a model on one device; set it to 1")
+
+
+def prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """The prompts of a call; a single text or list of token ids is a list of one. Raises `TypeError`."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
+        raise TypeError(f"prompts must be a list of texts or of token ids, not {type(prompts).__name__}")
+    if prompts and all(_is_token(one) for one in prompts):
+        return [prompts]  # type: ignore[list-item]  # a single list of token ids
+    for index, prompt in enumerate(prompts):
+        tokens = isinstance(prompt, Sequence) and not isinstance(prompt, bytes) and all(map(_is_token, prompt))
+        if not isinstance(prompt, str) and not tokens:
+            raise TypeError(f"prompts[{index}] must be a text or a list of token ids, not {prompt!r:.80}")
+    return list(prompts)  # type: ignore[arg-type]  # checked above
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def one_each(name: str, given: Any, kind: type[Any], count: int, *, optional: bool = False) -> list[Any]:
+    """`given`, one value of `kind` or a list of them, for each of `count` prompts; None is a value where `optional`.
+
+    Raises `TypeError`, and `RequestError` when the lengths differ.
+    """
+    if isinstance(given, kind) or (optional and given is None):
+        return [given] * count
+    if not isinstance(given, Sequence):
+        raise TypeError(f"{name} must be one dlm.{kind.__name__} or a list of them, not {given!r:.80}")
+    if len(given) != count:
+        raise RequestError(f"{len(given)} {name} for {count} prompts; give one for all, or one for each")
+    for index, value in enumerate(given):
+        if not isinstance(value, kind) and not (optional and value is None):
+            raise TypeError(f"{name}[{index}] must be a dlm.{kind.__name__}, not {value!r:.80}")
+    return list(given)
