@@ -9,6 +9,7 @@ the result of a row is then the same bits whatever else is in the batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -60,11 +61,15 @@ class Layer(nn.Module):
     """Pre-norm attention and gated feed-forward, with q/k/v and gate/up each fused into one matmul.
 
     The feed-forward is `gate_up` and `down`, or `experts` in a mixture-of-experts layer.
+
+    Attributes:
+        total: sums what the layer's two halves give over the processes that share the model; None where one has all.
     """
 
     def __init__(self, config: BackboneConfig, index: int) -> None:
         super().__init__()
         self.index = index
+        self.total: Callable[[Tensor], Tensor] | None = None
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         width, inner = config.hidden_size, config.intermediate_size
         self.attention_norm = RMSNorm(width, config.rms_norm_eps)
@@ -92,8 +97,10 @@ class Layer(nn.Module):
         if query_scale is not None:
             query = query * query_scale
         attended = attention(self.index, query, key, value)
-        x = x + self.attention_out(attended.reshape(rows, -1))
-        return x + self.feed_forward(self.mlp_norm(x))
+        projected: Tensor = self.attention_out(attended.reshape(rows, -1))
+        x = x + (projected if self.total is None else self.total(projected))
+        fed = self.feed_forward(self.mlp_norm(x))
+        return x + (fed if self.total is None else self.total(fed))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """`[rows, hidden]` to `[rows, hidden]`."""
@@ -171,14 +178,26 @@ class Backbone(nn.Module):
         logits: Tensor = self.lm_head(hidden)
         return logits[:rows]
 
+    def sum_with(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Have `total` sum partial results `[rows, hidden]` over the processes that share the model."""
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            layer.total = total
+
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
         """Random weights, equal for equal seeds: normal, std 0.02, residual outputs scaled down by depth."""
+        parameters = dict(self.named_parameters())
+        for name, values in self.random_values(seed):
+            parameters[name].copy_(values)
+
+    def random_values(self, seed: int) -> Iterator[tuple[str, Tensor]]:
+        """Name and values, on the CPU in float32, of each parameter that `initialize` would fill; they may be meta."""
         generator = torch.Generator().manual_seed(seed)
         depth_scale = (2 * self.config.num_layers) ** -0.5
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                yield name, torch.full(parameter.shape, 0.0 if name.endswith("bias") else 1.0)
                 continue
             std = 0.02 * (depth_scale if name.endswith(RESIDUAL_OUTPUTS) else 1.0)
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+            yield name, torch.randn(parameter.shape, generator=generator) * std

@@ -18,6 +18,7 @@ from dlm.errors import CheckpointError
 from dlm.models.backbone import Backbone, BackboneConfig
 from dlm.models.families import FAMILIES, LLADA, Family, SpecialTokens, family_of
 from dlm.models.naming import family_places
+from dlm.models.parallel import Cut, Shard
 from dlm.models.sizes import SIZES, family_of_size
 from dlm.models.sources import SINGLE, SafetensorsSource, TensorSource, read_json
 from dlm.models.weights import ModelTensors
@@ -96,6 +97,7 @@ def load_checkpoint(
     weights: TensorSource | None = None,
     prefix: str | None = None,
     adapter: Path | None = None,
+    shard: Shard | None = None,
 ) -> Checkpoint:
     """The model of a folder on `device`.
 
@@ -107,8 +109,10 @@ def load_checkpoint(
         weights: tensors from elsewhere, such as a `DcpSource`.
         prefix: what stands in `weights` before the names; None finds it (see `dlm.models.naming`).
         adapter: folder of a LoRA adapter that is merged into the weights.
+        shard: the part of the model to load; None loads all of it.
 
     Raises:
+        ConfigError: the model cannot be split as `shard` says.
         CheckpointError: a foreign family; a missing, truncated or misshapen tensor, or one left over; an adapter of
             another model or kind.
     """
@@ -124,19 +128,29 @@ def load_checkpoint(
         dtype=DTYPES[name],
         adapter=adapter,
     )
-    backbone = empty_backbone(config.backbone, DTYPES[name], device)
-    _fill(backbone, config.family, tensors)
+    whole = config.backbone
+    backbone = empty_backbone(whole if shard is None else shard.config(whole), DTYPES[name], device)
+    _fill(backbone, config.family, tensors, {} if shard is None else shard.tensor_cuts(config.family, whole))
     return Checkpoint(backbone.eval().requires_grad_(False), config.family, config.special, folder)
 
 
 def random_checkpoint(
-    size: str, *, seed: int = 0, dtype: str = "float32", device: str | torch.device = "cpu"
+    size: str,
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    shard: Shard | None = None,
 ) -> Checkpoint:
-    """A model of a named size (`sizes.SIZES`) with random weights; its last three ids are eos, eot and mask."""
+    """A model of a named size (`sizes.SIZES`) with random weights, or a part of it; its last three ids are eos, eot and
+    mask."""
     config, name = SIZES[size], family_of_size(size)
     family = next(family for family in FAMILIES if family.name == name)
-    backbone = empty_backbone(config, DTYPES[dtype], device)
-    backbone.initialize(seed)
+    backbone = empty_backbone(config if shard is None else shard.config(config), DTYPES[dtype], device)
+    if shard is None:
+        backbone.initialize(seed)
+    else:
+        _fill_random(backbone, config, seed, shard)
     last = config.vocab_size - 1
     special = SpecialTokens(mask_id=last, eos_id=last - 2, eot_id=last - 1)
     return Checkpoint(backbone.eval().requires_grad_(False), family, special, None)
@@ -155,11 +169,22 @@ def empty_backbone(config: BackboneConfig, dtype: torch.dtype, device: str | tor
 
 
 @torch.no_grad()
-def _fill(backbone: Backbone, family: Family, tensors: ModelTensors) -> None:
-    """Copy each tensor to its place; one at a time is in memory."""
+def _fill(backbone: Backbone, family: Family, tensors: ModelTensors, cuts: Mapping[str, Cut]) -> None:
+    """Copy each tensor, or the part of it that `cuts` names, to its place; one at a time is in memory."""
     places = family_places(family, backbone)
     for name in tensors.names():
-        places[name].copy_(tensors.read(name))
+        places[name].copy_(tensors.read(name, cuts.get(name)))
+
+
+@torch.no_grad()
+def _fill_random(part: Backbone, whole: BackboneConfig, seed: int, shard: Shard) -> None:
+    """The part's share of the values that the whole model would have; one parameter at a time is in memory."""
+    with torch.device("meta"):
+        model = Backbone(whole)
+    places = dict(part.named_parameters())
+    for name, values in model.random_values(seed):
+        cut = shard.cut(name, whole)
+        places[name].copy_(values if cut is None else cut.of(values))
 
 
 def save_checkpoint(

@@ -110,6 +110,12 @@ class SafetensorsSource:
         tensor: Tensor = self._open(self._files[name]).get_tensor(name)
         return tensor
 
+    def read_span(self, name: str, axis: int, start: int, stop: int) -> Tensor:
+        """`[start, stop)` of a tensor along `axis` (-1 or -2); the rest of it is not copied."""
+        within = slice(start, stop)
+        tensor: Tensor = self._slice(name)[(..., within) if axis == -1 else (..., within, slice(None))]
+        return tensor
+
     def _find(self, single: Path) -> dict[str, Path]:
         """Tensor name -> file."""
         index = self.folder / INDEX

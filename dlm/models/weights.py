@@ -14,7 +14,8 @@ from dlm.models.adapter import LoraAdapter
 from dlm.models.backbone import BackboneConfig
 from dlm.models.families import Family
 from dlm.models.naming import Match, match
-from dlm.models.sources import TensorSource
+from dlm.models.parallel import Cut
+from dlm.models.sources import SafetensorsSource, TensorSource
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,18 @@ class ModelTensors:
         """Size of a tensor as it is read."""
         return math.prod(self.shape(name)) * self.dtype(name).itemsize
 
-    def read(self, name: str) -> Tensor:
-        """A tensor on the CPU, the adapter merged."""
-        tensor = self.source.read(self.found.stored[name])
+    def read(self, name: str, cut: Cut | None = None) -> Tensor:
+        """A tensor on the CPU, the adapter merged; with `cut` that part of it.
+
+        Of safetensors only the part is read, but for tensors that an adapter changes.
+        """
+        stored, source = self.found.stored[name], self.source
+        adapted = self.adapter is not None and name in self.adapter.scales
+        if cut is not None and isinstance(source, SafetensorsSource) and not adapted:
+            axis = cut.axis(len(self.shape(name)))
+            spans = [source.read_span(stored, axis, first, last) for first, last in cut.spans]
+            return torch.cat(spans, dim=axis).to(self.dtype(name))
+        tensor = source.read(stored)
         if self.adapter is not None:
-            return self.adapter.merged(name, tensor, self.dtype(name))
-        return tensor.to(self.dtype(name))
+            tensor = self.adapter.merged(name, tensor, self.dtype(name))
+        return (tensor if cut is None else cut.of(tensor)).to(self.dtype(name))
