@@ -37,7 +37,8 @@ class Algorithm:
         is to one with blocks."""
         if self.engine != "dual_cache" or attention == "bidirectional":
             return self.engine
-        return {"block_causal": "block_causal", "causal_context": "causal_commit"}[attention]
+        causal = "autoregressive" if self.sampler == "leftmost" else "causal_commit"
+        return {"block_causal": "block_causal", "causal_context": causal}[attention]
 
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -53,6 +54,8 @@ ALGORITHMS: dict[str, Algorithm] = {
     "entropy_bound": Algorithm("dual_cache", "entropy_bound", source="arXiv 2505.24857"),
     "klass": Algorithm("dual_cache", "klass", source="arXiv 2511.05664"),
     "ar": Algorithm("dual_cache", "leftmost", source="autoregressive order"),
+    "linear_spec": Algorithm("linear_spec", "linear_spec", source="Nemotron-Labs-Diffusion"),
+    "remask_hierarchy": Algorithm("full", "remask_hierarchy", source="dInfer"),
     "llada2": Algorithm("block_causal", "llada2", source="LLaDA2.0"),
     "llada21": Algorithm("block_causal", "llada21_edit", source="LLaDA2.1"),
     "sdar": Algorithm("block_causal", "sdar", source="SDAR"),

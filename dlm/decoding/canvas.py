@@ -47,13 +47,15 @@ class Canvas:
         params = request.params
         self.request, self.sample, self.seed, self.mask_id, self.shifted = request, sample, seed, mask_id, shifted
         self.prompt_length = len(request.prompt_ids)
-        size, zeroed = params.block_length, request.engine.blocks_from_zero
+        engine = request.engine
+        size, zeroed = engine.fixed_block or params.block_length, engine.blocks_from_zero
         length = self.prompt_length + params.gen_length
         self.tokens = np.full(-(-length // size) * size if zeroed else length, mask_id, dtype=np.int64)
         self.tokens[: self.prompt_length] = request.prompt_ids
         self.given = self.tokens != mask_id
-        if request.sampler.whole_canvas and request.engine.name == "full":
-            self.blocks = blocks_from(self.tokens, 0, len(self.tokens), params.steps, mask_id)
+        if engine.one_block or (request.sampler.whole_canvas and engine.name == "full"):
+            first = first_block(self.tokens, self.prompt_length, size, mask_id, aligned=False)
+            self.blocks = blocks_from(self.tokens, first, len(self.tokens), params.steps, mask_id)
         else:
             aligned = zeroed or params.align_blocks
             first = first_block(self.tokens, self.prompt_length, size, mask_id, aligned=aligned)
@@ -138,9 +140,10 @@ class Canvas:
         edit its decided positions that the prompt did not give."""
         if self.plan.first_only:
             return np.array([self.block_start])
-        if not self.request.sampler.edits:
-            return self.masked()
-        return np.flatnonzero(~self.given[self.block_start : self.block_stop]) + self.block_start
+        start, stop = self.plan.reads or (self.block_start, self.block_stop)
+        if self.request.sampler.edits:
+            return np.flatnonzero(~self.given[start:stop]) + start
+        return np.flatnonzero(self.tokens[start:stop] == self.mask_id) + start
 
     def scored(self) -> IntArray:
         """Positions whose logits the next forward is asked for: the candidates, and all masks that are recomputed where
@@ -164,13 +167,20 @@ class Canvas:
 
     def reserved(self, block_index: int) -> int:
         """Fewest forwards that the blocks from `block_index` on can take."""
-        engine, shifted = self.request.engine, self.shifted
-        seeded = engine.name == "causal_commit" or (shifted and engine.slots(self) > 0)
-        each = (1 + (seeded and block.stop - block.start > 1) for block in self.blocks[block_index:])
-        return sum(each)
+        masks = ((self.tokens[block.start : block.stop] == self.mask_id).sum() for block in self.blocks[block_index:])
+        return sum(self.request.engine.least_forwards(self, int(count)) for count in masks)
 
-    def write(self, positions: IntArray, tokens: IntArray, logprobs: npt.NDArray[np.float64] | None) -> None:
-        """Put tokens where they were chosen, as the outcome of the forward just counted."""
+    def write(
+        self,
+        positions: IntArray,
+        tokens: IntArray,
+        cleared: IntArray,
+        logprobs: npt.NDArray[np.float64] | None,
+    ) -> None:
+        """Put tokens where they were chosen and masks where they were taken back, as the outcome of a forward."""
+        self.tokens[cleared] = self.mask_id
+        self.step_map[cleared] = 0
+        self.logprobs[cleared] = np.nan
         self.tokens[positions] = tokens
         self.step_map[positions] = self.nfe
         if logprobs is not None:
@@ -183,7 +193,10 @@ class Canvas:
         self.block_forwards += 1
         self.block_steps += 1
         self.pace.advance(self.plan.phase, self.block_index)
-        self.committed = self.block_start
+
+    def finish_forward(self) -> None:
+        """What the forward chose is written."""
+        self.committed = self.request.engine.committed(self)
 
     def answer(self, end_ids: Sequence[int]) -> tuple[IntArray, bool]:
         """The generated tokens up to the active block's end that lie before the first end token, and whether there is

@@ -293,7 +293,8 @@ class Decoder:
         for canvas, choice in zip(canvases, choices, strict=True):
             weight = smoothing.weight(canvas)
             canvas.count_forward()
-            canvas.write(choice.positions, choice.tokens, choice.logprobs)
+            canvas.write(choice.positions, choice.tokens, choice.cleared, choice.logprobs)
+            canvas.finish_forward()
             smoothing.remember(canvas, self.backbone, weight)
             if self._goes_on(canvas, choice):
                 canvas.prepare()
@@ -308,14 +309,15 @@ class Decoder:
 
     def _goes_on(self, canvas: Canvas, choice: Choice) -> bool:
         """Whether the active block needs another forward."""
-        params, left = canvas.request.params, len(canvas.masked())
+        params, left, sampler = canvas.request.params, len(canvas.masked()), canvas.request.sampler
         if not left and params.max_nfe is not None and canvas.nfe >= params.max_nfe:
             return False
-        if params.eos_early_stop and np.isin(choice.tokens, self.special.end_ids).any():
+        ends = params.eos_early_stop and bool(np.isin(choice.tokens, self.special.end_ids).any())
+        if (ends or (sampler.self_paced and not params.ignore_eos)) and sampler.settled(canvas.memory):
             answer, ended = canvas.answer(self.special.end_ids)
             if ended and canvas.mask_id not in answer:
                 return False
-        return not canvas.request.sampler.done(left, canvas.memory)
+        return not sampler.done(left, canvas.memory)
 
     # Completions out
 

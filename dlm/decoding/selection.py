@@ -16,16 +16,19 @@ from dlm.decoding.canvas import Canvas
 from dlm.decoding.layout import IntArray
 from dlm.decoding.packing import Batch
 from dlm.decoding.samplers import Boost, Scores
+from dlm.decoding.samplers.base import NONE
 from dlm.decoding.scoring import Head, Proposals, Rows, ScoreSpec, score
 from dlm.models.families import SpecialTokens
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What one canvas writes: positions, tokens and, when recorded, log-probabilities; and its sampler's memory."""
+    """What one canvas writes: positions, tokens and, when recorded, log-probabilities; the positions that become masks
+    again; and its sampler's memory."""
 
     positions: IntArray
     tokens: IntArray
+    cleared: IntArray
     logprobs: npt.NDArray[np.float64] | None
     memory: Any
 
@@ -76,7 +79,9 @@ class Selector:
         for canvas in canvases:
             observe = "log_probabilities" if canvas.request.sampler.track else ""
             observe = "expected_embedding" if canvas.request.engine.smoothing else observe
-            asked.append(Question(canvas, canvas.scored(), plain=canvas.request.sampler.boosts, observe=observe))
+            sampler = canvas.request.sampler
+            banned = sampler.self_paced or canvas.plan.first_only
+            asked.append(Question(canvas, canvas.scored(), banned, plain=sampler.boosts, observe=observe))
         self._answer(batch, asked, hidden)
         candidates = [canvas.candidates() for canvas in canvases]
         scores = [self._scores(*each) for each in zip(asked, candidates, strict=True)]
@@ -88,7 +93,7 @@ class Selector:
                 scores[index] = self._scores(question, candidates[index])
         answers = [boosts.get(index, question) for index, question in enumerate(asked)]
         choices = [choose(*each) for each in zip(answers, scores, memories, strict=True)]
-        barred = [i for i, one in enumerate(choices) if revealed(canvases[i], one) < canvases[i].demanded()]
+        barred = [i for i, one in enumerate(choices) if lacking(canvases[i], one)]
         if barred:
             again = [replace(answers[i], positions=candidates[i], ban_mask=True, observe="") for i in barred]
             self._answer(batch, again, hidden)
@@ -211,9 +216,12 @@ class Selector:
         )
 
 
-def revealed(canvas: Canvas, choice: Choice) -> int:
-    """How many masks a choice decides."""
-    return int((canvas.tokens[choice.positions] == canvas.mask_id).sum())
+def lacking(canvas: Canvas, choice: Choice) -> bool:
+    """Whether a choice decides too few masks."""
+    if canvas.request.sampler.self_paced:
+        return False
+    decided = int((canvas.tokens[choice.positions] == canvas.mask_id).sum())
+    return decided - len(choice.cleared) < canvas.demanded()
 
 
 def choose(question: Question, scores: Scores, memory: Any) -> Choice:
@@ -227,17 +235,21 @@ def choose(question: Question, scores: Scores, memory: Any) -> Choice:
     else:
         chosen, memory = canvas.request.sampler.select(scores, canvas.turn(), memory)
     chosen = chosen[~scores.proposes_mask[chosen]]
-    decided = int(scores.masked[chosen].sum())
-    short = canvas.demanded() - decided
-    if short > 0 and (decided or not scores.proposes_mask.any()):
-        ranked = scores.descending()
-        spare = ranked[scores.masked[ranked] & ~scores.proposes_mask[ranked] & ~np.isin(ranked, chosen)]
-        chosen = np.concatenate((chosen, spare[:short]))
+    cleared = NONE if canvas.plan.first_only else canvas.request.sampler.remask(scores, chosen)
+    if not canvas.request.sampler.self_paced:
+        decided, demanded = int(scores.masked[chosen].sum()), canvas.demanded()
+        short = demanded - decided
+        if short > 0 and (decided or not scores.proposes_mask.any()):
+            ranked = scores.descending()
+            spare = ranked[scores.masked[ranked] & ~scores.proposes_mask[ranked] & ~np.isin(ranked, chosen)]
+            chosen = np.concatenate((chosen, spare[:short]))
+            decided += len(spare[:short])
+        cleared = cleared[: max(0, decided - demanded)]
     logprobs = None
     if canvas.request.params.record and question.proposals is not None:
         at = np.searchsorted(question.positions, scores.positions[chosen])
         logprobs = question.proposals.logprobs[at]
-    return Choice(scores.positions[chosen], scores.tokens[chosen], logprobs, memory)
+    return Choice(scores.positions[chosen], scores.tokens[chosen], scores.positions[cleared], logprobs, memory)
 
 
 def upload(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:

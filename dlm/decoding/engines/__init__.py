@@ -1,23 +1,28 @@
 """What a step recomputes; one family of engines a file."""
 
 from dlm.decoding.engines.base import Engine, Plan, Smoothing, Window
-from dlm.decoding.engines.block_causal import BlockCausal, CausalCommit
+from dlm.decoding.engines.block_causal import Autoregressive, BlockCausal, CausalCommit, LinearSpec
 from dlm.decoding.engines.cached import DualCache, Full, PrefixCache, Vicinity
 from dlm.decoding.engines.smooth import Smooth
 from dlm.decoding.engines.sparse import Sparse
 
 ENGINES: dict[str, type[Engine]] = {
     engine.name: engine
-    for engine in (Full, PrefixCache, DualCache, Vicinity, Smooth, BlockCausal, CausalCommit, Sparse)
+    for engine in (
+        *(Full, PrefixCache, DualCache, Vicinity, Smooth, Sparse),
+        *(BlockCausal, CausalCommit, Autoregressive, LinearSpec),
+    )
 }
 
 __all__ = [
     "ENGINES",
+    "Autoregressive",
     "BlockCausal",
     "CausalCommit",
     "DualCache",
     "Engine",
     "Full",
+    "LinearSpec",
     "Plan",
     "PrefixCache",
     "Smooth",

@@ -45,6 +45,7 @@ class Plan:
         first_only: exactly the first position of the block is decided, whatever the sampler says: the block's other
             forwards cannot see what predicts it.
         shifted: a position is predicted by the row before it.
+        reads: positions `[start, stop)` that may be written; None: those of the active block.
         phase: what the forward does with the cache.
     """
 
@@ -52,6 +53,7 @@ class Plan:
     first_only: bool = False
     shifted: bool = False
     phase: Phase = "whole"
+    reads: tuple[int, int] | None = None
 
     @property
     def rows(self) -> int:
@@ -114,6 +116,14 @@ class Engine(Protocol):
         """Blocks lie on multiples of the block length from position 0, and the canvas is rounded up to whole blocks."""
 
     @property
+    def one_block(self) -> bool:
+        """The whole answer is one block, whatever block length is asked for."""
+
+    @property
+    def fixed_block(self) -> int | None:
+        """A block length of its own, in place of the one asked for."""
+
+    @property
     def smoothing(self) -> Smoothing | None:
         """How masked positions are fed; None feeds the mask."""
 
@@ -125,7 +135,13 @@ class Engine(Protocol):
         """Arena slots that the canvas (and as many that its twin) needs; 0 for none."""
 
     def plan(self, canvas: Canvas) -> Plan:
-        """The canvas's next forward; it holds the rows of every masked position of the active block."""
+        """The canvas's next forward; it holds the rows of every position that may be written."""
+
+    def committed(self, canvas: Canvas) -> int:
+        """Positions before this one have their final keys and values in the arena, now that a forward was made."""
+
+    def least_forwards(self, canvas: Canvas, masks: int) -> int:
+        """Fewest forwards that a block with so many masks can take."""
 
 
 class Defaults:
@@ -134,6 +150,14 @@ class Defaults:
     attention: ClassVar[AttentionKind] = "bidirectional"
     takes_shifted: ClassVar[bool] = False
     blocks_from_zero: ClassVar[bool] = False
+    one_block: ClassVar[bool] = False
+    fixed_block: ClassVar[int | None] = None
+
+    def committed(self, canvas: Canvas) -> int:
+        return canvas.block_start
+
+    def least_forwards(self, canvas: Canvas, masks: int) -> int:
+        return 1
 
     @property
     def smoothing(self) -> Smoothing | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from dlm.decoding.engines.base import Defaults, Plan, Window
 from dlm.models.architecture import AttentionKind
 
@@ -48,6 +50,9 @@ class CausalCommit(Defaults):
     def slots(self, canvas: Canvas) -> int:
         return canvas.length
 
+    def least_forwards(self, canvas: Canvas, masks: int) -> int:
+        return min(masks, 2)
+
     def plan(self, canvas: Canvas) -> Plan:
         start, stop = canvas.block_start, canvas.block_stop
         block = Window(start, stop, start, stop)
@@ -57,3 +62,39 @@ class CausalCommit(Defaults):
         if canvas.tokens[start] != canvas.mask_id:
             return Plan((commit, block), phase="refresh")
         return Plan((commit,), first_only=True, shifted=True, phase="refresh")
+
+
+@dataclass(frozen=True)
+class Autoregressive(CausalCommit):
+    """`CausalCommit` in blocks of one: each forward feeds the last token and gives the next (`ar_generate`)."""
+
+    name: ClassVar[str] = "autoregressive"
+    fixed_block: ClassVar[int | None] = 1
+
+
+@dataclass(frozen=True)
+class LinearSpec(CausalCommit):
+    """Goes with the sampler of the same name: a forward that drafts the next `block_length` positions at once, then a
+    causal one over the drafts, whose keys and values stay as far as it agrees (Nemotron's `linear_spec_generate`)."""
+
+    name: ClassVar[str] = "linear_spec"
+    one_block: ClassVar[bool] = True
+
+    def plan(self, canvas: Canvas) -> Plan:
+        first, known = canvas.block_start, canvas.committed
+        if known < first and canvas.tokens[first] == canvas.mask_id:
+            window = Window(known, first, known, first, causal=True)
+            return Plan((window,), shifted=True, phase="refresh", first_only=True)
+        stop = min(known + canvas.request.params.block_length, canvas.length)
+        drafting = (canvas.tokens[known + 1 : stop] == canvas.mask_id).any()
+        if drafting:
+            return Plan((Window(known, stop, known, stop),), phase="reuse", reads=(known + 1, stop))
+        window = Window(known, stop, known, stop, causal=True)
+        return Plan((window,), shifted=True, phase="refresh", reads=(known + 1, min(stop + 1, canvas.length)))
+
+    def committed(self, canvas: Canvas) -> int:
+        """The last token that a causal pass has chosen: its keys and values come with the next draft."""
+        if canvas.plan.phase == "reuse":
+            return canvas.committed
+        masks = np.flatnonzero(canvas.tokens == canvas.mask_id)
+        return int(masks[0]) - 1 if len(masks) else canvas.length - 1

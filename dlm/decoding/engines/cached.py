@@ -34,6 +34,9 @@ class Cached(Defaults):
     def slots(self, canvas: Canvas) -> int:
         return canvas.length
 
+    def least_forwards(self, canvas: Canvas, masks: int) -> int:
+        return min(masks, 2) if canvas.shifted else 1
+
     def phase(self, canvas: Canvas) -> Phase:
         return "refresh" if canvas.block_forwards == 0 else "reuse"
 

@@ -55,6 +55,6 @@ class Sparse(Defaults):
         if canvas.block_forwards < self.delay_step:
             return Plan((Window(0, canvas.length),))
         if canvas.block_forwards == self.delay_step:
-            retain = Retain(start, stop, count, self.kernel_size, self.head_select)
+            retain = Retain(start, stop, count, self.kernel_size, self.head_select) if count else None
             return Plan((Window(0, canvas.length, retain=retain),), phase="refresh")
         return Plan((Window(start, stop, count, count + stop - start),), phase="reuse")

@@ -2,16 +2,18 @@
 
 from dlm.decoding.samplers.base import Boost, Sampler, Scores, Turn
 from dlm.decoding.samplers.block_diffusion import LLaDA2, LLaDA21Edit, Sdar
-from dlm.decoding.samplers.confident import DInferThreshold, EntropyBound, Factor, Hierarchy, Klass, Threshold
+from dlm.decoding.samplers.confident import DInferThreshold, EntropyBound, Factor, Klass, Threshold
 from dlm.decoding.samplers.credit import Credit
 from dlm.decoding.samplers.dream import Dream, FastDLLMDream
+from dlm.decoding.samplers.hierarchy import Hierarchy, RemaskHierarchy
 from dlm.decoding.samplers.scheduled import Fixed, Leftmost
+from dlm.decoding.samplers.speculative import LinearSpec
 
 SAMPLERS: dict[str, type[Sampler]] = {
     sampler.name: sampler
     for sampler in (
         *(Fixed, Leftmost, Threshold, Factor, DInferThreshold, Hierarchy, Credit, EntropyBound, Klass),
-        *(LLaDA2, LLaDA21Edit, Sdar, Dream, FastDLLMDream),
+        *(LLaDA2, LLaDA21Edit, Sdar, Dream, FastDLLMDream, RemaskHierarchy, LinearSpec),
     )
 }
 
@@ -30,6 +32,8 @@ __all__ = [
     "LLaDA2",
     "LLaDA21Edit",
     "Leftmost",
+    "LinearSpec",
+    "RemaskHierarchy",
     "Sampler",
     "Scores",
     "Sdar",

@@ -15,6 +15,9 @@ Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
+NONE: Indices = np.zeros(0, dtype=np.int64)
+"""No candidate."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -102,6 +105,10 @@ class Sampler(Protocol):
         """`Scores.divergence` is wanted."""
 
     @property
+    def self_paced(self) -> bool:
+        """It makes progress by a rule of its own: what it chooses is written and nothing else."""
+
+    @property
     def boosts(self) -> bool:
         """`boost` is asked, with the most probable tokens of the raw logits."""
 
@@ -120,8 +127,14 @@ class Sampler(Protocol):
     def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
         """Indices of the candidates to write, and the memory for the block's next step."""
 
+    def remask(self, scores: Scores, chosen: Indices) -> Indices:
+        """Indices of decided candidates that become masks again, the least sure first; none of those chosen."""
+
     def done(self, left: int, memory: Any) -> bool:
         """Whether the block is finished with `left` masks in it."""
+
+    def settled(self, memory: Any) -> bool:
+        """Whether what stands in the block is final."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +153,7 @@ class Ordinary:
     whole_canvas: ClassVar[bool] = False
     edits: ClassVar[bool] = False
     track: ClassVar[bool] = False
+    self_paced: ClassVar[bool] = False
     boosts: ClassVar[bool] = False
 
     def check(self, params: SamplingParams, num_blocks: int) -> None:
@@ -151,5 +165,11 @@ class Ordinary:
     def boost(self, scores: Scores, memory: Any) -> tuple[Boost, Any]:
         raise NotImplementedError("only samplers that boost are asked")
 
+    def remask(self, scores: Scores, chosen: Indices) -> Indices:
+        return NONE
+
     def done(self, left: int, memory: Any) -> bool:
         return left == 0
+
+    def settled(self, memory: Any) -> bool:
+        return True

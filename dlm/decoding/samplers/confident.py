@@ -75,40 +75,6 @@ class DInferThreshold(Ordinary):
 
 
 @dataclass(frozen=True)
-class Hierarchy(Ordinary):
-    """In each run of neighbouring masks its best one; and all above a threshold; and always the block's best (dInfer).
-
-    Comparisons are strict; ties inside a run go together.
-
-    Attributes:
-        threshold: candidates with confidence above this go too; None: none do.
-        low_threshold: a run's best needs confidence above this; None: it always goes.
-    """
-
-    threshold: float | None = 0.9
-    low_threshold: float | None = 0.4
-    name: ClassVar[str] = "hierarchy"
-
-    def __post_init__(self) -> None:
-        for name in ("threshold", "low_threshold"):
-            if getattr(self, name) is not None:
-                check_real(name, getattr(self, name), 0.0, 1.0)
-
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
-        confidence = scores.confidence
-        starts = np.flatnonzero(np.diff(scores.positions, prepend=-2) != 1)
-        sizes = np.diff(starts, append=len(confidence))
-        best_of_run = np.repeat(np.maximum.reduceat(confidence, starts), sizes)
-        chosen = confidence == best_of_run
-        if self.low_threshold is not None:
-            chosen &= confidence > self.low_threshold
-        if self.threshold is not None:
-            chosen |= confidence > max(self.threshold, turn.floor)
-        chosen[scores.descending()[0]] = True
-        return np.flatnonzero(chosen), None
-
-
-@dataclass(frozen=True)
 class EntropyBound(Ordinary):
     """Candidates by ascending entropy H: the longest prefix with sum H - max H <= gamma, at least one (EB-Sampler)."""
 

@@ -1,0 +1,92 @@
+"""Hierarchical decoding (dInfer, arXiv 2510.08666): each run of neighbouring masks is cut in its middle, so to say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dlm.decoding.request import check_real
+from dlm.decoding.samplers.base import Flags, Floats, Indices, Ordinary, Scores, Turn
+
+
+def best_of_runs(positions: Indices, confidence: Floats) -> Flags:
+    """Which of the candidates are the best in their run of neighbouring positions; ties go together."""
+    starts = np.flatnonzero(np.diff(positions, prepend=-2) != 1)
+    sizes = np.diff(starts, append=len(confidence))
+    best: Flags = confidence == np.repeat(np.maximum.reduceat(confidence, starts), sizes)
+    return best
+
+
+@dataclass(frozen=True)
+class Hierarchy(Ordinary):
+    """In each run of neighbouring masks its best one; and all above a threshold; and always the block's best.
+
+    Comparisons are strict; ties inside a run go together.
+
+    Attributes:
+        threshold: candidates with confidence above this go too; None: none do.
+        low_threshold: a run's best needs confidence above this; None: it always goes.
+    """
+
+    threshold: float | None = 0.9
+    low_threshold: float | None = 0.4
+    name: ClassVar[str] = "hierarchy"
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "low_threshold"):
+            if getattr(self, name) is not None:
+                check_real(name, getattr(self, name), 0.0, 1.0)
+
+    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+        confidence = scores.confidence
+        chosen = best_of_runs(scores.positions, confidence)
+        if self.low_threshold is not None:
+            chosen &= confidence > self.low_threshold
+        if self.threshold is not None:
+            chosen |= confidence > max(self.threshold, turn.floor)
+        chosen[scores.descending()[0]] = True
+        return np.flatnonzero(chosen), None
+
+
+@dataclass(frozen=True)
+class RemaskHierarchy(Ordinary):
+    """As `Hierarchy`, and decided positions of the block where the model's best token has probability below
+    `remask_threshold` are candidates again: chosen they are replaced, otherwise they become masks.
+
+    At least one more is chosen than there are such positions, so that every step leaves fewer masks.
+    """
+
+    threshold: float = 0.9
+    low_threshold: float = 0.4
+    remask_threshold: float = 0.4
+    name: ClassVar[str] = "remask_hierarchy"
+    edits: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "low_threshold", "remask_threshold"):
+            check_real(name, getattr(self, name), 0.0, 1.0)
+
+    def _doubtful(self, scores: Scores) -> Flags:
+        doubtful: Flags = ~scores.masked & (scores.confidence < self.remask_threshold)
+        return doubtful
+
+    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+        confidence, doubtful = scores.confidence, self._doubtful(scores)
+        eligible = np.flatnonzero(scores.masked | doubtful)
+        best = best_of_runs(scores.positions[eligible], confidence[eligible])
+        chosen = np.zeros(len(confidence), dtype=np.bool_)
+        chosen[eligible] = best & (confidence[eligible] > self.low_threshold)
+        chosen[eligible] |= confidence[eligible] > max(self.threshold, turn.floor)
+        short = int(doubtful.sum()) + 1 - int(chosen.sum())
+        if short > 0:
+            ranked = scores.descending()
+            chosen[ranked[(scores.masked | doubtful)[ranked] & ~chosen[ranked]][:short]] = True
+        return np.flatnonzero(chosen), None
+
+    def remask(self, scores: Scores, chosen: Indices) -> Indices:
+        doubtful = self._doubtful(scores)
+        doubtful[chosen] = False
+        ranked = scores.descending()[::-1]
+        return ranked[doubtful[ranked]]
