@@ -64,7 +64,8 @@ class LLM:
         max_num_batched_tokens: positions recomputed in one forward; a prompt longer than that goes alone.
         gpu_memory_utilization: above 0 and at most 1. On a GPU the share of its memory that weights, key/value memory,
             logits and activations take together, memory that others use there included. On a CPU the share of the
-            memory that is free once the weights are loaded. Changes speed, never an answer.
+            memory that is free once the weights are loaded. Changes speed, never an answer. The algorithm `klass`
+            takes more (see `dlm.memory`).
         enforce_eager: True: no CUDA graph is captured. This version captures none, so that it holds either way.
         trust_remote_code: must stay False: code of a checkpoint is never run, every family has a native model.
 

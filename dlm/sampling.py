@@ -50,9 +50,9 @@ class SamplingParams(DecoderParams):
         remasking: the order of samplers that choose one: `random`, `entropy`, `margin`; `low_confidence` leaves it to
             the algorithm, which ranks by confidence unless its name says otherwise.
         stop: the answer ends before the first of these strings; one string or several.
-        threshold, factor, low_threshold, gamma, kl_threshold, history, credit_alpha, boost_gamma, decay_beta,
-        steps_per_block, minimal_topk, editing_threshold, num_to_transfer, max_post_steps, remasking_strategy,
-        confidence_threshold, alg, alg_temp, eps: of samplers.
+        threshold, factor, low_threshold, remask_threshold, gamma, kl_threshold, history, credit_alpha, boost_gamma,
+        decay_beta, steps_per_block, minimal_topk, editing_threshold, num_to_transfer, max_post_steps,
+        remasking_strategy, confidence_threshold, alg, alg_temp, eps: of samplers.
         prefix_look, after_look, warmup_steps, maximum_unroll, expected_tpf, cont_weight_init, cont_weight_growth,
         cont_weight, threshold_decay, retention_ratio, delay_step, kernel_size, head_select: of engines.
 
@@ -68,6 +68,7 @@ class SamplingParams(DecoderParams):
     threshold: float | None = None
     factor: float | None = None
     low_threshold: float | None = None
+    remask_threshold: float | None = None
     gamma: float | None = None
     kl_threshold: float | None = None
     history: int | None = None

@@ -14,6 +14,10 @@ PROMPTS = ["What is 3 + 4?", "Split 20 eggs into 2.", "Reverse the word garden."
 GREEDY = SamplingParams(gen_length=32, temperature=0.0, seed=1)
 WARM = SamplingParams(gen_length=32, temperature=1.5, seed=7)
 
+BABBLE: dict[str, Any] = {"gen_length": 64, "block_length": 64, "temperature": 2.0, "algorithm": "basic"}
+BABBLE |= {"threshold": 0.0, "logits_eos_inf": True}
+"""All tokens of one block are drawn at once, each for itself: answers of different seeds differ."""
+
 
 @pytest.fixture(scope="module", name="llm")
 def demo_llm() -> Iterator[LLM]:

@@ -24,10 +24,11 @@ __all__ = ["demo_llm"]  # a fixture of this module
 # Importing
 
 
-def test_the_package_and_the_parameters_load_no_torch() -> None:
+def test_the_package_and_the_parameters_load_no_torch_and_nothing_loads_lightning() -> None:
     code = (
         "import sys; from dlm import SamplingParams, SparseConfig; SamplingParams(threshold=0.5); SparseConfig();"
-        "assert 'torch' not in sys.modules; from dlm import LLM; assert 'torch' in sys.modules"
+        "assert 'torch' not in sys.modules; from dlm import LLM; assert 'torch' in sys.modules;"
+        "assert 'lightning' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=environment(), timeout=120)
 

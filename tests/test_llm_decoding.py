@@ -17,7 +17,7 @@ from dlm.decoding.engines import Sparse
 from dlm.decoding.samplers import DInferThreshold
 from dlm.demo import CHECKPOINT
 from dlm.errors import RequestError, RunError
-from tests.front import GREEDY, PROMPTS, WARM, demo_llm, generate, requests_of
+from tests.front import BABBLE, GREEDY, PROMPTS, WARM, demo_llm, generate, requests_of
 from tests.running import race
 
 __all__ = ["demo_llm"]  # a fixture of this module
@@ -35,33 +35,29 @@ def test_an_answer_does_not_depend_on_the_batch(llm: LLM, algorithm: str) -> Non
 
 
 def test_equal_seeds_give_equal_text_and_others_another(llm: LLM) -> None:
-    first, second, third = generate(
-        llm, [PROMPTS[0]] * 3, [WARM, WARM, SamplingParams(gen_length=32, temperature=1.5, seed=8)]
-    )
-    assert first == second
-    assert first["token_ids"] != third["token_ids"]
+    seeds = [0, 1, 2, 3, 0, 1, 2, 3]
+    items = generate(llm, [PROMPTS[0]] * 8, [SamplingParams(**BABBLE, seed=seed) for seed in seeds])
+    assert items[:4] == items[4:]
+    assert len({tuple(item["token_ids"]) for item in items}) > 1
 
 
 def test_without_a_seed_one_is_drawn_and_told(llm: LLM) -> None:
-    unseeded = SamplingParams(gen_length=32, temperature=1.5)
-    first, second = generate(llm, [PROMPTS[0]] * 2, unseeded)
-    assert first["seed"] != second["seed"]
-    assert first["token_ids"] != second["token_ids"]
-    assert generate(llm, PROMPTS[0], SamplingParams(gen_length=32, temperature=1.5, seed=first["seed"])) == [first]
+    items = generate(llm, [PROMPTS[0]] * 8, SamplingParams(**BABBLE))
+    assert len({item["seed"] for item in items}) == 8
+    assert len({tuple(item["token_ids"]) for item in items}) > 1
+    again = [SamplingParams(**BABBLE, seed=item["seed"]) for item in items]
+    assert generate(llm, [PROMPTS[0]] * 8, again) == items
 
 
 def test_samples_of_a_prompt_stand_in_its_item(llm: LLM) -> None:
-    one, three, other = generate(
-        llm,
-        PROMPTS[:3],
-        [WARM, SamplingParams(gen_length=32, temperature=1.5, seed=7, n=3), WARM],
-    )
-    assert [sample["sample"] for sample in three["outputs"]] == [0, 1, 2]
-    assert len({tuple(sample["token_ids"]) for sample in three["outputs"]}) == 3
-    assert three["token_ids"] == three["outputs"][0]["token_ids"]
-    assert three["usage"]["completion_tokens"] == sum(len(sample["token_ids"]) for sample in three["outputs"])
-    assert len(one["outputs"]) == len(other["outputs"]) == 1
-    assert generate(llm, PROMPTS[1], WARM)[0]["token_ids"] == three["token_ids"]
+    one, several = SamplingParams(**BABBLE, seed=7), SamplingParams(**BABBLE, seed=7, n=6)
+    before, item, after = generate(llm, PROMPTS[:3], [one, several, one])
+    assert [sample["sample"] for sample in item["outputs"]] == [0, 1, 2, 3, 4, 5]
+    assert len({tuple(sample["token_ids"]) for sample in item["outputs"]}) > 1
+    assert item["token_ids"] == item["outputs"][0]["token_ids"]
+    assert item["usage"]["completion_tokens"] == sum(len(sample["token_ids"]) for sample in item["outputs"])
+    assert len(before["outputs"]) == len(after["outputs"]) == 1
+    assert generate(llm, PROMPTS[1], one)[0]["token_ids"] == item["token_ids"]
 
 
 # Where an answer ends
@@ -69,10 +65,9 @@ def test_samples_of_a_prompt_stand_in_its_item(llm: LLM) -> None:
 
 @pytest.fixture(scope="module")
 def babble(llm: LLM) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters that draw all tokens of one block at once, with a seed whose answer is long; and that answer."""
+    """Parameters with a seed whose answer is long, and that answer."""
     for seed in range(50):
-        values = {"gen_length": 64, "block_length": 64, "temperature": 2.0, "algorithm": "basic", "threshold": 0.0}
-        values |= {"logits_eos_inf": True, "seed": seed}
+        values = {**BABBLE, "seed": seed}
         [item] = generate(llm, PROMPTS[0], SamplingParams(**values))
         if len(item["token_ids"]) >= 24 and len(item["text"]) >= 48:
             return values, item
@@ -168,7 +163,7 @@ def test_a_family_without_sparse_attention_refuses_it() -> None:
 
 def test_more_prompts_than_the_memory_holds_wait(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, params = PROMPTS * 3, [SamplingParams(gen_length=32, temperature=1.5, seed=n) for n in range(15)]
-    monkeypatch.setattr("dlm.llm.budget", lambda device, share: 21 << 20)
+    monkeypatch.setattr("dlm.llm.budget", lambda device, share: 29 << 20)
     with LLM("demo", device="cpu", max_model_len=128, max_num_seqs=16, max_num_batched_tokens=64) as small:
         assert small.options.arena_tokens is not None
         assert 128 <= small.options.arena_tokens < 15 * 44
