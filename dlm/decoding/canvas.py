@@ -92,6 +92,11 @@ class Canvas:
         where = self.masked() if positions is None else positions
         return noise.uniform(noise.keys(self.seed, self.sample, step, where, noise.ORDER))
 
+    def inherit(self, committed: int) -> None:
+        """The arena already holds the final keys and values of the positions before `committed`."""
+        self.committed = committed
+        self.plan = self.request.engine.plan(self)
+
     def turn(self) -> Turn:
         """Where the active block stands, for the sampler."""
         smoothing = self.request.engine.smoothing
@@ -152,7 +157,7 @@ class Canvas:
             return self.candidates()
         masks = self.tokens == self.mask_id
         spans = [np.arange(window.start, window.stop) for window in self.plan.windows]
-        return np.concatenate([span[masks[span]] for span in spans])
+        return np.union1d(np.concatenate([span[masks[span]] for span in spans]), self.candidates())
 
     def demanded(self) -> int:
         """How many positions this forward must reveal at least so that `max_nfe` is kept and every block gets one."""

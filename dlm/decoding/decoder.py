@@ -31,6 +31,8 @@ from dlm.decoding.packing import Batch
 from dlm.decoding.request import Completion, Request
 from dlm.decoding.scheduler import Scheduler
 from dlm.decoding.selection import Choice, Selector, upload
+from dlm.decoding.sharing import PromptSharing
+from dlm.decoding.validation import faults_of
 from dlm.errors import RequestError
 from dlm.models.attention import AttentionBackend, choose_backend
 from dlm.models.backbone import Backbone
@@ -115,6 +117,7 @@ class Decoder:
             device=backbone.device,
             poison=self.options.poison,
         )
+        self.sharing = PromptSharing(self.arena)
         self.scheduler: Scheduler[Canvas] = Scheduler(self.options.max_num_seqs, self.options.max_num_batched_tokens)
         row_bytes = config.vocab_size * max(4, backbone.dtype.itemsize)
         self.selector = Selector(backbone, special, max(4, (self.options.logits_mib << 20) // row_bytes))
@@ -134,41 +137,8 @@ class Decoder:
 
     def check(self, request: Request) -> None:
         """Raise `RequestError` when the request can never be decoded here; all faults in one message."""
-        config, params, prompt = self.backbone.config, request.params, request.prompt_ids
-        faults = []
-        if not prompt:
-            faults.append("the prompt is empty; give at least one token")
-        outside = [token for token in prompt if not 0 <= token < config.vocab_size]
-        if outside:
-            faults.append(f"prompt token {outside[0]} is outside the vocabulary 0..{config.vocab_size - 1}")
         canvas = self._canvas(request, 0, 0)
-        if canvas.length > config.max_positions:
-            faults.append(
-                f"prompt of {len(prompt)} tokens and gen_length={params.gen_length} make {canvas.length} positions, "
-                f"the model has {config.max_positions}; shorten one of them"
-            )
-        if params.logits_eos_inf and self.special.eos_id is None:
-            faults.append("logits_eos_inf needs an end-of-sequence token, the model names none")
-        engine = request.engine
-        if engine.attention != config.attention or (config.shifted and not engine.takes_shifted):
-            model = f"{'shifted ' * config.shifted}{config.attention}"
-            faults.append(
-                f"engine {engine.name} is not for this model, whose attention is {model}; algorithm=auto fits"
-            )
-        slots = request.engine.slots(canvas) * (2 if canvas.guided else 1)
-        if slots > self.arena.ranges.capacity:
-            faults.append(
-                f"the request needs {slots} arena slots, the arena has {self.arena.ranges.capacity}; raise arena_tokens"
-            )
-        if canvas.guided and request.engine.smoothing is not None:
-            faults.append(f"cfg_scale={params.cfg_scale} is not defined with smoothed inputs; set it to 0")
-        least = canvas.reserved(0)
-        if params.max_nfe is not None and params.max_nfe < least:
-            faults.append(f"max_nfe={params.max_nfe} must be at least {least} with this engine and block_length")
-        try:
-            request.sampler.check(params, len(canvas.blocks))
-        except RequestError as error:
-            faults.append(str(error))
+        faults = faults_of(canvas, self.backbone.config, self.special, self.arena.ranges.capacity)
         if faults:
             raise RequestError("; ".join(faults))
 
@@ -228,25 +198,29 @@ class Decoder:
         """Forget every canvas and free its ranges."""
         for canvas in list(self.scheduler.running):
             self._remove(canvas)
+        with torch.inference_mode():
+            self.sharing.forget_all()
         self._waiting.clear()
 
+    @torch.inference_mode()
     def _admit(self) -> None:
+        """Let waiting canvases begin, in order, as far as there is room."""
         while self._waiting and self.scheduler.has_room:
             canvas = self._waiting[0]
-            count, length = 2 if canvas.guided else 1, canvas.request.engine.slots(canvas)
-            if length:
-                slots: list[int | None] = []
-                with torch.inference_mode():
-                    for _ in range(count):
-                        slots.append(self.arena.take(length))
-                if None in slots:
-                    self._give_back(slots)
-                    return
-                canvas.slots = tuple(slots)
-            else:
-                canvas.slots = (None,) * count
+            if self.sharing.must_wait(canvas) or not self._place(canvas):
+                return
             canvas.admitted = time.perf_counter()
             self.scheduler.admit(self._waiting.popleft())
+
+    def _place(self, canvas: Canvas) -> bool:
+        """Give a canvas its arena ranges, or none; whether there was room."""
+        count, length = 2 if canvas.guided else 1, canvas.request.engine.slots(canvas)
+        canvas.slots = tuple(self.arena.take(length) if length else None for _ in range(count))
+        if (length and None in canvas.slots) or not self.sharing.begin(canvas):
+            self._give_back(canvas.slots)
+            canvas.slots = ()
+            return False
+        return True
 
     def _give_back(self, slots: Sequence[int | None]) -> None:
         with torch.inference_mode():
@@ -295,6 +269,7 @@ class Decoder:
             canvas.count_forward()
             canvas.write(choice.positions, choice.tokens, choice.cleared, choice.logprobs)
             canvas.finish_forward()
+            self.sharing.computed(canvas)
             smoothing.remember(canvas, self.backbone, weight)
             if self._goes_on(canvas, choice):
                 canvas.prepare()

@@ -137,6 +137,10 @@ class Engine(Protocol):
     def plan(self, canvas: Canvas) -> Plan:
         """The canvas's next forward; it holds the rows of every position that may be written."""
 
+    def shared(self, canvas: Canvas) -> int:
+        """How many positions from the canvas's start have keys and values that are the same for all samples, so that
+        the first one's can be taken over before a forward."""
+
     def committed(self, canvas: Canvas) -> int:
         """Positions before this one have their final keys and values in the arena, now that a forward was made."""
 
@@ -152,6 +156,9 @@ class Defaults:
     blocks_from_zero: ClassVar[bool] = False
     one_block: ClassVar[bool] = False
     fixed_block: ClassVar[int | None] = None
+
+    def shared(self, canvas: Canvas) -> int:
+        return 0
 
     def committed(self, canvas: Canvas) -> int:
         return canvas.block_start

@@ -7,6 +7,7 @@ the forward of the next block's first step, as windows of their own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -29,6 +30,9 @@ class BlockCausal(Defaults):
     def slots(self, canvas: Canvas) -> int:
         return canvas.length
 
+    def shared(self, canvas: Canvas) -> int:
+        return canvas.blocks[0].start
+
     def plan(self, canvas: Canvas) -> Plan:
         size, start, stop = canvas.request.params.block_length, canvas.block_start, canvas.block_stop
         edges = [(at, at + size) for at in range(canvas.committed, start, size)]
@@ -50,6 +54,10 @@ class CausalCommit(Defaults):
     def slots(self, canvas: Canvas) -> int:
         return canvas.length
 
+    def shared(self, canvas: Canvas) -> int:
+        """All but the last token, which is fed for what it predicts."""
+        return canvas.blocks[0].start - 1
+
     def least_forwards(self, canvas: Canvas, masks: int) -> int:
         return min(masks, 2)
 
@@ -58,10 +66,17 @@ class CausalCommit(Defaults):
         block = Window(start, stop, start, stop)
         if canvas.committed == start:
             return Plan((block,), phase="reuse")
-        commit = Window(canvas.committed, start, canvas.committed, start, causal=True)
+        commit = self.commit(canvas)
         if canvas.tokens[start] != canvas.mask_id:
-            return Plan((commit, block), phase="refresh")
-        return Plan((commit,), first_only=True, shifted=True, phase="refresh")
+            return Plan((*commit, block), phase="refresh")
+        return Plan(commit, first_only=True, shifted=True, phase="refresh")
+
+    def commit(self, canvas: Canvas) -> tuple[Window, ...]:
+        """The causal pass up to the block's start. What samples share goes as a window of its own, so that the rest has
+        the same shape, and the same bits, whether that was taken over or not."""
+        shared, start = self.shared(canvas), canvas.block_start
+        cuts = sorted({canvas.committed, max(canvas.committed, min(shared, start)), start})
+        return tuple(Window(a, b, a, b, causal=True) for a, b in pairwise(cuts))
 
 
 @dataclass(frozen=True)
@@ -83,8 +98,7 @@ class LinearSpec(CausalCommit):
     def plan(self, canvas: Canvas) -> Plan:
         first, known = canvas.block_start, canvas.committed
         if known < first and canvas.tokens[first] == canvas.mask_id:
-            window = Window(known, first, known, first, causal=True)
-            return Plan((window,), shifted=True, phase="refresh", first_only=True)
+            return Plan(self.commit(canvas), shifted=True, phase="refresh", first_only=True)
         stop = min(known + canvas.request.params.block_length, canvas.length)
         drafting = (canvas.tokens[known + 1 : stop] == canvas.mask_id).any()
         if drafting:
