@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import torch
 from torch._C._distributed_c10d import FileStore
 
-from dlm.errors import RunError
+from dlm.errors import ConfigError, RunError
 from dlm.parallel_group import POLL, ParallelGroup
 
 LOOPBACK = "127.0.0.1"
@@ -146,6 +146,14 @@ class Workers:
         if self._finalizer.detach():
             torch.set_num_threads(self.threads_before)
             _sweep(self.processes, self.folder)
+
+
+def cuda_devices(size: int) -> list[str]:
+    """The first `size` CUDA devices; `ConfigError` where fewer are visible."""
+    here = torch.cuda.device_count()
+    if here < size:
+        raise ConfigError(f"tensor_parallel_size={size} needs {size} CUDA devices, {here} are visible")
+    return [f"cuda:{index}" for index in range(size)]
 
 
 def _traceback_file(folder: Path, rank: int) -> Path:

@@ -14,8 +14,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
@@ -24,17 +23,15 @@ import torch
 
 from dlm.decoding.decoder import Decoder, DecoderOptions, StepReport, free_memory
 from dlm.decoding.engines import Sparse
+from dlm.decoding.lockstep import FAILS, GOES_ON, STOPS, Addition, Command, StopRuleFailed
 from dlm.decoding.request import Completion, Request
-from dlm.errors import ConfigError, RequestError, RunError
+from dlm.errors import RequestError, RunError
 from dlm.models.architecture import BackboneConfig
 from dlm.models.attention import AttentionBackend
 from dlm.models.loading import Checkpoint
 from dlm.models.parallel import Shard, check_divisible
 from dlm.parallel_group import ParallelGroup, default_backend, join_launched, launched
-from dlm.workers import Workers
-
-GOES_ON, STOPS, FAILS = 0, 1, 2
-"""What `should_stop` said in rank 0."""
+from dlm.workers import Workers, cuda_devices
 
 
 class Loader(Protocol):
@@ -42,32 +39,6 @@ class Loader(Protocol):
 
     def __call__(self, *, shard: Shard) -> Checkpoint:
         """The part, on the process's device."""
-
-
-class Command(Enum):
-    """What rank 0 tells besides a step."""
-
-    DROP = "drop"
-    CLOSE = "close"
-
-
-@dataclass(frozen=True)
-class Addition:
-    """A request that came.
-
-    Attributes:
-        request: without `should_stop`, with its seed.
-        stops: whether it has `should_stop`.
-        refusal: why it was refused; None where it was not.
-    """
-
-    request: Request
-    stops: bool
-    refusal: str | None = None
-
-
-class StopRuleFailed(Exception):
-    """`should_stop` raised in rank 0."""
 
 
 class ParallelDecoder(Decoder):
@@ -134,7 +105,7 @@ class ParallelDecoder(Decoder):
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             joined = join_launched(size, backend=sums)
             return cls(joined, load(shard=Shard(joined.rank, size)), options)
-        devices = _devices(size) if torch.device(device).type == "cuda" and sums == "nccl" else None
+        devices = cuda_devices(size) if torch.device(device).type == "cuda" and sums == "nccl" else None
         if devices is not None:
             torch.cuda.set_device(devices[0])
         workers = Workers(size, partial(_serve, load, options), backend=sums, devices=devices)
@@ -311,11 +282,3 @@ class ParallelDecoder(Decoder):
 def _serve(load: Loader, options: DecoderOptions | None, group: ParallelGroup) -> None:
     """The life of a worker that was started for a decoder."""
     ParallelDecoder(group, load(shard=Shard(group.rank, group.size)), options).serve()
-
-
-def _devices(size: int) -> list[str]:
-    """The first `size` CUDA devices."""
-    here = torch.cuda.device_count()
-    if here < size:
-        raise ConfigError(f"tensor_parallel_size={size} needs {size} CUDA devices, {here} are visible")
-    return [f"cuda:{index}" for index in range(size)]
