@@ -8,10 +8,22 @@ from typing import Any
 
 import torch
 
+from dlm.decoding.request import check_real, check_whole
 from dlm.errors import ConfigError, RequestError
-from dlm.models.architecture import BackboneConfig
 
 Prompt = str | Sequence[int]
+
+
+def check_numbers(gpu_memory_utilization: float, **whole: int | None) -> None:
+    """Raise `ConfigError` unless the share is in (0, 1] and the others are whole numbers; `max_model_len` may be
+    None."""
+    try:
+        check_real("gpu_memory_utilization", gpu_memory_utilization, 0.0, 1.0, open_low=True)
+        for name, value in whole.items():
+            if name != "max_model_len" or value is not None:
+                check_whole(name, value, 1)
+    except RequestError as error:
+        raise ConfigError(str(error)) from error
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -27,18 +39,6 @@ def choose_device(device: str | torch.device) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={device!r}: {torch.cuda.device_count()} CUDA devices are here; use device='cpu'")
     return chosen
-
-
-def check_parallel(size: int, config: BackboneConfig) -> None:
-    """Raise `ConfigError` unless the model can be shared by `size` devices."""
-    if size == 1:
-        return
-    if config.num_heads % size or config.num_kv_heads % size:
-        raise ConfigError(
-            f"tensor_parallel_size={size} must divide the model's {config.num_heads} heads and {config.num_kv_heads} "
-            "key/value heads"
-        )
-    raise ConfigError(f"tensor_parallel_size={size}: this version runs a model on one device; set it to 1")
 
 
 def prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from types import TracebackType
 from typing import Any
@@ -26,12 +27,14 @@ import torch
 from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
 
 from dlm.answers import item_of, refusal, sample_of
-from dlm.arguments import Prompt, check_parallel, choose_device, one_each, prompt_list
+from dlm.arguments import Prompt, check_numbers, choose_device, one_each, prompt_list
 from dlm.decoding.decoder import Decoder, DecoderOptions
-from dlm.decoding.request import Request, check_real, check_whole
-from dlm.errors import ConfigError, RequestError, RunError
+from dlm.decoding.parallel import ParallelDecoder
+from dlm.decoding.request import Request
+from dlm.errors import CheckpointError, ConfigError, RequestError, RunError
 from dlm.memory import Limits, budget, plan_memory
-from dlm.models.loading import Checkpoint, read_checkpoint_config
+from dlm.models.loading import DTYPES, Checkpoint, load_checkpoint, read_checkpoint_config
+from dlm.models.parallel import check_divisible
 from dlm.pipeline.model_source import CheckpointSource
 from dlm.sampling import SamplingParams, SparseConfig
 from dlm.text import TextCodec
@@ -57,7 +60,8 @@ class LLM:
         revision: commit, tag or branch of a hub id; needed there, None for a folder.
         dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto`: the one that the checkpoint names.
         device: `auto` is a GPU where there is one; else `cpu`, `cuda`, `cuda:1`.
-        tensor_parallel_size: devices that share the model. This version runs on one.
+        tensor_parallel_size: devices, or processes on a CPU, that share the weights: the first GPUs, or what a launcher
+            such as torchrun started. It divides the model's heads and widths.
         max_model_len: positions (prompt and `gen_length`) that a prompt may take; None is what the model has.
         max_num_seqs: prompts (samples) decoded at once; those beyond, and those for which the key/value memory has no
             room yet, wait.
@@ -95,8 +99,12 @@ class LLM:
                 f"trust_remote_code={trust_remote_code!r}: code of a checkpoint is never run here, and no family needs "
                 "it (each has a native model); leave it out"
             )
-        self._check_numbers(
-            tensor_parallel_size, max_model_len, max_num_seqs, max_num_batched_tokens, gpu_memory_utilization
+        check_numbers(
+            gpu_memory_utilization,
+            tensor_parallel_size=tensor_parallel_size,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
         )
         if not isinstance(enforce_eager, bool):
             raise ConfigError(f"enforce_eager={enforce_eager!r} must be True or False")
@@ -105,32 +113,31 @@ class LLM:
         faults = source.faults()
         if faults:
             raise ConfigError(_as_arguments("; ".join(faults)))
-        config = read_checkpoint_config(source.folder()).backbone
-        check_parallel(tensor_parallel_size, config)
-        self.max_model_len = config.max_positions if max_model_len is None else max_model_len
-        if self.max_model_len > config.max_positions:
+        folder = source.folder()
+        self.parallel, self._load = tensor_parallel_size, partial(load_checkpoint, folder, dtype=source.dtype)
+        self.config = read_checkpoint_config(folder)
+        check_divisible(self.config.backbone, self.parallel)
+        if self.parallel > 1 and self.device.index is not None:
             raise ConfigError(
-                f"max_model_len={max_model_len}: the model has {config.max_positions} positions; lower it"
+                f"device={device!r} names one device, tensor_parallel_size={self.parallel} takes the first"
             )
-        self.codec = TextCodec.load(source.tokenizer_folder())
+        longest = self.config.backbone.max_positions
+        self.max_model_len = longest if max_model_len is None else max_model_len
+        if self.max_model_len > longest:
+            raise ConfigError(f"max_model_len={max_model_len}: the model has {longest} positions; lower it")
+        self.codec = TextCodec.load(folder)
         self._lock = threading.Lock()
-        self._checkpoint: Checkpoint | None = source.load(self.device)
+        self._closed = False
         limits = Limits(self.max_model_len, max_num_seqs, max_num_batched_tokens, gpu_memory_utilization)
-        available = budget(self.device, gpu_memory_utilization)
-        self.options = plan_memory(config, self._checkpoint.backbone.dtype, limits, available)
-        self._decoder: Decoder | None = self._new_decoder()
-
-    @staticmethod
-    def _check_numbers(parallel: int, model_len: int | None, seqs: int, batched: int, utilization: float) -> None:
-        try:
-            check_whole("tensor_parallel_size", parallel, 1)
-            if model_len is not None:
-                check_whole("max_model_len", model_len, 2)
-            check_whole("max_num_seqs", seqs, 1)
-            check_whole("max_num_batched_tokens", batched, 1)
-            check_real("gpu_memory_utilization", utilization, 0.0, 1.0, open_low=True)
-        except RequestError as error:
-            raise ConfigError(str(error)) from error
+        stored = DTYPES.get(self.config.dtype if source.dtype == "auto" else source.dtype)
+        if stored is None:
+            raise CheckpointError(
+                f"config.json names the dtype {self.config.dtype!r}; set dtype to one of {', '.join(DTYPES)}"
+            )
+        available = budget(self.device, gpu_memory_utilization, self.config.backbone, stored, self.parallel)
+        self.options = plan_memory(self.config.backbone, stored, limits, available, self.parallel)
+        self._checkpoint: Checkpoint | None = None
+        self._decoder: Decoder | None = self._open()
 
     def generate(
         self,
@@ -173,15 +180,15 @@ class LLM:
         sparse = one_each("sparse_configs", sparse_configs, SparseConfig, len(given), optional=True)
         jobs = [Job(*each) for each in zip(given, params, sparse, strict=True)]
         with self._lock:
-            if self._decoder is None:
+            if self._closed:
                 raise RunError("this LLM is closed; make a new one")
+            if self._decoder is None:
+                self._decoder = self._open()
             with tqdm(total=len(jobs), disable=not use_tqdm, unit="prompt", dynamic_ncols=True) as bar:
                 try:
                     return self._decode(self._decoder, jobs, bar)
                 except BaseException:
-                    # It may have been left between two states, with canvases in its arena.
-                    self._decoder = None
-                    self._decoder = self._new_decoder()
+                    self._drop()  # it may have been left between two states, with canvases in its arena
                     raise
 
     def _decode(self, decoder: Decoder, jobs: Sequence[Job], bar: tqdm) -> list[dict[str, Any]]:
@@ -195,7 +202,8 @@ class LLM:
             bar.set_postfix({"tokens/s": f"{rate:.1f}", "forwards": decoder.stats.num_steps - forwards}, refresh=False)
             bar.update()
 
-        requests = self._requests(jobs, lambda index, message: settle(index, refusal(message)))
+        # All at once: under a launcher every process has to know what is refused, and the requests are rank 0's.
+        requests = list(self._requests(jobs, lambda index, message: settle(index, refusal(message))))
         with closing(decoder.run(requests)) as completions:  # type: ignore[type-var]  # declared as an iterator
             for completion in completions:
                 index = int(completion.request_id)
@@ -220,10 +228,9 @@ class LLM:
 
     def _request(self, index: int, job: Job) -> Request:
         """The decoder's request for a job. Raises `RequestError`."""
-        checkpoint = self.checkpoint
-        config = checkpoint.backbone.config
+        config = self.config.backbone
         params, engine, sampler = job.params.translate(
-            checkpoint.family, config.attention, config.block_length, job.sparse
+            self.config.family, config.attention, config.block_length, job.sparse
         )
         token_ids = self._token_ids(job.prompt, config.vocab_size)
         length, size = len(token_ids) + params.gen_length, params.block_length
@@ -249,25 +256,33 @@ class LLM:
         return token_ids
 
     @property
-    def checkpoint(self) -> Checkpoint:
-        """The loaded model. Raises `RunError` once closed."""
-        if self._checkpoint is None:
-            raise RunError("this LLM is closed; make a new one")
-        return self._checkpoint
-
-    @property
     def tokenizer(self) -> Any:
         """The checkpoint's transformers tokenizer, for prompts as token ids."""
         return self.codec.tokenizer
 
-    def _new_decoder(self) -> Decoder:
-        checkpoint = self.checkpoint
-        return Decoder(checkpoint.backbone, checkpoint.special, self.options)
+    def _open(self) -> Decoder:
+        """A decoder; weights are read unless they are here."""
+        if self.parallel > 1:
+            load = partial(self._load, device=self.device.type)
+            return ParallelDecoder.start(
+                load, self.config.backbone, self.parallel, self.options, device=self.device.type
+            )
+        if self._checkpoint is None:
+            self._checkpoint = self._load(device=self.device)
+        return Decoder(self._checkpoint.backbone, self.config.special, self.options)
+
+    def _drop(self) -> None:
+        """Let go of the decoder, with its processes where it has several; the next call opens another."""
+        decoder, self._decoder = self._decoder, None
+        if isinstance(decoder, ParallelDecoder):
+            decoder.close()
 
     def close(self) -> None:
         """Let go of weights and key/value memory; waits for a call in progress, and may be called again."""
         with self._lock:
-            self._decoder = self._checkpoint = None
+            self._closed = True
+            self._drop()
+            self._checkpoint = None
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -14,6 +14,9 @@ import torch
 from dlm.decoding.decoder import DecoderOptions, free_memory
 from dlm.errors import ConfigError
 from dlm.models.architecture import BackboneConfig
+from dlm.models.backbone import Backbone
+from dlm.models.parallel import Shard
+from dlm.parallel_group import launched
 
 MIB = 1 << 20
 
@@ -41,17 +44,32 @@ class Limits:
     utilization: float
 
 
-def budget(device: torch.device, utilization: float) -> int:
-    """Bytes that the decoder may take besides the weights, which are loaded.
+def budget(
+    device: torch.device, utilization: float, config: BackboneConfig, dtype: torch.dtype, parallel: int = 1
+) -> int:
+    """Bytes that the decoder may take on each device besides the weights, which are not loaded yet.
 
-    On CUDA `utilization` times the memory of the device, less what is in use on it, by whomever. On a CPU `utilization`
-    times what is free.
+    On CUDA `utilization` times the memory of the device, less what is in use on it, by whomever, and the weights; of
+    several devices that which has least. On a CPU `utilization` times what the weights leave free, which `parallel`
+    processes share.
     """
-    free = free_memory(device)
+    weights = weight_bytes(Shard(0, parallel).config(config), dtype)
     if device.type != "cuda":
-        return int(free * utilization)
+        return int((free_memory(device) - parallel * weights) * utilization) // parallel
+    devices = [device] if parallel == 1 or launched() else [torch.device("cuda", index) for index in range(parallel)]
+    return min(_cuda_budget(each, utilization) for each in devices) - weights
+
+
+def _cuda_budget(device: torch.device, utilization: float) -> int:
     total = torch.cuda.get_device_properties(device).total_memory
-    return int(total * utilization) - (total - free)
+    return int(total * utilization) - (total - free_memory(device))
+
+
+def weight_bytes(config: BackboneConfig, dtype: torch.dtype) -> int:
+    """Bytes of a model's parameters; nothing is allocated."""
+    with torch.device("meta"):
+        backbone = Backbone(config)
+    return sum(parameter.numel() for parameter in backbone.parameters()) * dtype.itemsize
 
 
 def activation_bytes(config: BackboneConfig, dtype: torch.dtype, rows: int) -> int:
@@ -66,20 +84,24 @@ def activation_bytes(config: BackboneConfig, dtype: torch.dtype, rows: int) -> i
     return rows * (config.hidden_size * (4 * size + 2 * wide) + heads * (size + 2 * wide) + inner * 4 * size)
 
 
-def plan_memory(config: BackboneConfig, dtype: torch.dtype, limits: Limits, available: int) -> DecoderOptions:
+def plan_memory(
+    whole: BackboneConfig, dtype: torch.dtype, limits: Limits, available: int, parallel: int = 1
+) -> DecoderOptions:
     """Sizes of arena and logits that fit in `available` bytes together with the activations.
 
     The arena is no larger than `max_num_seqs` canvases of `max_model_len` can use, each with its guided twin.
 
     Args:
-        config: of the model.
+        whole: architecture of the model.
         dtype: of its weights, and so of keys and values.
         limits: what the user lets the decoder hold.
-        available: bytes.
+        available: bytes, on each device.
+        parallel: devices that share the model.
 
     Raises:
         ConfigError: not even one canvas of `max_model_len` fits; the message names both sizes.
     """
+    config = Shard(0, parallel).config(whole)
     rows = max(limits.max_num_batched_tokens, 2 * limits.max_model_len)
     activations = activation_bytes(config, dtype, rows)
     row_bytes = config.vocab_size * max(4, dtype.itemsize)

@@ -64,7 +64,7 @@ def test_an_unknown_keyword_is_named() -> None:
         ({"trust_remote_code": True}, "trust_remote_code=True: code of a checkpoint is never run"),
         ({"enforce_eager": "yes"}, "enforce_eager='yes'"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size=0 must be a whole number, at least 1"),
-        ({"tensor_parallel_size": 3}, "tensor_parallel_size=3 must divide the model's 4 heads"),
+        ({"tensor_parallel_size": 3}, "tensor_parallel_size=3 does not divide the model's num_heads=4"),
         ({"max_model_len": 1_000_000}, "max_model_len=1000000: the model has 1024 positions"),
         ({"max_num_seqs": 0}, "max_num_seqs=0"),
         ({"max_num_batched_tokens": 0}, "max_num_batched_tokens=0"),
@@ -75,6 +75,8 @@ def test_an_unknown_keyword_is_named() -> None:
         ),
         ({"gpu_memory_utilization": 1e-9}, "leaves 0 MiB beside the weights, and one canvas of max_model_len=1024"),
         ({"device": "cuda:99"}, "device='cuda:99'"),
+        ({"device": "cpu:0", "tensor_parallel_size": 2}, "device='cpu:0' names one device"),
+        ({"max_num_seqs": None}, "max_num_seqs=None"),
         ({"device": "toaster"}, "device='toaster' is no device"),
         ({"device": "meta"}, "models run on cpu and cuda"),
         ({"dtype": "int8"}, "dtype=int8: choose one of auto, float32"),
@@ -134,7 +136,7 @@ def test_texts_and_token_ids_mix_and_come_back_in_order(llm: LLM) -> None:
 
 
 def test_masks_in_a_prompt_are_filled_in(llm: LLM) -> None:
-    mask = llm.checkpoint.special.mask_id
+    mask = llm.config.special.mask_id
     ids = list(llm.codec.encode(PROMPTS[0]))
     ids[5] = mask
     [item] = generate(llm, ids, GREEDY)

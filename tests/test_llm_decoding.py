@@ -14,6 +14,7 @@ import pytest
 from dlm import LLM, SamplingParams, SparseConfig
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import Sparse
+from dlm.decoding.parallel import ParallelDecoder
 from dlm.decoding.samplers import DInferThreshold
 from dlm.demo import CHECKPOINT
 from dlm.errors import RequestError, RunError
@@ -163,7 +164,7 @@ def test_a_family_without_sparse_attention_refuses_it() -> None:
 
 def test_more_prompts_than_the_memory_holds_wait(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, params = PROMPTS * 3, [SamplingParams(gen_length=32, temperature=1.5, seed=n) for n in range(15)]
-    monkeypatch.setattr("dlm.llm.budget", lambda device, share: 29 << 20)
+    monkeypatch.setattr("dlm.llm.budget", lambda *arguments: 29 << 20)
     with LLM("demo", device="cpu", max_model_len=128, max_num_seqs=16, max_num_batched_tokens=64) as small:
         assert small.options.arena_tokens is not None
         assert 128 <= small.options.arena_tokens < 15 * 44
@@ -210,10 +211,34 @@ def test_after_an_interrupt_it_can_be_used_again(llm: LLM, monkeypatch: pytest.M
     assert generate(llm, PROMPTS, WARM) == expected
 
 
+@pytest.mark.slow
+def test_after_an_interrupt_several_processes_are_started_anew(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = generate(llm, PROMPTS, GREEDY)
+
+    def interrupted(self: Decoder, batch: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with LLM("demo", device="cpu", tensor_parallel_size=2) as shared:
+        first = shared._decoder
+        with monkeypatch.context() as patched:
+            patched.setattr(Decoder, "_forward", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                generate(shared, PROMPTS, GREEDY)
+        assert [item["token_ids"] for item in generate(shared, PROMPTS, GREEDY)] == [
+            item["token_ids"] for item in expected
+        ]
+        second = shared._decoder
+    for decoder in (first, second):
+        assert isinstance(decoder, ParallelDecoder)
+        assert decoder._workers is not None
+        assert all(process.poll() is not None for process in decoder._workers.processes)
+
+
 def test_closing_frees_the_weights_and_may_be_repeated() -> None:
     llm = LLM("demo", device="cpu")
     generate(llm, PROMPTS[0], GREEDY)
-    weights = weakref.ref(llm.checkpoint.backbone)
+    assert llm._checkpoint is not None
+    weights = weakref.ref(llm._checkpoint.backbone)
     llm.close()
     llm.close()
     gc.collect()
@@ -259,7 +284,7 @@ def test_a_block_causal_model_is_asked_for_its_own_blocks(tmp_path: Path, monkey
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     seen = requests_of(monkeypatch)
     with LLM(folder, device="cpu") as llm:
-        size = llm.checkpoint.backbone.config.block_length
+        size = llm.config.backbone.block_length
         items = generate(llm, [[3, 4, 5], [3, 4, 5]], [GREEDY, SamplingParams(gen_length=8, block_length=8)])
         assert [request.params.block_length for request in seen] == [size, 8]
         assert not any("error" in item for item in items)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dlm.errors import ConfigError
-from dlm.memory import MIB, SCORING_COPIES, Limits, activation_bytes, budget, plan_memory
+from dlm.memory import MIB, SCORING_COPIES, Limits, activation_bytes, budget, plan_memory, weight_bytes
+from dlm.models.loading import random_checkpoint
 from dlm.models.sizes import SIZES
 
 
@@ -50,9 +51,13 @@ def test_what_the_message_says_is_needed_is_enough() -> None:
     assert options.arena_tokens >= 4096
 
 
-def test_on_a_cpu_the_share_is_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dlm.memory.free_memory", lambda device: 1000)
-    assert budget(torch.device("cpu"), 0.25) == 250
+def test_on_a_cpu_the_share_is_of_what_the_weights_leave_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SIZES["tiny"]
+    weights = weight_bytes(config, torch.float32)
+    backbone = random_checkpoint("tiny").backbone
+    assert weights == sum(parameter.nbytes for parameter in backbone.parameters())
+    monkeypatch.setattr("dlm.memory.free_memory", lambda device: weights + 1000)
+    assert budget(torch.device("cpu"), 0.25, config, torch.float32) == 250
 
 
 @pytest.mark.gpu
@@ -60,6 +65,6 @@ def test_on_a_cpu_the_share_is_of_what_is_free(monkeypatch: pytest.MonkeyPatch) 
 def test_on_a_gpu_the_share_counts_what_is_in_use() -> None:
     device = torch.device("cuda")
     total = torch.cuda.get_device_properties(device).total_memory
-    before = budget(device, 0.5)
+    before = budget(device, 0.5, SIZES["tiny"], torch.float32)
     held = torch.empty(total // 4, dtype=torch.uint8, device=device)
-    assert before - budget(device, 0.5) == pytest.approx(held.numel(), rel=0.01)
+    assert before - budget(device, 0.5, SIZES["tiny"], torch.float32) == pytest.approx(held.numel(), rel=0.01)

@@ -11,7 +11,6 @@ import pytest
 
 from dlm import LLM, SamplingParams, SparseConfig
 from dlm.demo import CHECKPOINT
-from dlm.errors import ConfigError
 
 MODEL = "./LLaDA-8B-Instruct"
 
@@ -127,9 +126,16 @@ def test_invalid_sampling_parameters_are_a_value_error() -> None:
         SamplingParams(remasking="highest")
 
 
-def test_several_gpus_are_refused_where_they_cannot_be_used() -> None:
-    with pytest.raises(ConfigError, match="tensor_parallel_size=2"):
-        LLM(MODEL, tensor_parallel_size=2)
+@pytest.mark.slow
+def test_several_devices_give_what_one_gives(llm: LLM) -> None:
+    """The example asks for two GPUs; here two processes share a CPU."""
+    prompts, params = ["Prompt 1", "", "Prompt 3"], SamplingParams(temperature=0.0, gen_length=32, steps=32)
+    with LLM(MODEL, tensor_parallel_size=2, device="cpu") as shared:
+        outputs = shared.generate(prompts, params)
+        assert [output["token_ids"] for output in outputs] == [
+            output["token_ids"] for output in llm.generate(prompts, params)
+        ]
+        assert "is empty" in outputs[1]["error"]
 
 
 def test_a_shorter_context_takes_less_memory() -> None:
