@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from dlm.decoding.request import Completion
 from dlm.sampling import SamplingParams
-from dlm.text import TextCodec, cut_at_stop, first_stop
+from dlm.text import TextCodec
 
 
 def sample_of(completion: Completion, params: SamplingParams, codec: TextCodec) -> dict[str, Any]:
@@ -18,16 +17,12 @@ def sample_of(completion: Completion, params: SamplingParams, codec: TextCodec) 
     The text ends before the first stop string, and `token_ids` with the last token that is part of the text; everything
     that is counted or listed by token follows `token_ids`.
     """
-    token_ids, finish_reason = list(completion.token_ids), completion.finish_reason
-    text = codec.decode(token_ids)
-    if params.stop and first_stop(text, params.stop) is not None:
-        text, finish_reason = cut_at_stop(text, params.stop), "stop"
-        token_ids = token_ids[: shown(token_ids, text, codec)]
+    text, token_ids, stopped = codec.show(completion.token_ids, params.stop)
     count = len(token_ids)
     sample = {
         "text": text,
         "token_ids": token_ids,
-        "finish_reason": finish_reason,
+        "finish_reason": "stop" if stopped else completion.finish_reason,
         "nfe": completion.nfe,
         "step_map": list((completion.step_map or ())[:count]),
         "seconds": completion.seconds,
@@ -39,13 +34,6 @@ def sample_of(completion: Completion, params: SamplingParams, codec: TextCodec) 
         logprobs = (completion.logprobs or ())[:count]
         sample["logprobs"] = [None if math.isnan(value) else value for value in logprobs]
     return sample
-
-
-def shown(token_ids: Sequence[int], text: str, codec: TextCodec) -> int:
-    """How many of the tokens it takes to show `text`, the beginning of what they decode to."""
-    return bisect.bisect_left(
-        range(len(token_ids)), True, key=lambda count: codec.decode(token_ids[:count]).startswith(text)
-    )
 
 
 def item_of(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

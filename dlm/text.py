@@ -5,6 +5,7 @@ Knows neither models nor torch.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,17 @@ class TextCodec:
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
 
+    def show(self, token_ids: Sequence[int], stop: Sequence[str]) -> tuple[str, list[int], bool]:
+        """What a reader gets of generated tokens: their text before the first stop string, the fewest of them that show
+        it, and whether there was a stop string."""
+        text, kept = self.decode(token_ids), list(token_ids)
+        place = first_stop(text, stop)
+        if place is None:
+            return text, kept, False
+        text = text[:place]
+        count = bisect_left(range(len(kept)), True, key=lambda count: self.decode(kept[:count]).startswith(text))
+        return text, kept[:count], True
+
     def stop_check(self, stop: Sequence[str]) -> Callable[[Sequence[int]], bool] | None:
         """Whether the text of generated tokens holds one of `stop`; None when there is nothing to look for."""
         strings = tuple(stop)
@@ -79,8 +91,3 @@ def first_stop(text: str, stop: Sequence[str]) -> int | None:
     """Where the earliest of the stop strings begins."""
     found = [place for string in stop if (place := text.find(string)) >= 0]
     return min(found) if found else None
-
-
-def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """`text` before the earliest stop string."""
-    return text[: first_stop(text, stop)]

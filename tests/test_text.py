@@ -6,7 +6,7 @@ import pytest
 
 from dlm.demo import CHECKPOINT
 from dlm.errors import CheckpointError, RequestError
-from dlm.text import TextCodec, cut_at_stop, first_stop
+from dlm.text import TextCodec, first_stop
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,13 @@ def test_stop_strings_are_found_across_tokens(codec: TextCodec) -> None:
     assert codec.stop_check([]) is None
 
 
-def test_text_is_cut_at_the_earliest_stop_string() -> None:
+def test_text_and_tokens_end_before_the_earliest_stop_string(codec: TextCodec) -> None:
     assert first_stop("abcdef", ["e", "cd"]) == 2
-    assert cut_at_stop("abcdef", ["e", "cd"]) == "ab"
-    assert cut_at_stop("abcdef", ["x"]) == "abcdef"
-    assert cut_at_stop("abcdef", []) == "abcdef"
+    tokens = codec.encode("Sum: 12 eggs and 3 keys")
+    text, kept, stopped = codec.show(tokens, ["keys", " and"])
+    assert (text, stopped) == ("Sum: 12 eggs", True)
+    assert codec.decode(kept).startswith(text)
+    assert not codec.decode(kept[:-1]).startswith(text)
+    assert codec.show(tokens, ["Sum"]) == ("", [], True)
+    for stop in ([], ["nowhere"]):
+        assert codec.show(tokens, stop) == ("Sum: 12 eggs and 3 keys", list(tokens), False)

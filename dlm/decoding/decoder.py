@@ -137,6 +137,10 @@ class Decoder:
 
     def check(self, request: Request) -> None:
         """Raise `RequestError` when the request can never be decoded here; all faults in one message."""
+        outside = [token for token in request.prompt_ids if not 0 <= token < self.backbone.config.vocab_size]
+        if outside:
+            size = self.backbone.config.vocab_size
+            raise RequestError(f"prompt token {outside[0]} is outside the vocabulary 0..{size - 1}")
         canvas = self._canvas(request, 0, 0)
         faults = faults_of(canvas, self.backbone.config, self.special, self.arena.ranges.capacity)
         if faults:

@@ -22,9 +22,6 @@ def faults_of(canvas: Canvas, config: BackboneConfig, special: SpecialTokens, ca
     faults = []
     if not prompt:
         faults.append("the prompt is empty; give at least one token")
-    outside = [token for token in prompt if not 0 <= token < config.vocab_size]
-    if outside:
-        faults.append(f"prompt token {outside[0]} is outside the vocabulary 0..{config.vocab_size - 1}")
     if canvas.length > config.max_positions:
         faults.append(
             f"prompt of {len(prompt)} tokens and gen_length={params.gen_length} make {canvas.length} positions, "

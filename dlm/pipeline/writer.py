@@ -13,7 +13,7 @@ from dlm.errors import CheckpointError
 from dlm.pipeline.prompts import Fault, Prompt
 from dlm.pipeline.ranks import Heart
 from dlm.pipeline.shards import Shard
-from dlm.text import TextCodec, cut_at_stop
+from dlm.text import TextCodec
 
 if TYPE_CHECKING:
     from dlm.pipeline.module import DiffusionLM
@@ -54,11 +54,12 @@ class ShardWriter(Callback):
         row: dict[str, Any] = {"id": prompt.id}
         if self._samples > 1:
             row["sample"] = completion.sample
+        text, token_ids, stopped = self.codec.show(completion.token_ids, self._stop)
         row |= {
             "prompt": prompt.content,
-            "text": cut_at_stop(self.codec.decode(completion.token_ids), self._stop),
-            "token_ids": completion.token_ids,
-            "finish_reason": completion.finish_reason,
+            "text": text,
+            "token_ids": token_ids,
+            "finish_reason": "stop" if stopped else completion.finish_reason,
             "nfe": completion.nfe,
             "positions": completion.positions,
             "seed": completion.seed,
@@ -69,7 +70,7 @@ class ShardWriter(Callback):
             row["step_map"] = completion.step_map
             row["logprobs"] = [None if math.isnan(value) else value for value in completion.logprobs]
         self._append(prompt, row)
-        self.heart.count(rows=1, errors=0, tokens=len(completion.token_ids), nfe=completion.nfe)
+        self.heart.count(rows=1, errors=0, tokens=len(token_ids), nfe=completion.nfe)
 
     def refuse(self, prompt_id: str, fault: Fault) -> None:
         """Write why a prompt has no answer. Raises `RunError` when there is no room."""
