@@ -13,6 +13,7 @@ import io
 import os
 import pickle
 import time
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -59,14 +60,16 @@ class ParallelGroup:
         self.broken = False
         self._explain = explain
         _gather(store, rank, size, alive)
-        self._control = _gloo(PrefixStore("control", store), rank, size, FOR_EVER, hostname)
+        control = _gloo(PrefixStore("control", store), rank, size, FOR_EVER, hostname)
         sums = PrefixStore("sums", store)
         if backend == "nccl":
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = SUM_TIMEOUT
-            self._sums: Any = dist.ProcessGroupNCCL(sums, rank, size, options)
+            summing: Any = dist.ProcessGroupNCCL(sums, rank, size, options)
         else:
-            self._sums = _gloo(sums, rank, size, SUM_TIMEOUT, hostname)
+            summing = _gloo(sums, rank, size, SUM_TIMEOUT, hostname)
+        self._control, self._sums = [control], [summing]
+        self._finalizer = weakref.finalize(self, _disconnect, self._control, self._sums)
 
     @property
     def leads(self) -> bool:
@@ -80,10 +83,10 @@ class ParallelGroup:
         row's bits would depend on its batch. There the partials are exchanged and added by rank.
         """
         if self.backend == "nccl" or self.size <= 2:
-            self._wait(lambda: self._sums.allreduce(partial))
+            self._wait(lambda: self._sums[0].allreduce(partial))
             return partial
         parts = [torch.empty_like(partial) for _ in range(self.size)]
-        self._wait(lambda: self._sums.allgather(parts, partial))
+        self._wait(lambda: self._sums[0].allgather(parts, partial))
         result = parts[0]
         for part in parts[1:]:
             result += part
@@ -92,13 +95,13 @@ class ParallelGroup:
     def smallest(self, number: int) -> int:
         """The smallest of every process's `number`; none goes on before all have come here."""
         box = torch.tensor([number], dtype=torch.int64)
-        self._wait(lambda: self._control.allreduce(box, dist.ReduceOp.MIN))
+        self._wait(lambda: self._control[0].allreduce(box, dist.ReduceOp.MIN))
         return int(box)
 
     def number(self, value: int = 0) -> int:
         """Rank 0's `value`, in every process."""
         box = torch.tensor([value], dtype=torch.int64)
-        self._wait(lambda: self._control.broadcast(box, 0))
+        self._wait(lambda: self._control[0].broadcast(box, 0))
         return int(box)
 
     def message(self, value: object = None) -> Any:
@@ -109,13 +112,13 @@ class ParallelGroup:
             self.number(len(body))
             if body:
                 box = torch.frombuffer(bytearray(body), dtype=torch.uint8)
-                self._wait(lambda: self._control.broadcast(box, 0))
+                self._wait(lambda: self._control[0].broadcast(box, 0))
             return value
         length = self.number()
         if not length:
             return None
         box = torch.empty(length, dtype=torch.uint8)
-        self._wait(lambda: self._control.broadcast(box, 0))
+        self._wait(lambda: self._control[0].broadcast(box, 0))
         return pickle.load(io.BytesIO(box.numpy().tobytes()))
 
     def _wait(self, start: Callable[[], Any]) -> None:
@@ -128,12 +131,30 @@ class ParallelGroup:
             reason = self._explain() if self._explain is not None else f"{error}"
             raise RunError(f"tensor parallelism over {self.size} processes broke off: {reason}") from error
 
+    def abort(self) -> None:
+        """Make what waits for the others fail; from another thread."""
+        self.broken = True
+        _abort(self._control, self._sums)
+
     def leave(self) -> None:
         """Close the connections; the others' next message or sum fails."""
         self.broken = True
-        for group in (self._control, self._sums):
-            if hasattr(group, "abort"):
+        self._finalizer()
+
+
+def _abort(*links: list[Any]) -> None:
+    for link in links:
+        for group in link:
+            if hasattr(group, "abort"):  # torch 2.6's gloo has none, and notices closed connections
                 group.abort()
+
+
+def _disconnect(*links: list[Any]) -> None:
+    """Also at the interpreter's end: a thread of torch that still holds a tensor then would end the process badly, and
+    letting go of a group waits for its threads."""
+    _abort(*links)
+    for link in links:
+        link.clear()
 
 
 def _gather(store: Store, rank: int, size: int, alive: Callable[[], None] | None) -> None:

@@ -102,7 +102,7 @@ class Workers:
         """Join the workers as rank 0. Raises `RunError` with a worker's traceback when one failed to start."""
         group = self._tasks[0].group(explain=self.explain, alive=self.check)
         if group.backend == "nccl":  # gloo notices a lost connection by itself
-            self.watch(group.leave)
+            self.watch(group.abort)
         return group
 
     def check(self) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -240,6 +241,7 @@ class ParallelDecoder(Decoder):
         while not self.closed:
             for _ in self._follow():
                 pass
+        self.group.leave()
 
     def run(
         self, requests: Iterable[Request], *, on_step: Callable[[StepReport], None] | None = None
@@ -258,13 +260,12 @@ class ParallelDecoder(Decoder):
     def close(self) -> None:
         """End the processes that were started; in a rank other than 0 follow rank 0 until it closes. Never fails when
         called again."""
-        if self.closed:
-            return
-        if not self.group.leads:
+        if self.closed or not self.group.leads:
             self.serve()
             return
         super().drop_all()
-        self._tell(Command.CLOSE)
+        with suppress(RunError):  # a process that is gone has ended already, and `_tell` ended the others
+            self._tell(Command.CLOSE)
         self.closed = True
         if self._workers is not None:
             self._workers.end()

@@ -43,6 +43,17 @@ def test_a_killed_worker_ends_the_run_and_leaves_nothing() -> None:
     decoder.close()
 
 
+def test_a_decoder_whose_worker_died_idle_can_be_closed() -> None:
+    decoder = start()
+    (worker,) = pids(decoder)
+    os.kill(worker, signal.SIGKILL)
+    decoder.close()
+    decoder.close()
+    assert gone(worker)
+    with pytest.raises(RunError, match="closed"):
+        decoder.step()
+
+
 def test_a_workers_error_comes_with_its_traceback() -> None:
     with pytest.raises(RunError, match=r"rank 1 .*ended with exit code 1\n(.*\n)*.*the disk of this process is gone"):
         ParallelDecoder.start(for_rank_0_alone, SIZES["tiny"], 2, OPTIONS)
