@@ -1,11 +1,13 @@
-"""Times the decoder against a plain reference loop, on random weights and fixed workloads; nothing is downloaded.
+"""Times the decoder on random weights and fixed workloads, and against plain reference loops; nothing is downloaded.
 
-    python -m dlm.bench                         # the table of the README: a small body with LLaDA's vocabulary
+    python -m dlm.bench                         # the table of the README: small bodies with LLaDA's vocabulary
     python -m dlm.bench workload=smoke          # seconds, for CI
+    python -m dlm.bench workload=quality        # the demo checkpoint's exact match and forwards, by algorithm
     python -m dlm.bench profile=true json=b.json
 
-Reading order: `workloads` (what is decoded), `reference` (the loop it is compared with), `rates` (what the machine can
-do), `ceiling` (what the ratio could be), `run` (the measurement), `profile` (what binds), `report`.
+Reading order: `workloads` (what is decoded), `paced` (equal forwards for every sampler), `forwards` (which those are),
+`reference` (the loops it is compared with), `rates` (what the machine can do), `ceiling` (what the ratio could be),
+`floor` (what ours could be), `run` (the measurement), `profile` (what binds), `report`; `quality` and its `variants`.
 """
 
 from __future__ import annotations
@@ -17,18 +19,23 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 KEYS = """\
-  workload=...           what is decoded, see conf/workload/
-  workload.engines=[..]  any of full, prefix_cache, dual_cache
-  workload.dtypes=[..]   any of float32, bfloat16
-  workload.batches=[..]  how many canvases our decoder holds; the reference always has one
-  device=auto            auto, cpu or cuda; the CPU threads are those of OMP_NUM_THREADS
-  clock=wall             wall, or cpu: this process's own processor time, where others use the machine too
-  profile=false          after the table, where our time goes
-  json=null              also write everything to this file"""
+  workload=...             what is decoded, see conf/workload/; quality is not timed but checked
+  workload.engines=[..]    full, prefix_cache, dual_cache, vicinity, smooth, sparse, block_causal, causal_commit
+  workload.samplers=[..]   fixed is the schedule itself; others do their work and reveal what it says
+  workload.dtypes=[..]     float32, bfloat16
+  workload.batches=[..]    how many canvases our decoder holds; the reference always has one
+  workload.prompt_lengths=[..] workload.gen_lengths=[..]
+  workload.algorithms=[..] of workload=quality: names, null for all
+  device=auto              auto, cpu or cuda; the CPU threads are those of OMP_NUM_THREADS
+  clock=wall               wall, or cpu: this process's own processor time, where others use the machine too
+  profile=false            after the table, where our time goes
+  json=null                also write everything to this file"""
 
 EXAMPLES = """\
   python -m dlm.bench workload=smoke
   python -m dlm.bench workload.engines=[dual_cache] workload.dtypes=[bfloat16] profile=true
+  python -m dlm.bench workload=samplers workload.batches=[16]
+  python -m dlm.bench workload=quality workload.algorithms=[dual_cache,entropy_bound]
   python -m dlm.bench workload=llada_8b device=cuda json=bench.json"""
 
 
@@ -38,7 +45,7 @@ def main() -> None:
     from dlm.command_line import main as command_line
 
     register()
-    command_line("bench", "dlm.bench", task, "Time the decoder against a plain reference loop.", KEYS, EXAMPLES)
+    command_line("bench", "dlm.bench", task, "Time the decoder against plain reference loops.", KEYS, EXAMPLES)
 
 
 def task(config: DictConfig, overrides: Sequence[str]) -> int:

@@ -7,8 +7,11 @@ Each side is a list of forwards. The ideal time of a side is the sum over its fo
   that dtype, on weights it has just used); bytes are the weights, the input and the output, once each;
 * its attention: 4 x queries x keys x heads x head_dim flops a layer and window, at the rate of torch's attention for
   that shape, or the bytes of the keys and values, whichever takes longer;
-* its scores: for the reference argmax and a float64 softmax over every row of logits it makes, for ours the maximum and
-  the sum of exponentials of each row; seconds a row as torch takes them.
+* its scores: for the reference the argmax and the softmax of each row that it scores, for ours the maximum and the sum
+  of exponentials of each row; seconds a row as torch takes them.
+
+The reference's softmax is as its program has it: in float64 over every row of logits (LLaDA, Fast-dLLM), or over the
+block's rows in float32 (dInfer) or in their own dtype (SDAR).
 
 Norms, rotary embedding, activations, residuals, selection, Python and memory management cost nothing in either ideal.
 The shapes are those of each program: one canvas a call and separate q, k, v, gate and up for the reference; the
@@ -20,8 +23,11 @@ packed windows of all canvases, rows rounded up to a multiple of `ROW_TILE`, and
 
 So a share of 1 means that what ours loses on top of its necessary work is, in proportion, what the reference loses.
 
-The floor is another yardstick, of ours alone: each forward as one kernel at the machine's peak, max(all flops / peak,
-bytes of all weights, keys and values / bandwidth).
+Both sides reveal as many tokens a step by the same schedule, so the seconds are those of the same revealed tokens. The
+forwards need not be the same in number: where a program prefills, stores a finished block or recomputes one in a call
+of its own, ours does it in the next step's, or not at all.
+
+Only dense, unshifted models have a reference; `dlm.bench.floor` is the yardstick of all others.
 
 Knows no torch and no clock.
 """
@@ -79,12 +85,6 @@ class Shape:
         """Rows of the call that computes `rows` rows."""
         return -(-rows // self.row_tile) * self.row_tile
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all matmul weights."""
-        body = self.num_layers * sum(a * b for a, b in self.layer_matmuls)
-        return (body + self.head[0] * self.head[1]) * self.itemsize
-
 
 @dataclass(frozen=True)
 class Seconds:
@@ -126,18 +126,5 @@ def ideal(forwards: Sequence[Forward], shape: Shape, rates: Rates) -> Seconds:
         body += shape.num_layers * layer
         attention += shape.num_layers * attention_seconds(forward.windows, shape, rates)
         head += matmul_seconds(forward.head_rows, shape.head, shape, rates)
-        scores += forward.head_rows * rates.score_row()
+        scores += forward.score_rows * rates.score_row()
     return Seconds(matmul=body, attention=attention, head=head, scores=scores)
-
-
-def floor(forwards: Sequence[Forward], shape: Shape, peak: float, bandwidth: float) -> float:
-    """Seconds at `peak` flops a second and `bandwidth` bytes a second, whichever binds in each forward."""
-    body = sum(a * b for a, b in shape.layer_matmuls) * shape.num_layers
-    total = 0.0
-    for forward in forwards:
-        pairs = sum(queries * keys for queries, keys in forward.windows)
-        flops = 2.0 * (forward.rows * body + forward.head_rows * shape.head[0] * shape.head[1])
-        flops += 4.0 * pairs * shape.query_width * shape.num_layers
-        cached = sum(keys for _, keys in forward.windows) * 2 * shape.key_width * shape.num_layers
-        total += max(flops / peak, (shape.weight_bytes + cached * shape.itemsize) / bandwidth)
-    return total

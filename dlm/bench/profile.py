@@ -15,11 +15,12 @@ from dlm.decoding.decoder import Decoder
 from dlm.decoding.packing import Batch
 from dlm.decoding.selection import Choice, Selector
 from dlm.models.backbone import Backbone, Layer, RMSNorm
+from dlm.models.experts import Experts
 from dlm.models.segments import Segment
 
 PARTS = ("embedding", "norms", "matmul", "attention", "elementwise", "head", "scores", "host")
-"""`elementwise`: rotary embedding, activation, residuals; `scores`: from logits to what is revealed; `host`: planning
-and bookkeeping."""
+"""`matmul`: expert layers as a whole too; `elementwise`: rotary embedding, activation, residuals; `scores`: from logits
+to what is revealed; `host`: planning and bookkeeping."""
 
 
 class Clock:
@@ -63,7 +64,7 @@ def module_parts(backbone: Backbone) -> Iterator[tuple[nn.Module, str]]:
             yield module, "norms"
         elif isinstance(module, Layer):
             yield module, "elementwise"
-        elif isinstance(module, nn.Linear) and module is not backbone.lm_head:
+        elif isinstance(module, Experts | nn.Linear) and module is not backbone.lm_head:
             yield module, "matmul"
 
 

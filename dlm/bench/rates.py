@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dlm.bench.ceiling import Matmul, Shape
-from dlm.bench.reference import ReferenceModel
+from dlm.bench.reference import Program, ReferenceModel
 from dlm.bench.stopwatch import Stopwatch
 from dlm.bench.workloads import Forward
 from dlm.models.backbone import ROW_TILE, Backbone, Layer
@@ -163,9 +163,9 @@ def _layer_weights(backbone: Backbone, shape: Shape) -> dict[Matmul, Tensor]:
     return found
 
 
-def argmax_and_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """What the reference does with rows of logits: each row's argmax, and a softmax in float64."""
-    return logits.argmax(-1), F.softmax(logits.to(torch.float64), dim=-1)
+def argmax_and_softmax(dtype: torch.dtype | None) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """What a reference does with rows of logits: each row's argmax, and a softmax in `dtype` (None: their own)."""
+    return lambda logits: (logits.argmax(-1), F.softmax(logits, dim=-1, dtype=dtype))
 
 
 def max_and_sum(logits: Tensor) -> list[Tensor]:
@@ -211,23 +211,28 @@ class Meter:
     Args:
         backbone: the model.
         reference: the same weights as the reference has them.
+        program: the reference's.
         ours, theirs: the forwards of each side.
     """
 
     def __init__(
-        self, backbone: Backbone, reference: ReferenceModel, ours: Sequence[Forward], theirs: Sequence[Forward]
+        self,
+        backbone: Backbone,
+        reference: ReferenceModel,
+        program: Program,
+        ours: Sequence[Forward],
+        theirs: Sequence[Forward],
     ) -> None:
         block, count = memory_block(backbone.device)
         self._memory = Probe(lambda: block.sum())
-        fed = statistics.median_low([forward.head_rows for forward in theirs])
+        fed = statistics.median_low([forward.score_rows for forward in theirs if forward.score_rows])
         masked = min(32, max(forward.head_rows for forward in ours))
         memory = (self._memory, count)
         self.ours = SideMeter(
             backbone, backbone.lm_head.weight, ours, packed_shape(backbone), max_and_sum, masked, *memory
         )
-        self.reference = SideMeter(
-            backbone, reference.head, theirs, reference_shape(backbone), argmax_and_softmax, fed, *memory
-        )
+        score = argmax_and_softmax(program.score_dtype)
+        self.reference = SideMeter(backbone, reference.head, theirs, reference_shape(backbone), score, fed, *memory)
 
     @torch.inference_mode()
     def sample(self, now: Stopwatch) -> None:

@@ -3,9 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from dlm.bench.ceiling import Seconds
 from dlm.bench.workloads import Case
+
+
+@dataclass(frozen=True)
+class Against:
+    """The reference on the same prompts, by the same schedule.
+
+    Attributes:
+        seconds: median over the rounds.
+        forwards: model calls.
+        positions: fed to them.
+        same_tokens: share of the decoded tokens that are equal on both sides; random weights have near-ties, which
+            rounding decides.
+        ideal, reference_ideal: the parts of the ceiling, ours and the reference's.
+    """
+
+    seconds: float
+    forwards: int
+    positions: int
+    same_tokens: float
+    ideal: Seconds
+    reference_ideal: Seconds
+
+    @property
+    def ceiling(self) -> float:
+        """How many times faster ours could have been."""
+        return self.reference_ideal.total / self.ideal.total
 
 
 @dataclass(frozen=True)
@@ -15,40 +42,102 @@ class Row:
     Attributes:
         case: what was decoded.
         rounds: how often.
-        seconds, reference_seconds: medians over the rounds.
-        forwards, reference_forwards: model calls; a packed one counts once.
-        positions: recomputed by each side, the same on both.
-        same_tokens: share of the decoded tokens that are equal on both sides; random weights have near-ties, which
-            rounding decides.
-        ideal, reference_ideal: the parts of the ceiling.
-        floor: seconds of ours at the machine's peak.
+        seconds: median over the rounds.
+        forwards: model calls, each of all canvases.
+        nfe: forwards of one canvas, the mean.
+        positions: recomputed.
+        tokens: decided.
+        memory: bytes at the highest above the weights: arena, logits, activations; None where not known.
+        operations: in all forwards.
+        floor: seconds at the machine's peak.
+        peak: operations a second of a large matmul.
+        against: the reference, where there is one.
         profile: where our time goes, if asked for.
     """
 
     case: Case
     rounds: int
     seconds: float
-    reference_seconds: float
     forwards: int
-    reference_forwards: int
+    nfe: float
     positions: int
-    same_tokens: float
-    ideal: Seconds
-    reference_ideal: Seconds
+    tokens: int
+    memory: int | None
+    operations: float
     floor: float
+    peak: float
+    against: Against | None = None
     profile: dict[str, float] | None = None
 
     @property
-    def ratio(self) -> float:
-        """How many times faster ours was."""
-        return self.reference_seconds / self.seconds
+    def peak_share(self) -> float:
+        """Of the matmul peak, reached by the whole decoder."""
+        return self.operations / self.seconds / self.peak
 
     @property
-    def ceiling(self) -> float:
-        """How many times faster ours could have been."""
-        return self.reference_ideal.total / self.ideal.total
+    def floor_share(self) -> float:
+        """The floor's seconds over ours."""
+        return self.floor / self.seconds
 
     @property
-    def share(self) -> float:
+    def ratio(self) -> float | None:
+        """How many times faster than the reference ours was."""
+        return self.against.seconds / self.seconds if self.against else None
+
+    @property
+    def share(self) -> float | None:
         """Of the ceiling."""
-        return self.ratio / self.ceiling
+        return self.against.seconds / self.seconds / self.against.ceiling if self.against else None
+
+
+def row_values(row: Row) -> dict[str, Any]:
+    """One row as plain values; seconds, bytes, and rates a second."""
+    case = row.case
+    return {
+        "size": case.size,
+        "engine": case.engine,
+        "sampler": case.sampler,
+        "batch": case.batch,
+        "dtype": case.dtype,
+        "prompt_lengths": [len(prompt) for prompt in case.prompts],
+        "gen_length": case.gen_length,
+        "rounds": row.rounds,
+        "seconds": row.seconds,
+        "forwards": row.forwards,
+        "nfe": row.nfe,
+        "positions": row.positions,
+        "tokens": row.tokens,
+        "seconds_per_forward": row.seconds / row.forwards,
+        "forwards_per_second": row.forwards / row.seconds,
+        "positions_per_second": row.positions / row.seconds,
+        "tokens_per_second": row.tokens / row.seconds,
+        "peak_memory_bytes": row.memory,
+        "floor_seconds": row.floor,
+        "floor_share": row.floor_share,
+        "matmul_peak_share": row.peak_share,
+        "reference": against_values(row, row.against) if row.against else None,
+        "profile": row.profile,
+    }
+
+
+def against_values(row: Row, other: Against) -> dict[str, Any]:
+    """The reference's part of a row."""
+
+    def parts(seconds: Seconds) -> dict[str, float]:
+        return {**vars(seconds), "total": seconds.total}
+
+    return {
+        "seconds": other.seconds,
+        "forwards": other.forwards,
+        "nfe": other.forwards / row.case.batch,
+        "positions": other.positions,
+        "forwards_per_second": other.forwards / other.seconds,
+        "positions_per_second": other.positions / other.seconds,
+        "tokens_per_second": row.tokens / other.seconds,
+        "same_tokens": other.same_tokens,
+        "ratio": row.ratio,
+        "ceiling": other.ceiling,
+        "share": row.share,
+        "ideal": parts(other.ideal),
+        "reference_ideal": parts(other.reference_ideal),
+    }

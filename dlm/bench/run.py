@@ -1,7 +1,7 @@
 """The measurement: for each row of the table our decoder and the reference by turns, and the machine's rates between.
 
-Both sides are given the same weights, prompts and schedule. That each made exactly the forwards that the ceiling
-assumes, equal in number and positions, is checked in every round.
+Both sides are given the same weights, prompts and schedule. That each made exactly the forwards that floor and ceiling
+assume is checked in every round.
 """
 
 from __future__ import annotations
@@ -9,53 +9,50 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from dlm.bench.ceiling import floor, ideal
-from dlm.bench.config import BenchConfig, WorkloadConfig
+from dlm.bench.ceiling import ideal
+from dlm.bench.config import BenchConfig, QualityConfig, SpeedConfig
+from dlm.bench.floor import Body, floor
 from dlm.bench.machine import Machine, read_machine
+from dlm.bench.memory import PeakMemory
 from dlm.bench.profile import profile
-from dlm.bench.rates import Meter, packed_shape
-from dlm.bench.reference import ReferenceModel
-from dlm.bench.report import name_of, render, to_json
-from dlm.bench.row import Row
-from dlm.bench.sides import check_forwards, decode, decode_reference, decoder_options, same_tokens
+from dlm.bench.quality import run_quality
+from dlm.bench.rates import Meter
+from dlm.bench.reference import PROGRAMS, ReferenceModel
+from dlm.bench.report import render, to_json
+from dlm.bench.row import Against, Row
+from dlm.bench.sides import (
+    Planned,
+    check_ours,
+    check_reference,
+    decode,
+    decode_reference,
+    decoder_options,
+    plan,
+    same_tokens,
+    silence_mask,
+)
 from dlm.bench.stopwatch import Stopwatch
 from dlm.bench.workloads import Case, cases
 from dlm.decoding.decoder import Decoder
 from dlm.errors import ConfigError
 from dlm.models.loading import DTYPES, Checkpoint, random_checkpoint
+from dlm.models.sizes import SIZES
 
 
 def run(bench: BenchConfig) -> int:
     """Measure every row, print the table, write the JSON; returns the exit code."""
     device = choose_device(bench.device, bench.clock)
-    work = bench.workload
-    now = Stopwatch(device, bench.clock)
-    facts = read_machine(now, {name: DTYPES[name] for name in work.dtypes})
-    rows: list[Row] = []
-    parameters = 0
-    for dtype in work.dtypes:
-        checkpoint = random_checkpoint(work.size, seed=work.seed, dtype=dtype, device=device)
-        parameters = sum(weight.numel() for weight in checkpoint.backbone.layers.parameters())
-        todo = [case for case in cases(work, checkpoint.backbone.config.vocab_size) if case.dtype == dtype]
-        check_length(todo, checkpoint)
-        for case in todo:
-            begun = time.perf_counter()
-            rows.append(measure(case, checkpoint, work, facts, now, profiled=bench.profile))
-            print(progress(rows[-1], time.perf_counter() - begun), file=sys.stderr, flush=True)
-    render(rows, facts, work, parameters)
+    if isinstance(bench.workload, QualityConfig):
+        values = run_quality(bench.workload, device)
+    else:
+        values = run_speed(bench.workload, Stopwatch(device, bench.clock), profiled=bench.profile)
     if bench.json is not None:
-        Path(bench.json).write_text(to_json(rows, facts, work, parameters), encoding="utf-8")
+        Path(bench.json).write_text(values, encoding="utf-8")
     return 0
-
-
-def progress(row: Row, seconds: float) -> str:
-    """A finished row, for those who wait."""
-    return f"{name_of(row)}: {row.ratio:.2f} times, {row.share:.0%} of {row.ceiling:.2f} (took {seconds:.0f} s)"
 
 
 def choose_device(name: str, clock: str) -> torch.device:
@@ -68,52 +65,110 @@ def choose_device(name: str, clock: str) -> torch.device:
     return torch.device("cuda" if cuda else "cpu")
 
 
-def check_length(todo: Sequence[Case], checkpoint: Checkpoint) -> None:
-    """Raise `ConfigError` when a canvas is longer than the model allows."""
-    longest = max(len(prompt) + case.gen_length for case in todo for prompt in case.prompts)
-    if longest > checkpoint.max_positions:
-        raise ConfigError(
-            f"workload.prompt_length and gen_length make a canvas of {longest} positions, the model of workload.size "
-            f"has {checkpoint.max_positions}; shorten one of them"
-        )
+def run_speed(work: SpeedConfig, now: Stopwatch, *, profiled: bool) -> str:
+    """Time every row, print the tables and return them as JSON."""
+    facts = read_machine(now, {name: DTYPES[name] for name in work.dtypes})
+    rows: list[Row] = []
+    parameters: dict[str, int] = {}
+    checkpoint, loaded = None, None
+    for case in cases(work, {size: config.vocab_size for size, config in SIZES.items()}):
+        if loaded != (case.size, case.dtype) or checkpoint is None:
+            checkpoint = None  # freed before the next one is made
+            checkpoint = random_checkpoint(case.size, seed=work.seed, dtype=case.dtype, device=now.device)
+            silence_mask(checkpoint)
+            loaded = case.size, case.dtype
+            parameters[case.size] = sum(weight.numel() for weight in checkpoint.backbone.layers.parameters())
+        begun = time.perf_counter()
+        rows.append(measure(case, checkpoint, work, facts, now, profiled=profiled))
+        print(progress(rows[-1], time.perf_counter() - begun), file=sys.stderr, flush=True)
+    render(rows, facts, work, parameters)
+    return to_json(rows, facts, work, parameters)
+
+
+def progress(row: Row, seconds: float) -> str:
+    """A finished row, for those who wait."""
+    compared = f"{row.ratio:.2f} times the reference, {row.share:.0%} of the ceiling; " if row.against else ""
+    return f"{row.case}: {compared}{1e3 * row.seconds / row.forwards:,.1f} ms a forward (took {seconds:.0f} s)"
 
 
 def measure(
-    case: Case, checkpoint: Checkpoint, work: WorkloadConfig, facts: Machine, now: Stopwatch, *, profiled: bool
+    case: Case, checkpoint: Checkpoint, work: SpeedConfig, facts: Machine, now: Stopwatch, *, profiled: bool
 ) -> Row:
-    """One row. A round is half of the prompts with the reference, all with ours, the other half with the reference, and
-    the rates: so that a machine that slows down slows both sides down."""
-    backbone = checkpoint.backbone
-    packed, single = case.packed_forwards(), case.reference_forwards()
+    """One row: a run of ours that shows its memory and warms up, then the rounds."""
+    backbone, mask_id = checkpoint.backbone, checkpoint.special.mask_id
+    planned = plan(case, backbone.config, mask_id, reference=work.reference)
+    memory = PeakMemory(now.device)
     decoder = Decoder(backbone, checkpoint.special, decoder_options(case))
-    reference = ReferenceModel(backbone)
-    meter = Meter(backbone, reference, packed, single)
+    decode(decoder, case, now)
+    peak_memory = memory.read()
+    if planned.outcomes is None:
+        ours, against = alone(case, decoder, planned, work, now), None
+    else:
+        ours, against = by_turns(case, decoder, planned, work, now)
+    body, peak = Body.of(backbone.config, backbone.dtype.itemsize), facts.matmul_flops[case.dtype]
+    return Row(
+        case=case,
+        rounds=len(ours),
+        seconds=statistics.median(ours),
+        forwards=len(planned.ours),
+        nfe=statistics.mean(len(lane) for lane in planned.lanes),
+        positions=sum(forward.rows for forward in planned.ours),
+        tokens=planned.tokens,
+        memory=peak_memory,
+        operations=sum(map(body.operations, planned.ours)),
+        floor=floor(planned.ours, body, peak, facts.memory_bytes),
+        peak=peak,
+        against=against,
+        profile=profile(decoder, case, now) if profiled else None,
+    )
+
+
+def more(done: int, begun: float, work: SpeedConfig) -> bool:
+    """Whether a row gets another round; the first always."""
+    return not done or (done < work.repetitions and time.perf_counter() - begun < work.row_seconds)
+
+
+def alone(case: Case, decoder: Decoder, planned: Planned, work: SpeedConfig, now: Stopwatch) -> list[float]:
+    """Seconds of each round of ours."""
+    ours: list[float] = []
+    begun = time.perf_counter()
+    while more(len(ours), begun, work):
+        seconds, completions, reports = decode(decoder, case, now)
+        check_ours(planned, completions, reports)
+        ours.append(seconds)
+    return ours
+
+
+def by_turns(
+    case: Case, decoder: Decoder, planned: Planned, work: SpeedConfig, now: Stopwatch
+) -> tuple[list[float], Against]:
+    """Seconds of each round of ours, and the reference's row.
+
+    A round is half of the prompts with the reference, all with ours, the other half with the reference, and the rates:
+    so that a machine that slows down slows both sides down.
+    """
+    backbone, mask_id = decoder.backbone, decoder.special.mask_id
+    reference, single = ReferenceModel(backbone), planned.theirs
+    meter = Meter(backbone, reference, PROGRAMS[case.engine], planned.ours, single)
     ours: list[float] = []
     theirs: list[float] = []
-    alike = 0.0
-    half, mask_id = case.batch // 2, checkpoint.special.mask_id
+    alike, half = 0.0, case.batch // 2
     begun = time.perf_counter()
-    while not ours or (len(ours) < work.repetitions and time.perf_counter() - begun < work.row_seconds):
+    while more(len(ours), begun, work):
         before, first = decode_reference(reference, case, case.prompts[:half], mask_id, now)
         seconds, completions, reports = decode(decoder, case, now)
         after, second = decode_reference(reference, case, case.prompts[half:], mask_id, now)
         ours.append(seconds)
         theirs.append(before + after)
-        outcomes = first + second
         meter.sample(now)
-        check_forwards(case, completions, reports, outcomes)
-        alike = same_tokens(case, completions, outcomes)
-    return Row(
-        case=case,
-        rounds=len(ours),
-        seconds=statistics.median(ours),
-        reference_seconds=statistics.median(theirs),
-        forwards=len(packed),
-        reference_forwards=len(single),
-        positions=sum(forward.rows for forward in packed),
+        check_ours(planned, completions, reports)
+        check_reference(planned, first + second)
+        alike = same_tokens(completions, first + second, mask_id)
+    return ours, Against(
+        seconds=statistics.median(theirs),
+        forwards=len(single),
+        positions=sum(forward.rows for forward in single),
         same_tokens=alike,
-        ideal=ideal(packed, meter.ours.shape, meter.ours),
+        ideal=ideal(planned.ours, meter.ours.shape, meter.ours),
         reference_ideal=ideal(single, meter.reference.shape, meter.reference),
-        floor=floor(packed, packed_shape(backbone), facts.matmul_flops[case.dtype], facts.memory_bytes),
-        profile=profile(decoder, case, now) if profiled else None,
     )

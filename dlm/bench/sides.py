@@ -3,28 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from dlm.bench.reference import Outcome, ReferenceModel, Settings, generate
+import torch
+
+from dlm.bench.forwards import canvas_forwards, packed, reference_forwards, reference_outcomes
+from dlm.bench.paced import SCHEDULE, sampler_for
+from dlm.bench.reference import PROGRAMS, Outcome, ReferenceModel, supports
 from dlm.bench.stopwatch import Stopwatch
 from dlm.bench.workloads import Case, Forward
 from dlm.decoding.decoder import Decoder, DecoderOptions, StepReport
 from dlm.decoding.engines import ENGINES
 from dlm.decoding.request import Completion, Request, SamplingParams
-from dlm.decoding.samplers import Fixed
 from dlm.errors import RunError
+from dlm.models.architecture import BackboneConfig
+from dlm.models.loading import Checkpoint
 
-CACHES = {"full": "none", "prefix_cache": "prefix", "dual_cache": "dual"}
-"""What the reference calls each engine."""
+
+@dataclass(frozen=True)
+class Planned:
+    """The forwards that each side is to make.
+
+    Attributes:
+        lanes: ours, for each canvas.
+        ours: the same packed, as the decoder makes them.
+        outcomes: what the reference does with each prompt; None where there is no reference.
+    """
+
+    lanes: tuple[tuple[Forward, ...], ...]
+    ours: tuple[Forward, ...]
+    outcomes: tuple[Outcome, ...] | None
+
+    @property
+    def theirs(self) -> list[Forward]:
+        """The reference's forwards."""
+        return reference_forwards(self.outcomes or ())
+
+    @property
+    def tokens(self) -> int:
+        """Decided for all prompts."""
+        return sum(forward.revealed for forward in self.ours)
+
+
+def plan(case: Case, config: BackboneConfig, mask_id: int, *, reference: bool) -> Planned:
+    """What both sides will do; a reference is taken for the schedule alone, on models that it can run."""
+    lanes = tuple(tuple(canvas_forwards(request, case, mask_id, shifted=config.shifted)) for request in requests(case))
+    compared = reference and case.engine in PROGRAMS and case.sampler == SCHEDULE and supports(config)
+    outcomes = tuple(reference_outcomes(case, mask_id)) if compared else None
+    return Planned(lanes, tuple(packed(lanes)), outcomes)
 
 
 def decoder_options(case: Case) -> DecoderOptions:
     """Room for every canvas of the case at once."""
-    positions = sum(len(prompt) + case.gen_length for prompt in case.prompts)
+    size = case.block_length
+    positions = sum(-(-(len(prompt) + case.gen_length) // size) * size for prompt in case.prompts)
     return DecoderOptions(max_num_seqs=case.batch, max_num_batched_tokens=positions, arena_tokens=positions)
 
 
 def requests(case: Case) -> list[Request]:
-    """One request a prompt: greedy, the fixed schedule, no early stop, ended after the blocks that are measured."""
+    """One request a prompt: greedy, by the schedule, no early stop, ended after the blocks that are measured."""
     params = SamplingParams(
         gen_length=case.gen_length,
         block_length=case.block_length,
@@ -33,8 +70,9 @@ def requests(case: Case) -> list[Request]:
         ignore_eos=True,
         seed=0,
     )
+    sampler = sampler_for(case.sampler, case.engine, case.steps_per_block)
     return [
-        Request(str(index), prompt, params, ENGINES[case.engine](), Fixed(), stop_after(case.blocks))
+        Request(str(index), prompt, params, ENGINES[case.engine](), sampler, stop_after(case.blocks))
         for index, prompt in enumerate(case.prompts)
     ]
 
@@ -51,6 +89,13 @@ def stop_after(blocks: int) -> Callable[[Sequence[int]], bool]:
     return should_stop
 
 
+@torch.no_grad()
+def silence_mask(checkpoint: Checkpoint) -> None:
+    """Make the mask id's logit 0, which of so many random ones is never the largest: a position that proposed the mask
+    would take another forward on one side only."""
+    checkpoint.backbone.lm_head.weight[checkpoint.special.mask_id] = 0.0
+
+
 def decode(decoder: Decoder, case: Case, now: Stopwatch) -> tuple[float, list[Completion], list[StepReport]]:
     """Ours: seconds, completions in the order of the prompts, and what each forward held."""
     asked = requests(case)
@@ -65,45 +110,43 @@ def decode_reference(
     model: ReferenceModel, case: Case, prompts: Sequence[Sequence[int]], mask_id: int, now: Stopwatch
 ) -> tuple[float, list[Outcome]]:
     """The reference on some of the case's prompts: seconds and what came out for each."""
-    settings = Settings(
-        mask_id=mask_id,
-        gen_length=case.gen_length,
-        block_length=case.block_length,
-        steps=case.steps,
-        cache=CACHES[case.engine],
-        blocks=case.blocks,
-    )
+    run = PROGRAMS[case.engine].run
     begun = now()
-    outcomes = [generate(model, prompt, settings) for prompt in prompts]
+    outcomes = [run(model, prompt, case, mask_id) for prompt in prompts]
     return now() - begun, outcomes
 
 
-def check_forwards(
-    case: Case, completions: Sequence[Completion], reports: Sequence[StepReport], outcomes: Sequence[Outcome]
-) -> None:
-    """Raise `RunError` unless both sides made exactly the forwards that the ceiling is computed from."""
-    planned: list[Forward] = case.packed_forwards()
-    if [report.num_rows for report in reports] != [forward.rows for forward in planned]:
-        raise RunError(
-            f"our forwards held {[r.num_rows for r in reports]} rows, the schedule says otherwise: {planned}"
-        )
-    for prompt, completion, outcome in zip(case.prompts, completions, outcomes, strict=True):
-        expected = [rows for rows, _, _ in case.windows(len(prompt))]
-        if (completion.nfe, completion.positions) != (len(expected), sum(expected)):
+def check_ours(planned: Planned, completions: Sequence[Completion], reports: Sequence[StepReport]) -> None:
+    """Raise `RunError` unless ours made exactly the forwards planned."""
+    refused = [completion.error for completion in completions if completion.error is not None]
+    if refused:
+        raise RunError(f"the decoder refused a prompt of the bench: {refused[0]}")
+    expected = [(forward.rows, forward.revealed) for forward in planned.ours]
+    made = [(report.num_rows, report.num_revealed) for report in reports]
+    if made != expected:
+        raise RunError(f"our forwards held (rows, reveals) {made}, the schedule says {expected}")
+    for lane, completion in zip(planned.lanes, completions, strict=True):
+        wanted = len(lane), sum(forward.rows for forward in lane)
+        if (completion.nfe, completion.positions) != wanted:
             raise RunError(
                 f"ours took {completion.nfe} forwards and {completion.positions} positions for prompt "
-                f"{completion.request_id}, the schedule has {len(expected)} and {sum(expected)}"
+                f"{completion.request_id}, the schedule has {wanted[0]} and {wanted[1]}"
             )
-        if list(outcome.forward_tokens) != expected:
-            raise RunError(f"the reference fed {outcome.forward_tokens}, the schedule says {expected}")
 
 
-def same_tokens(case: Case, completions: Sequence[Completion], outcomes: Sequence[Outcome]) -> float:
-    """Share of the decoded tokens that are equal on both sides."""
-    decoded = case.blocks * case.block_length
+def check_reference(planned: Planned, outcomes: Sequence[Outcome]) -> None:
+    """Raise `RunError` unless the reference made exactly the calls planned."""
+    for expected, outcome in zip(planned.outcomes or (), outcomes, strict=True):
+        if outcome.calls != expected.calls:
+            raise RunError(f"the reference made {outcome.calls}, the schedule says {expected.calls}")
+
+
+def same_tokens(completions: Sequence[Completion], outcomes: Sequence[Outcome], mask_id: int) -> float:
+    """Share of the tokens that ours decided that are equal on the other side."""
     pairs = [
         pair
         for completion, outcome in zip(completions, outcomes, strict=True)
-        for pair in zip(completion.canvas_ids[:decoded], outcome.canvas_ids[:decoded], strict=True)
+        for pair in zip(completion.canvas_ids, outcome.canvas_ids, strict=True)
+        if pair[0] != mask_id
     ]
     return sum(a == b for a, b in pairs) / len(pairs)

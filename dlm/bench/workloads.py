@@ -1,16 +1,14 @@
-"""What is decoded: prompts of random tokens, fixed in length and number, and the forwards that they take.
-
-The forwards follow from the schedule alone, so that the ceiling can be computed from them; the measurement checks that
-both programs made exactly these.
-"""
+"""What is decoded: prompts of random tokens, fixed in length and number; and what one model call is."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from dlm.bench.config import WorkloadConfig
+if TYPE_CHECKING:
+    from dlm.bench.config import SpeedConfig
 
 GSM8K_LENGTHS = (109, 139, 91, 77, 104, 81, 84, 112, 126, 97, 101, 87, 66, 94, 232, 118)
 """Prompt lengths like those of GSM8K, mean 107: sixteen evenly spaced quantiles, the shortest and the longest included,
@@ -23,12 +21,18 @@ class Forward:
     """One model call.
 
     Attributes:
-        windows: for each canvas in it the positions recomputed and the keys they attend to.
+        windows: the positions recomputed and the keys they attend to; a canvas may have several.
         head_rows: positions that get logits.
+        score_rows: positions whose logits are scored.
+        soft_rows: positions whose expected embedding is taken.
+        revealed: positions decided.
     """
 
     windows: tuple[tuple[int, int], ...]
     head_rows: int
+    score_rows: int
+    soft_rows: int = 0
+    revealed: int = 0
 
     @property
     def rows(self) -> int:
@@ -41,16 +45,21 @@ class Case:
     """One row of the table.
 
     Attributes:
-        engine, batch, dtype: what the row is about.
+        size: of the model.
+        engine, sampler, batch, dtype: what the row is about.
+        prompt_length: as named in the workload; those of the prompts vary around it where there are several.
         prompts: token ids.
         gen_length, block_length: of each canvas.
         blocks: how many blocks are decoded.
         steps_per_block: the schedule.
     """
 
+    size: str
     engine: str
+    sampler: str
     batch: int
     dtype: str
+    prompt_length: int
     prompts: tuple[tuple[int, ...], ...]
     gen_length: int
     block_length: int
@@ -62,68 +71,32 @@ class Case:
         """The schedule's total, as requests name it: over all blocks of the canvas, decoded or not."""
         return self.steps_per_block * (self.gen_length // self.block_length)
 
-    @property
-    def nfe(self) -> int:
-        """Forwards of each canvas."""
-        return self.steps_per_block * self.blocks
-
-    @property
-    def tokens(self) -> int:
-        """Tokens revealed for all prompts."""
-        return len(self.prompts) * self.blocks * self.block_length
-
-    def windows(self, prompt_length: int) -> list[tuple[int, int, int]]:
-        """For each forward of one canvas: positions recomputed, keys attended to, masks of the active block."""
-        length = prompt_length + self.gen_length
-        found = []
-        for block in range(self.blocks):
-            start = prompt_length + block * self.block_length
-            masked = self.block_length
-            for step, quota in enumerate(self.quotas()):
-                recomputed = {
-                    "full": length,
-                    "prefix_cache": length - start if step else length,
-                    "dual_cache": self.block_length if step else length,
-                }[self.engine]
-                found.append((recomputed, length, masked))
-                masked -= quota
-        return found
-
-    def quotas(self) -> list[int]:
-        """Positions revealed at each step of a block."""
-        each, extra = divmod(self.block_length, self.steps_per_block)
-        return [each + (step < extra) for step in range(self.steps_per_block)]
-
-    def reference_forwards(self) -> list[Forward]:
-        """One canvas at a time; logits for every position fed."""
-        return [
-            Forward(((rows, keys),), rows) for prompt in self.prompts for rows, keys, _ in self.windows(len(prompt))
-        ]
-
-    def packed_forwards(self) -> list[Forward]:
-        """All canvases in each forward; logits for the masked positions of the active blocks."""
-        lanes = [self.windows(len(prompt)) for prompt in self.prompts]
-        return [
-            Forward(tuple((rows, keys) for rows, keys, _ in step), sum(masked for _, _, masked in step))
-            for step in zip(*lanes, strict=True)
-        ]
+    def __str__(self) -> str:
+        lengths = f"{self.prompt_length}+{self.gen_length}"
+        return f"{self.engine}, {self.sampler}, batch {self.batch}, {lengths}, {self.dtype}"
 
 
-def cases(work: WorkloadConfig, vocab_size: int) -> list[Case]:
-    """The rows of the table, in order."""
+def cases(work: SpeedConfig, vocab_sizes: dict[str, int]) -> list[Case]:
+    """The rows of the table, in order; `vocab_sizes` by size of model."""
     return [
         Case(
+            size=work.size_of(engine),
             engine=engine,
+            sampler=sampler,
             batch=batch,
             dtype=dtype,
-            prompts=prompts(prompt_lengths(batch, work.prompt_length), vocab_size, work.seed),
-            gen_length=work.gen_length,
+            prompt_length=prompt_length,
+            prompts=prompts(prompt_lengths(batch, prompt_length), vocab_sizes[work.size_of(engine)], work.seed),
+            gen_length=gen_length,
             block_length=work.block_length,
             blocks=work.blocks,
             steps_per_block=work.steps_per_block[engine],
         )
         for dtype in work.dtypes
         for engine in work.engines
+        for sampler in work.samplers
+        for prompt_length in work.prompt_lengths
+        for gen_length in work.gen_lengths
         for batch in work.batches
     ]
 

@@ -58,6 +58,7 @@ SIZES_BY_FAMILY: dict[str, dict[str, BackboneConfig]] = {
         "tiny": _dense(64, 192, 2, 4, 1024, 1024),
         "small": _dense(256, 768, 4, 8, 1024, 2048),
         "57m": _dense(640, 1920, 11, 10),
+        "300m": _dense(1024, 3072, 22, 16),
         "1b": _dense(2048, 6144, 18, 16),
         "8b": _dense(4096, 12288, 32, 32),
     },
@@ -89,7 +90,8 @@ SIZES_BY_FAMILY: dict[str, dict[str, BackboneConfig]] = {
         ),
     },
     "sdar": {
-        "tiny_sdar": replace(_TINY_GROUPED, rope_theta=1e6, qk_norm=True, attention="block_causal", block_length=4)
+        "tiny_sdar": replace(_TINY_GROUPED, rope_theta=1e6, qk_norm=True, attention="block_causal", block_length=4),
+        "57m_sdar": replace(_dense(640, 1920, 11, 10), qk_norm=True, attention="block_causal", block_length=32),
     },
     "nemotron": {
         "tiny_nemotron": replace(
@@ -102,8 +104,9 @@ SIZES_BY_FAMILY: dict[str, dict[str, BackboneConfig]] = {
         )
     },
 }
-"""By family and name. `57m` has a body of 58 million parameters and LLaDA's vocabulary; `8b`, `7b_moe`, `16b_llada2`
-and `7b_dream` are the shapes of LLaDA-8B, LLaDA-MoE-7B-A1B, LLaDA2.0-mini and Dream-7B."""
+"""By family and name. `57m` and `57m_sdar` have bodies of 59 million parameters and LLaDA's vocabulary, `300m` one of
+300 million; `8b`, `7b_moe`, `16b_llada2` and `7b_dream` are the shapes of LLaDA-8B, LLaDA-MoE-7B-A1B, LLaDA2.0-mini and
+Dream-7B."""
 
 SIZES: dict[str, BackboneConfig] = {name: size for sizes in SIZES_BY_FAMILY.values() for name, size in sizes.items()}
 """The same by name alone."""

@@ -1,0 +1,88 @@
+"""The floor: what ours could not go under on this machine, whatever the program.
+
+Each forward is one kernel at the machine's peak: max(all operations / peak, all bytes / bandwidth). Operations are
+those of the matmuls and of attention; bytes are the weights, once each, and the keys and values attended to. Of E
+experts a forward reads those that its rows choose, k each, taken as spread evenly: E (1 - (1 - k/E) ^ rows).
+
+Knows no torch and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dlm.bench.workloads import Forward
+from dlm.models.architecture import BackboneConfig
+
+
+@dataclass(frozen=True)
+class Body:
+    """What of a model costs operations and bytes.
+
+    Attributes:
+        dense: numbers of the matmul weights that every row passes, over all layers.
+        expert: numbers of one expert.
+        expert_layers, num_experts, top_k: of the layers with experts.
+        attention_width: numbers of all query heads of one position, over all layers.
+        cached_width: numbers of all key and value heads of one position, over all layers.
+        head: numbers of the LM head.
+        itemsize: bytes of a number.
+    """
+
+    dense: int
+    expert: int
+    expert_layers: int
+    num_experts: int
+    top_k: int
+    attention_width: int
+    cached_width: int
+    head: int
+    itemsize: int
+
+    @classmethod
+    def of(cls, config: BackboneConfig, itemsize: int) -> Body:
+        """The body of an architecture."""
+        hidden, layers, experts = config.hidden_size, config.num_layers, config.experts
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        expert_layers = sum(config.has_experts(layer) for layer in range(layers))
+        dense = layers * hidden * (2 * queries + 2 * keys)
+        dense += (layers - expert_layers) * 3 * hidden * config.intermediate_size
+        if experts is not None:
+            dense += expert_layers * hidden * (experts.num_experts + 3 * experts.shared_size)
+        return cls(
+            dense=dense,
+            expert=0 if experts is None else 3 * hidden * experts.inner_size,
+            expert_layers=expert_layers,
+            num_experts=0 if experts is None else experts.num_experts,
+            top_k=0 if experts is None else experts.top_k,
+            attention_width=layers * queries,
+            cached_width=config.kv_values_per_token,
+            head=hidden * config.vocab_size,
+            itemsize=itemsize,
+        )
+
+    @property
+    def row_numbers(self) -> int:
+        """Numbers of the weights that one row is multiplied with, without the head."""
+        return self.dense + self.expert_layers * self.top_k * self.expert
+
+    def operations(self, forward: Forward) -> float:
+        """Of one forward."""
+        pairs = sum(queries * keys for queries, keys in forward.windows)
+        head = (forward.head_rows + forward.soft_rows) * self.head
+        return 2.0 * (forward.rows * self.row_numbers + head) + 4.0 * pairs * self.attention_width
+
+    def bytes(self, forward: Forward) -> float:
+        """Of one forward; the expected embedding reads the embedding matrix."""
+        numbers = float(self.dense + self.head * (1 + (forward.soft_rows > 0)))
+        if self.num_experts:
+            missed = (1 - self.top_k / self.num_experts) ** forward.rows
+            numbers += self.expert_layers * self.expert * self.num_experts * (1 - missed)
+        cached = sum(keys for _, keys in forward.windows) * self.cached_width
+        return (numbers + cached) * self.itemsize
+
+
+def floor(forwards: Sequence[Forward], body: Body, peak: float, bandwidth: float) -> float:
+    """Seconds at `peak` operations a second and `bandwidth` bytes a second, whichever binds in each forward."""
+    return sum(max(body.operations(one) / peak, body.bytes(one) / bandwidth) for one in forwards)
