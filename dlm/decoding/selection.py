@@ -151,9 +151,10 @@ class Selector:
         canvas.tensors["rows"] = (canvas.block_index, question.positions, now)
         if block != canvas.block_index:
             return nothing
-        before = rows[upload(np.searchsorted(positions, question.positions), now.device)]
-        divergence = (now.exp() * (now - before)).sum(-1)
-        return divergence.double().cpu().numpy()  # type: ignore[no-any-return]  # torch types numpy() as Any
+        at = np.minimum(np.searchsorted(positions, question.positions), len(positions) - 1)
+        before = rows[upload(at, now.device)]
+        divergence = (now.exp() * (now - before)).sum(-1).double().cpu().numpy()
+        return np.where(positions[at] == question.positions, divergence, nothing)
 
     def _answer(self, batch: Batch, questions: Sequence[Question], hidden: Tensor) -> None:
         """Fill in proposals, scored together where the specs agree."""

@@ -21,7 +21,8 @@ from dlm.models.attention import NaiveAttention
 from dlm.models.backbone import BackboneConfig
 from dlm.models.loading import empty_backbone
 from dlm.models.segments import Segment
-from tests.decoding.drawing import EOS, EOT, MASK, SPECIAL, draw_request, facts, tiny_model
+from tests.decoding.drawing import draw_request, facts
+from tests.decoding.worlds import EOS, EOT, MASK, SPECIAL, tiny_model
 
 GREEDY = SamplingParams(gen_length=24, block_length=8, steps=24, temperature=0.0, ignore_eos=True, seed=1, record=True)
 

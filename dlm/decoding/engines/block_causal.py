@@ -56,7 +56,7 @@ class CausalCommit(Defaults):
 
     def shared(self, canvas: Canvas) -> int:
         """All but the last token, which is fed for what it predicts."""
-        return canvas.blocks[0].start - 1
+        return max(0, canvas.blocks[0].start - 1)
 
     def least_forwards(self, canvas: Canvas, masks: int) -> int:
         return min(masks, 2)
