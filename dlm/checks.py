@@ -83,7 +83,7 @@ def _decoder_faults(config: DictConfig) -> list[str]:
     faults = [
         f"decoder.{key}={value}: must be at least 1"
         for key, value in config.decoder.items()
-        if isinstance(value, int) and value < 1
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1
     ]
     rows = config.generation.block_length * (2 if config.generation.cfg_scale > 0 else 1)
     if not faults and config.decoder.max_num_batched_tokens < rows:

@@ -36,6 +36,7 @@ from dlm.decoding.validation import faults_of
 from dlm.errors import RequestError
 from dlm.models.attention import AttentionBackend, choose_backend
 from dlm.models.backbone import Backbone
+from dlm.models.deterministic import SeparateAttention, deterministic_copy
 from dlm.models.families import SpecialTokens
 
 
@@ -50,6 +51,8 @@ class DecoderOptions:
             length, within a quarter of the memory that is free.
         logits_mib: memory for rows of logits, in MiB; more rows are taken in chunks.
         poison: fill freed arena ranges with NaN (tests).
+        deterministic: the same bits for a request whatever it is batched with, in every dtype and on a GPU too; slower.
+            On a CPU in float32 and float64 that holds without it.
     """
 
     max_num_seqs: int = 16
@@ -57,6 +60,7 @@ class DecoderOptions:
     arena_tokens: int | None = None
     logits_mib: int = 512
     poison: bool = False
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,10 @@ class Decoder:
         *,
         backend: AttentionBackend | None = None,
     ) -> None:
-        self.backbone, self.special = backbone, special
         self.options = options or DecoderOptions()
+        if self.options.deterministic:
+            backbone, backend = deterministic_copy(backbone), backend or SeparateAttention
+        self.backbone, self.special = backbone, special
         self.backend = backend or choose_backend(backbone.device, backbone.dtype)
         config = backbone.config
         self.arena = Arena(

@@ -38,7 +38,7 @@ class Router(nn.Module):
         `[rows, top_k]` in float32 (float64 for a float64 model)."""
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         config = self.config
-        logits = F.linear(x.to(wide), self.weight.to(wide))
+        logits = self.logits(x.to(wide))
         scores = logits.softmax(-1) if config.scores == "softmax" else sigmoid(logits)
         ranked = scores if self.bias is None else scores + self.bias.to(wide)
         if config.groups > config.top_groups:
@@ -48,6 +48,10 @@ class Router(nn.Module):
         if config.normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return chosen, weights * config.scaling if config.scaling != 1 else weights
+
+    def logits(self, x: Tensor) -> Tensor:
+        """`[rows, num_experts]` of `x [rows, width]`, in its dtype."""
+        return F.linear(x, self.weight.to(x.dtype))
 
 
 def sigmoid(logits: Tensor) -> Tensor:
@@ -85,12 +89,16 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x [rows, width]` to `[rows, width]`; rows is a multiple of `ROW_TILE`."""
         chosen, weights = self.router(x)
-        routed = self.routed(x, chosen, weights, choose_linear(x))
+        routed = self.routed(x, chosen, weights, self.routed_linear)
         if self.shared_gate_up is None or self.shared_down is None:
             return routed
         gate, up = self.shared_gate_up(x).chunk(2, dim=-1)
         shared: Tensor = self.shared_down(F.silu(gate) * up)
         return routed + shared
+
+    def routed_linear(self, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        """A projection of rows sorted by expert (see `GroupedLinear`)."""
+        return choose_linear(x)(x, weight, ends)
 
     def routed(self, x: Tensor, chosen: Tensor, weights: Tensor, linear: GroupedLinear) -> Tensor:
         """The weighted sum of each row's chosen experts, `[rows, width]`, added in the dtype of the weights.
