@@ -14,6 +14,9 @@ from dlm import command_line
 TITLE = "Decode prompts with a diffusion language model. Without arguments: the bundled demo."
 KEYS = """\
   model=checkpoint model.path=folder       a checkpoint of yours, or a hub id with model.revision=commit
+  model.dcp_path=folder                    weights of a torch.distributed checkpoint, with model.base_model=folder
+  model.adapter_path=folder                a LoRA adapter, merged at load
+  algorithm=auto                           engine and sampler of the model family's own algorithm
   data.path=file                           prompts, with data=jsonl
   generation.gen_length=128                length of an answer, in tokens
   generation.temperature=0.7               0 takes the most probable token
@@ -24,7 +27,8 @@ KEYS = """\
 EXAMPLES = """\
   python -m dlm.predict
   python -m dlm.predict model=llada_8b_instruct data=jsonl data.path=prompts.jsonl trainer=gpu
-  python -m dlm.predict algorithm=basic generation.steps=64
+  python -m dlm.predict algorithm=dinfer_hierarchy
+  python -m dlm.predict engine=full sampler=fixed generation.steps=64
   torchrun --nproc-per-node=8 -m dlm.predict trainer=ddp data=jsonl data.path=prompts.jsonl"""
 
 
