@@ -160,7 +160,10 @@ def draw_request(chance: random.Random, name: str, model: Checkpoint | None = No
         params = replace(params, steps=chance.choice([36, 200]))
     if engine.smoothing is None and chance.random() < 0.25:
         params = replace(params, cfg_scale=1.5)
-    request = Request(name, draw_prompt(chance, special, config.vocab_size), params, engine, sampler)
+    prompt = draw_prompt(chance, special, config.vocab_size)
+    if isinstance(engine, LinearSpec):  # see test_linear_spec_refuses_what_is_given_behind_a_mask
+        prompt = tuple(1 if token == special.mask_id else token for token in prompt)
+    request = Request(name, prompt, params, engine, sampler)
     if chance.random() < 0.25 and not isinstance(engine, LinearSpec):
         least = Canvas(request, 0, 0, special.mask_id, shifted=config.shifted).reserved(0)
         blocks = -(-params.gen_length // params.block_length)

@@ -188,3 +188,14 @@ def test_max_nfe_counts_the_forwards_that_seed_blocks(name: str, least: int) -> 
 def test_stopping_inside_a_block_goes_against_running_on() -> None:
     with pytest.raises(RequestError, match="eos_early_stop=True goes against ignore_eos=True"):
         SamplingParams(eos_early_stop=True, ignore_eos=True)
+
+
+@pytest.mark.xfail(strict=True, reason="it is taken, and reads keys of given tokens that no forward has computed")
+def test_linear_spec_refuses_what_is_given_behind_a_mask() -> None:
+    """Its passes go from one undecided position to the next and know no given tokens between them."""
+    world = next(world for world in WORLDS if world.name == "nemotron")
+    prompt = (1, 2, world.checkpoint().special.mask_id, 4, 5)
+    params = SamplingParams(gen_length=8, block_length=4)
+    request = Request("a", prompt, params, engines.LinearSpec(), samplers.LinearSpec())
+    with pytest.raises(RequestError, match="linear_spec"):
+        world.decoder(arena_tokens=100).check(request)

@@ -128,7 +128,7 @@ def test_invariance_of_many_more_mixes(name: str, dtype: str, seed: int) -> None
 def even(request: Request) -> Request:
     """The request with blocks of 8 behind the prompt: windows of fewer than 4 rows are another matter with threads
     (`test_attention.py`)."""
-    params = replace(request.params, gen_length=24, block_length=8, steps=24, align_blocks=False, max_nfe=None)
+    params = replace(request.params, gen_length=16, block_length=8, steps=16, align_blocks=False, max_nfe=None)
     prompt = tuple(
         1 if token == BY_NAME["golden"].checkpoint().special.mask_id else token for token in request.prompt_ids
     )
@@ -140,7 +140,7 @@ def test_invariance_under_two_threads() -> None:
     world, before = BY_NAME["golden"], torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        pool = [even(request) for request in draw_pool(world, 99)[:6]]
+        pool = [even(request) for request in draw_pool(world, 99)[:4]]
         alone = decode_alone(world, "float32", pool)
         completions = decode_mixed(world, "float32", pool, random.Random(3), Witness())
     finally:
