@@ -83,6 +83,11 @@ class Body:
         return (numbers + cached) * self.itemsize
 
 
-def floor(forwards: Sequence[Forward], body: Body, peak: float, bandwidth: float) -> float:
+def costs(forwards: Sequence[Forward], body: Body) -> tuple[tuple[float, float], ...]:
+    """Operations and bytes of each forward."""
+    return tuple((body.operations(one), body.bytes(one)) for one in forwards)
+
+
+def floor(needed: Sequence[tuple[float, float]], peak: float, bandwidth: float) -> float:
     """Seconds at `peak` operations a second and `bandwidth` bytes a second, whichever binds in each forward."""
-    return sum(max(body.operations(one) / peak, body.bytes(one) / bandwidth) for one in forwards)
+    return sum(max(operations / peak, moved / bandwidth) for operations, moved in needed)

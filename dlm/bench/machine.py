@@ -22,7 +22,7 @@ class Machine:
     Attributes:
         processor, device, threads, torch: names and counts.
         clock: how seconds were read, see `stopwatch`.
-        load: runnable processes a minute before, ours included.
+        load: runnable processes in the minute before the run.
         matmul_flops: peak by dtype, of a square matmul.
         memory_bytes: a second, read.
     """
@@ -37,32 +37,44 @@ class Machine:
     memory_bytes: float
 
 
-@torch.inference_mode()
-def read_machine(now: Stopwatch, dtypes: Mapping[str, torch.dtype]) -> Machine:
-    """Measure the facts."""
-    device = now.device
-    side = 2048 if device.type == "cpu" else 8192
-    block, count = memory_block(device)
-    memory = Probe(lambda: block.sum())
-    peaks = {}
-    for _ in range(3):
-        memory.sample(now)
-    for name, dtype in dtypes.items():
-        square = torch.randn(side, side, device=device).to(dtype)
-        probe = Probe(partial(F.linear, square, square))
-        for _ in range(3):
-            probe.sample(now)
-        peaks[name] = 2.0 * side**3 / min(probe.samples)
-    return Machine(
-        processor=processor(),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        clock=now.clock,
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        load=load_average(),
-        matmul_flops=peaks,
-        memory_bytes=count / min(memory.samples),
-    )
+class Yardstick:
+    """Measures the facts: before each row once more, and the best of all counts, since a machine that others use too is
+    slower at times and never faster.
+
+    Args:
+        now: the clock.
+        dtypes: of the matmuls.
+    """
+
+    def __init__(self, now: Stopwatch, dtypes: Mapping[str, torch.dtype]) -> None:
+        self._now, self._load = now, load_average()
+        self._side = 2048 if now.device.type == "cpu" else 8192
+        block, self._bytes = memory_block(now.device)
+        self._memory = Probe(lambda: block.sum())
+        self._matmuls = {}
+        for name, dtype in dtypes.items():
+            square = torch.randn(self._side, self._side, device=now.device).to(dtype)
+            self._matmuls[name] = Probe(partial(F.linear, square, square))
+
+    @torch.inference_mode()
+    def sample(self) -> None:
+        """Measure once more."""
+        for probe in (self._memory, *self._matmuls.values()):
+            probe.sample(self._now)
+
+    def read(self) -> Machine:
+        """The facts so far."""
+        device = self._now.device
+        return Machine(
+            processor=processor(),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            clock=self._now.clock,
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            load=self._load,
+            matmul_flops={name: 2.0 * self._side**3 / min(one.samples) for name, one in self._matmuls.items()},
+            memory_bytes=self._bytes / min(self._memory.samples),
+        )
 
 
 def processor() -> str:

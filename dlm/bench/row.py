@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlm.bench.ceiling import Seconds
+from dlm.bench.floor import floor
 from dlm.bench.workloads import Case
 
 
@@ -48,9 +49,8 @@ class Row:
         positions: recomputed.
         tokens: decided.
         memory: bytes at the highest above the weights: arena, logits, activations; None where not known.
-        operations: in all forwards.
-        floor: seconds at the machine's peak.
-        peak: operations a second of a large matmul.
+        costs: operations and bytes of each forward.
+        peak, bandwidth: operations a second of a large matmul, and bytes a second; the best of the whole run.
         against: the reference, where there is one.
         profile: where our time goes, if asked for.
     """
@@ -63,16 +63,21 @@ class Row:
     positions: int
     tokens: int
     memory: int | None
-    operations: float
-    floor: float
+    costs: tuple[tuple[float, float], ...]
     peak: float
+    bandwidth: float
     against: Against | None = None
     profile: dict[str, float] | None = None
 
     @property
+    def floor(self) -> float:
+        """Seconds at the machine's peak."""
+        return floor(self.costs, self.peak, self.bandwidth)
+
+    @property
     def peak_share(self) -> float:
         """Of the matmul peak, reached by the whole decoder."""
-        return self.operations / self.seconds / self.peak
+        return sum(operations for operations, _ in self.costs) / self.seconds / self.peak
 
     @property
     def floor_share(self) -> float:

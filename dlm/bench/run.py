@@ -9,14 +9,15 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from dlm.bench.ceiling import ideal
 from dlm.bench.config import BenchConfig, QualityConfig, SpeedConfig
-from dlm.bench.floor import Body, floor
-from dlm.bench.machine import Machine, read_machine
+from dlm.bench.floor import Body, costs
+from dlm.bench.machine import Machine, Yardstick
 from dlm.bench.memory import PeakMemory
 from dlm.bench.profile import profile
 from dlm.bench.quality import run_quality
@@ -67,7 +68,7 @@ def choose_device(name: str, clock: str) -> torch.device:
 
 def run_speed(work: SpeedConfig, now: Stopwatch, *, profiled: bool) -> str:
     """Time every row, print the tables and return them as JSON."""
-    facts = read_machine(now, {name: DTYPES[name] for name in work.dtypes})
+    yardstick = Yardstick(now, {name: DTYPES[name] for name in work.dtypes})
     rows: list[Row] = []
     parameters: dict[str, int] = {}
     checkpoint, loaded = None, None
@@ -79,8 +80,12 @@ def run_speed(work: SpeedConfig, now: Stopwatch, *, profiled: bool) -> str:
             loaded = case.size, case.dtype
             parameters[case.size] = sum(weight.numel() for weight in checkpoint.backbone.layers.parameters())
         begun = time.perf_counter()
-        rows.append(measure(case, checkpoint, work, facts, now, profiled=profiled))
+        yardstick.sample()
+        rows.append(measure(case, checkpoint, work, yardstick.read(), now, profiled=profiled))
         print(progress(rows[-1], time.perf_counter() - begun), file=sys.stderr, flush=True)
+    yardstick.sample()
+    facts = yardstick.read()
+    rows = [replace(row, peak=facts.matmul_flops[row.case.dtype], bandwidth=facts.memory_bytes) for row in rows]
     render(rows, facts, work, parameters)
     return to_json(rows, facts, work, parameters)
 
@@ -105,7 +110,6 @@ def measure(
         ours, against = alone(case, decoder, planned, work, now), None
     else:
         ours, against = by_turns(case, decoder, planned, work, now)
-    body, peak = Body.of(backbone.config, backbone.dtype.itemsize), facts.matmul_flops[case.dtype]
     return Row(
         case=case,
         rounds=len(ours),
@@ -115,9 +119,9 @@ def measure(
         positions=sum(forward.rows for forward in planned.ours),
         tokens=planned.tokens,
         memory=peak_memory,
-        operations=sum(map(body.operations, planned.ours)),
-        floor=floor(planned.ours, body, peak, facts.memory_bytes),
-        peak=peak,
+        costs=costs(planned.ours, Body.of(backbone.config, backbone.dtype.itemsize)),
+        peak=facts.matmul_flops[case.dtype],
+        bandwidth=facts.memory_bytes,
         against=against,
         profile=profile(decoder, case, now) if profiled else None,
     )

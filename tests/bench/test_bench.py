@@ -107,8 +107,9 @@ def test_experts_and_shifted_models_have_a_floor_and_no_reference(tmp_path: Path
 def test_rows_that_miss_a_goal_are_named() -> None:
     work = SpeedConfig(size="tiny", engines=["full"], dtypes=["float32"], batches=[1], steps_per_block={"full": 2})
     (case,) = cases(work, {"tiny": 1024})
-    row = Row(case, 1, 2.0, 2, 2.0, 4, 4, None, operations=50.0, floor=1.0, peak=100.0)
+    row = Row(case, 1, 2.0, 2, 2.0, 4, 4, None, costs=((20.0, 8.0), (30.0, 8.0)), peak=100.0, bandwidth=10.0)
     assert row.peak_share == 0.25
+    assert row.floor_share == pytest.approx((0.8 + 0.8) / 2.0)
     (line,) = shortfalls([row], 0.6)
     assert "25% of the matmul peak, under 60%" in line
     assert shortfalls([row], 0.2) == shortfalls([row], None) == []

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
-from dlm.bench.floor import Body, floor
+from dlm.bench.floor import Body, costs, floor
 from dlm.bench.workloads import Forward
 from dlm.models.backbone import Backbone, RMSNorm
 from dlm.models.loading import random_checkpoint
@@ -21,9 +21,9 @@ BODY = Body(
 def test_the_slower_of_operations_and_bytes() -> None:
     forward = Forward(((3, 5), (1, 1)), head_rows=2, score_rows=2)
     # Weights: 24 + 10 numbers; cached: 6 keys x 8 numbers; 4 bytes each.
-    assert floor([forward], BODY, peak=1e9, bandwidth=1.0) == pytest.approx((34 + 48) * 4)
+    assert floor(costs([forward], BODY), peak=1e9, bandwidth=1.0) == pytest.approx((34 + 48) * 4)
     # 2 x (4 rows x 24 + 2 rows x 10) + 4 x 16 pairs x 4.
-    assert floor([forward], BODY, peak=1.0, bandwidth=1e9) == pytest.approx(232 + 256)
+    assert floor(costs([forward], BODY), peak=1.0, bandwidth=1e9) == pytest.approx(232 + 256)
 
 
 def test_the_expected_embedding_is_another_head() -> None:
