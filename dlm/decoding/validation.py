@@ -34,6 +34,8 @@ def faults_of(canvas: Canvas, config: BackboneConfig, special: SpecialTokens, ca
         faults.append(f"engine {engine.name} is not for a model whose attention is {model}; algorithm=auto fits")
     if (engine.name == "linear_spec") != (sampler.name == "linear_spec"):
         faults.append(f"engine {engine.name} does not go with sampler {sampler.name}; use linear_spec for both")
+    if engine.one_block and canvas.given[canvas.block_start :].any():
+        faults.append(f"engine {engine.name} cannot fill in masks that stand before given tokens; use algorithm=ar")
     if engine.smoothing is not None and (canvas.guided or sampler.track):
         what = f"cfg_scale={params.cfg_scale}" if canvas.guided else f"sampler {sampler.name}"
         faults.append(f"{what} is not defined with the smoothed inputs of engine {engine.name}")

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dlm.errors import MissingExtraError
+from dlm.models.architecture import ROW_TILE
 from dlm.models.backbone import Attention
 from dlm.models.segments import Segment
 from dlm.models.thinning import lower_right, thinned
@@ -72,13 +73,16 @@ class Run:
 
 
 def equal_runs(segments: Sequence[Segment]) -> list[Run]:
-    """Join neighbouring segments that one batched attention call can take without a copy."""
+    """Join neighbouring segments that one batched attention call can take without a copy.
+
+    Only whole row tiles are joined: with several threads a CPU gives windows of other lengths other bits in a batch.
+    """
     runs: list[Run] = []
     for segment in segments:
         if runs:
             run = runs[-1]
             shape = (run.first.rows, run.first.num_keys, run.first.causal)
-            alike = shape == (segment.rows, segment.num_keys, segment.causal)
+            alike = shape == (segment.rows, segment.num_keys, segment.causal) and segment.rows % ROW_TILE == 0
             if alike and run.first.key_start is None and segment.key_start is None:
                 runs[-1] = Run(run.first, run.count + 1, 0)
                 continue

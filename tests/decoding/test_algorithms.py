@@ -190,7 +190,6 @@ def test_stopping_inside_a_block_goes_against_running_on() -> None:
         SamplingParams(eos_early_stop=True, ignore_eos=True)
 
 
-@pytest.mark.xfail(strict=True, reason="it is taken, and reads keys of given tokens that no forward has computed")
 def test_linear_spec_refuses_what_is_given_behind_a_mask() -> None:
     """Its passes go from one undecided position to the next and know no given tokens between them."""
     world = next(world for world in WORLDS if world.name == "nemotron")
