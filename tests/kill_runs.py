@@ -1,4 +1,6 @@
-"""Kill a two-process run at a random moment and resume it, many times: `python -m tests.kill_runs 10`.
+"""Kill a two-process run when a random number of its rows is written and resume it, many times:
+
+    python -m tests.kill_runs 10
 
 Each trial kills rank 1, rank 0 or both with SIGKILL, and checks that no row is torn or repeated, that no exit code is 0
 while something is missing, that no process is left after 10 s, and that the resumed result equals the undisturbed one.
@@ -50,7 +52,8 @@ def trial(whole: Undisturbed, victims: tuple[int, ...], rng: random.Random) -> s
     command = running.python("dlm.predict", *arguments, f"run_dir={run_dir}")
     with running.started([*command, "trainer=ddp", "trainer.devices=2"], folder) as process:
         running.wait_until(lambda: _started(run_dir), running.TIMEOUT, "decoding", process)
-        time.sleep(rng.uniform(0.0, 6.0))
+        enough = rng.randrange(PROMPTS)
+        running.wait_until(lambda: _written(run_dir) >= enough, running.TIMEOUT, f"{enough} rows", process)
         killed = [_kill(run_dir, rank) for rank in victims]
         code = running.finish(process).returncode
         deadline = time.monotonic() + 10
@@ -83,6 +86,10 @@ def _statuses(run_dir: Path) -> dict[str, dict[str, object]]:
     return {
         path.name.split(".")[0]: json.loads(path.read_text()) for path in run_dir.glob("claims/*/rank*.status.json")
     }
+
+
+def _written(run_dir: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in (run_dir / "shards").glob("*.jsonl"))
 
 
 def _started(run_dir: Path) -> bool:

@@ -49,7 +49,7 @@ def run_quality(work: QualityConfig, device: torch.device) -> str:
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     console.print(
-        f"demo checkpoint, {len(examples)} held-out prompts, gen_length {GEN_LENGTH}, block_length {BLOCK_LENGTH}, "
+        f"demo checkpoint, {len(examples)} test prompts, gen_length {GEN_LENGTH}, block_length {BLOCK_LENGTH}, "
         f"temperature 0, {checkpoint.backbone.dtype}"
     )
     console.print(quality_table(rows))
