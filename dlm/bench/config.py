@@ -69,9 +69,9 @@ class SpeedConfig:
         for engine, size in {"size": self.size, **{f"sizes.{one}": size for one, size in self.sizes.items()}}.items():
             if size not in SIZES:
                 found.append(f"workload.{engine}={size} must be one of {', '.join(SIZES)}")
-        unused = sorted(self.sizes.keys() - set(self.engines))
-        if unused:
-            found.append(f"workload.sizes names {', '.join(unused)}, which workload.engines does not")
+        unknown = sorted(self.sizes.keys() - set(PACED_ENGINES))
+        if unknown:
+            found.append(f"workload.sizes names {', '.join(unknown)}, which are not among {', '.join(PACED_ENGINES)}")
         for name, known in (("engines", PACED_ENGINES), ("samplers", PACED_SAMPLERS), ("dtypes", DTYPES)):
             given = getattr(self, name)
             if not given or any(value not in known for value in given):
