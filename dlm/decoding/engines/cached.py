@@ -3,6 +3,7 @@ values (Fast-dLLM, arXiv 2505.22618; dInfer, arXiv 2510.08666)."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,7 +28,7 @@ class Full(Defaults):
         return Plan((Window(0, canvas.length),), shifted=canvas.shifted)
 
 
-class Cached(Defaults):
+class Cached(Defaults, ABC):
     """What the engines of this file share: a forward of the whole canvas fills the cache at a block's first step, later
     ones recompute `span` and read the rest from it."""
 
@@ -40,9 +41,9 @@ class Cached(Defaults):
     def phase(self, canvas: Canvas) -> Phase:
         return "refresh" if canvas.block_forwards == 0 else "reuse"
 
+    @abstractmethod
     def span(self, canvas: Canvas) -> tuple[int, int]:
         """What a step inside a block recomputes, as `[start, stop)`."""
-        raise NotImplementedError
 
     def plan(self, canvas: Canvas) -> Plan:
         phase = self.phase(canvas)

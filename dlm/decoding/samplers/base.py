@@ -163,7 +163,7 @@ class Ordinary:
         return 0
 
     def boost(self, scores: Scores, memory: Any) -> tuple[Boost, Any]:
-        raise NotImplementedError("only samplers that boost are asked")
+        return Boost(NONE, NONE, np.zeros(0, dtype=np.float32)), memory
 
     def remask(self, scores: Scores, chosen: Indices) -> Indices:
         return NONE
