@@ -254,7 +254,7 @@ class SparseConfig:
                 f"SparseConfig: models of the family {family.name} cannot attend sparsely; leave it out, or set "
                 f"enabled=False (algorithms of this family: {', '.join(family.algorithms)})"
             )
-        doubled = [field.name for field in fields(engine) if field.name in params.options]  # type: ignore[arg-type]
+        doubled = [field.name for field in fields(engine) if field.name in params.options]  # type: ignore[arg-type]  # every engine is one
         if doubled:
             raise RequestError(f"{', '.join(doubled)}: a sparse config takes the engine's place; leave it out")
         if not isinstance(engine, Full | PrefixCache | DualCache | Sparse):
