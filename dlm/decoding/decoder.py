@@ -51,8 +51,9 @@ class DecoderOptions:
             length, within a quarter of the memory that is free.
         logits_mib: memory for rows of logits, in MiB; more rows are taken in chunks.
         poison: fill freed arena ranges with NaN (tests).
-        deterministic: the same bits for a request whatever it is batched with, in every dtype and on a GPU too; slower.
-            On a CPU in float32 and float64 that holds without it.
+        deterministic: products and attention of fixed shapes, so that a request has the same bits whatever it is
+            batched with in half precision too; slower. On a CPU in float32 and float64 that holds without it; on a GPU
+            it has not been tried yet.
     """
 
     max_num_seqs: int = 16

@@ -1,4 +1,4 @@
-"""The same bits for a row whatever else is in the batch, in every dtype and on a GPU too.
+"""The same bits for a row whatever else is in the batch, in half precision too; meant for GPUs, tried on CPUs.
 
 Matrix products choose their algorithm by the number of rows, and with it the order of their sums. Here every product
 has the same number of rows: a batch is cut into tiles, the last one filled up with zeros. (In float32 and float64 a CPU
