@@ -28,7 +28,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
 
 from dlm.answers import item_of, refusal, sample_of
 from dlm.arguments import Prompt, check_numbers, choose_device, one_each, prompt_list
-from dlm.decoding.decoder import Decoder, DecoderOptions
+from dlm.decoding.decoder import Decoder
+from dlm.decoding.options import DecoderOptions
 from dlm.decoding.parallel import ParallelDecoder
 from dlm.decoding.request import Request
 from dlm.errors import CheckpointError, ConfigError, RequestError, RunError

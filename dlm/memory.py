@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from dlm.decoding.decoder import DecoderOptions, free_memory
+from dlm.decoding.options import DecoderOptions
 from dlm.errors import ConfigError
 from dlm.models.architecture import BackboneConfig
 from dlm.models.backbone import Backbone
+from dlm.models.devices import free_memory
 from dlm.models.parallel import Shard
 from dlm.parallel_group import launched
 

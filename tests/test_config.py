@@ -14,8 +14,8 @@ from dlm.checks import check_predict
 from dlm.command_line import compose_config
 from dlm.config import instantiate
 from dlm.decoding.algorithms import ALGORITHMS
-from dlm.decoding.decoder import DecoderOptions
 from dlm.decoding.engines import ENGINES
+from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import PARAM_NAMES, SamplingParams
 from dlm.decoding.samplers import SAMPLERS
 from dlm.errors import ConfigError

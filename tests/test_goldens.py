@@ -21,8 +21,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dlm.decoding.decoder import Decoder, DecoderOptions
+from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import BlockCausal, DualCache, Engine, Full, PrefixCache, Smooth, Sparse, Vicinity
+from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.decoding.samplers import (
     Credit,

@@ -12,8 +12,9 @@ from dlm.bench.paced import SCHEDULE, sampler_for
 from dlm.bench.reference import PROGRAMS, Outcome, ReferenceModel, supports
 from dlm.bench.stopwatch import Stopwatch
 from dlm.bench.workloads import Case, Forward
-from dlm.decoding.decoder import Decoder, DecoderOptions, StepReport
+from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import ENGINES
+from dlm.decoding.options import DecoderOptions, StepReport
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.errors import RunError
 from dlm.models.architecture import BackboneConfig

@@ -10,14 +10,10 @@ does not depend on what it is batched with.
 
 from __future__ import annotations
 
-import math
-import os
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,7 +22,8 @@ from torch import Tensor
 from dlm.decoding import smoothing
 from dlm.decoding.arena import Arena
 from dlm.decoding.canvas import Canvas
-from dlm.decoding.layout import IntArray
+from dlm.decoding.options import DecoderOptions, DecoderStats, StepReport
+from dlm.decoding.outcomes import completion_of, failure_of, progress_of, refusal_of
 from dlm.decoding.packing import Batch
 from dlm.decoding.request import Completion, Request
 from dlm.decoding.scheduler import Scheduler
@@ -37,58 +34,8 @@ from dlm.errors import RequestError
 from dlm.models.attention import AttentionBackend, choose_backend
 from dlm.models.backbone import Backbone
 from dlm.models.deterministic import SeparateAttention, deterministic_copy
+from dlm.models.devices import free_memory
 from dlm.models.families import SpecialTokens
-
-
-@dataclass(frozen=True)
-class DecoderOptions:
-    """How much the decoder holds at once.
-
-    Attributes:
-        max_num_seqs: canvases in flight (a guided pair counts once).
-        max_num_batched_tokens: rows of one forward.
-        arena_tokens: slots of the key/value arena; None sizes it for `max_num_seqs` canvases of the model's full
-            length, within a quarter of the memory that is free.
-        logits_mib: memory for rows of logits, in MiB; more rows are taken in chunks.
-        poison: fill freed arena ranges with NaN (tests).
-        deterministic: products and attention of fixed shapes, so that a request has the same bits whatever it is
-            batched with in half precision too; slower. On a CPU in float32 and float64 that holds without it; on a GPU
-            it has not been tried yet.
-    """
-
-    max_num_seqs: int = 16
-    max_num_batched_tokens: int = 8192
-    arena_tokens: int | None = None
-    logits_mib: int = 512
-    poison: bool = False
-    deterministic: bool = False
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one forward held: for progress displays and tests."""
-
-    num_canvases: int
-    num_rows: int
-    num_revealed: int
-    engines: frozenset[str]
-
-
-@dataclass
-class DecoderStats:
-    """Totals since the decoder was made. Occupancy is the share of `max_num_seqs` that took part in a forward."""
-
-    num_steps: int = 0
-    num_rows: int = 0
-    num_revealed: int = 0
-    num_canvases: int = 0
-    max_num_seqs: int = 1
-    seconds: float = 0.0
-
-    @property
-    def mean_occupancy(self) -> float:
-        """Mean over forwards, 0..1; nan before the first."""
-        return self.num_canvases / (self.num_steps * self.max_num_seqs) if self.num_steps else math.nan
 
 
 class Decoder:
@@ -130,6 +77,8 @@ class Decoder:
         self.selector = Selector(backbone, special, max(4, (self.options.logits_mib << 20) // row_bytes))
         self.stats = DecoderStats(max_num_seqs=self.options.max_num_seqs)
         self._waiting: deque[Canvas] = deque()
+        self._finished: list[Completion] = []
+        self._broken: dict[Canvas, Exception] = {}
         self._stopping = False
 
     def _arena_tokens(self) -> int:
@@ -187,7 +136,7 @@ class Decoder:
                     try:
                         self.add(request)
                     except RequestError as error:
-                        yield self._refusal(request, error)
+                        yield refusal_of(request, error)
                     self._admit()
                 if not self.has_work:
                     if more:
@@ -212,6 +161,21 @@ class Decoder:
         with torch.inference_mode():
             self.sharing.forget_all()
         self._waiting.clear()
+        self._finished.clear()
+        self._broken.clear()
+
+    def cancel(self, request_id: str) -> bool:
+        """Forget a request between two steps and free its ranges; whether there was one."""
+        waiting = [canvas for canvas in self._waiting if canvas.request.id == request_id]
+        running = [canvas for canvas in self.scheduler.running if canvas.request.id == request_id]
+        for canvas in waiting:
+            self._waiting.remove(canvas)
+        for canvas in running:
+            self._remove(canvas)
+        with torch.inference_mode():
+            for canvas in (*waiting, *running):
+                self.sharing.forget(canvas.request)
+        return bool(waiting or running)
 
     @torch.inference_mode()
     def _admit(self) -> None:
@@ -248,20 +212,50 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> tuple[list[Completion], StepReport]:
-        """One forward for every canvas that fits: plan, forward, select, commit."""
+        """One forward for every canvas that fits: plan, forward, select, commit.
+
+        When it raises, no canvas has lost anything: `step_apart` finds those that cannot go on.
+        """
         begun = time.perf_counter()
         self._admit()
-        canvases = self.scheduler.pick(lambda canvas: canvas.cost)
+        report = self._step_of(self.scheduler.pick(lambda canvas: canvas.cost))
+        self.stats.seconds += time.perf_counter() - begun
+        finished, self._finished = self._finished, []
+        return finished, report
+
+    @torch.inference_mode()
+    def step_apart(self) -> list[Completion]:
+        """After `step` raised: a forward for each canvas alone. Requests whose forward fails again are ended with the
+        reason, their neighbours go on; what comes out for them is the same."""
+        for canvas in list(self.scheduler.running):
+            if canvas not in self.scheduler.running:
+                continue
+            if canvas not in self._broken:
+                try:
+                    self._step_of([canvas])
+                except Exception as error:
+                    self._broken[canvas] = error
+            if canvas in self._broken:
+                self._fail(canvas, self._broken[canvas])
+        finished, self._finished = self._finished, []
+        return finished
+
+    def _fail(self, canvas: Canvas, error: Exception) -> None:
+        """End the canvas's request with `error`."""
+        self.cancel(canvas.request.id)
+        self._broken = {one: cause for one, cause in self._broken.items() if one.request is not canvas.request}
+        self._finished.append(failure_of(canvas, error))
+
+    def _step_of(self, canvases: Sequence[Canvas]) -> StepReport:
         batch = Batch.of(canvases)
         hidden = self._forward(batch)
-        finished, revealed = self._commit(canvases, self.selector.select(batch, canvases, hidden))
+        revealed = self._commit(canvases, self.selector.select(batch, canvases, hidden))
         self.stats.num_steps += 1
         self.stats.num_rows += batch.num_rows
         self.stats.num_canvases += len(canvases)
         self.stats.num_revealed += revealed
-        self.stats.seconds += time.perf_counter() - begun
         engines = frozenset(canvas.request.engine.name for canvas in canvases)
-        return finished, StepReport(len(canvases), batch.num_rows, revealed, engines)
+        return StepReport(len(canvases), batch.num_rows, revealed, engines)
 
     def _forward(self, batch: Batch) -> Tensor:
         """Hidden states `[num_rows, hidden]` of the packed windows: the one model call of a step."""
@@ -272,26 +266,39 @@ class Decoder:
         hidden: Tensor = self.backbone(token_ids, positions, attention, embedded)
         return hidden
 
-    def _commit(self, canvases: Sequence[Canvas], choices: Sequence[Choice]) -> tuple[list[Completion], int]:
-        """Write what was chosen, move on where a block is done, and take out what has ended."""
-        finished = []
+    def _commit(self, canvases: Sequence[Canvas], choices: Sequence[Choice]) -> int:
+        """Write what was chosen, move on where a block is done, and take out what has ended; how many were chosen.
+
+        What one canvas raises (its request's functions may) is raised when all have moved on.
+        """
         for canvas, choice in zip(canvases, choices, strict=True):
-            weight = smoothing.weight(canvas)
-            canvas.count_forward()
-            canvas.write(choice.positions, choice.tokens, choice.cleared, choice.logprobs)
-            canvas.finish_forward()
-            self.sharing.computed(canvas)
-            smoothing.remember(canvas, self.backbone, weight)
-            if self._goes_on(canvas, choice):
-                canvas.prepare()
-                continue
-            answer, ended = canvas.answer(self.special.end_ids)
-            stop = canvas.request.should_stop
-            halted = stop is not None and stop(answer.tolist())
-            if halted or (ended and not canvas.request.params.ignore_eos) or not canvas.next_block():
-                finished.append(self._complete(canvas, answer, ended or halted))
-                self._remove(canvas)
-        return finished, sum(len(choice.positions) for choice in choices)
+            try:
+                self._advance(canvas, choice)
+            except Exception as error:
+                self._broken[canvas] = error
+        if self._broken:
+            raise next(iter(self._broken.values()))
+        return sum(len(choice.positions) for choice in choices)
+
+    def _advance(self, canvas: Canvas, choice: Choice) -> None:
+        weight = smoothing.weight(canvas)
+        canvas.count_forward()
+        canvas.write(choice.positions, choice.tokens, choice.cleared, choice.logprobs)
+        canvas.finish_forward()
+        self.sharing.computed(canvas)
+        smoothing.remember(canvas, self.backbone, weight)
+        goes_on = self._goes_on(canvas, choice)
+        if canvas.request.watch is not None:
+            canvas.request.watch(progress_of(canvas, choice, self.special.end_ids, block_done=not goes_on))
+        if goes_on:
+            canvas.prepare()
+            return
+        answer, ended = canvas.answer(self.special.end_ids)
+        stop = canvas.request.should_stop
+        halted = stop is not None and stop(answer.tolist())
+        if halted or (ended and not canvas.request.params.ignore_eos) or not canvas.next_block():
+            self._finished.append(completion_of(canvas, answer, stopped=ended or halted))
+            self._remove(canvas)
 
     def _goes_on(self, canvas: Canvas, choice: Choice) -> bool:
         """Whether the active block needs another forward."""
@@ -304,40 +311,3 @@ class Decoder:
             if ended and canvas.mask_id not in answer:
                 return False
         return not sampler.done(left, canvas.memory)
-
-    # Completions out
-
-    def _complete(self, canvas: Canvas, answer: IntArray, ended: bool) -> Completion:
-        request, prompt = canvas.request, canvas.prompt_length
-        limit = request.params.max_tokens
-        cut = limit is not None and len(answer) > limit
-        record = request.params.record
-        return Completion(
-            request_id=request.id,
-            sample=canvas.sample,
-            seed=canvas.seed,
-            prompt_ids=tuple(canvas.tokens[:prompt].tolist()),
-            token_ids=tuple(answer[:limit].tolist()),
-            canvas_ids=tuple(canvas.tokens[prompt:].tolist()),
-            finish_reason="stop" if ended and not cut else "length",
-            nfe=canvas.nfe,
-            positions=canvas.positions,
-            seconds=time.perf_counter() - canvas.admitted,
-            step_map=tuple(canvas.step_map[prompt:].tolist()) if record else None,
-            logprobs=tuple(canvas.logprobs[prompt:].tolist()) if record else None,
-        )
-
-    @staticmethod
-    def _refusal(request: Request, error: RequestError) -> Completion:
-        return Completion(request.id, 0, request.params.seed or 0, request.prompt_ids, error=str(error))
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes free on `device`; on a CPU the memory that the machine can hand out now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():  # macOS: what is installed is the nearest that the standard library knows
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(available.split()[1]) * 1024

@@ -33,5 +33,12 @@ class Addition:
     refusal: str | None = None
 
 
+@dataclass(frozen=True)
+class Cancellation:
+    """A request that is to be forgotten."""
+
+    request_id: str
+
+
 class StopRuleFailed(Exception):
     """`should_stop` raised in rank 0."""

@@ -22,13 +22,16 @@ from typing import Protocol, Self
 
 import torch
 
-from dlm.decoding.decoder import Decoder, DecoderOptions, StepReport, free_memory
+from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import Sparse
-from dlm.decoding.lockstep import FAILS, GOES_ON, STOPS, Addition, Command, StopRuleFailed
+from dlm.decoding.lockstep import FAILS, GOES_ON, STOPS, Addition, Cancellation, Command, StopRuleFailed
+from dlm.decoding.options import DecoderOptions, StepReport
+from dlm.decoding.outcomes import refusal_of
 from dlm.decoding.request import Completion, Request
 from dlm.errors import RequestError, RunError
 from dlm.models.architecture import BackboneConfig
 from dlm.models.attention import AttentionBackend
+from dlm.models.devices import free_memory
 from dlm.models.loading import Checkpoint
 from dlm.models.parallel import Shard, check_divisible
 from dlm.parallel_group import ParallelGroup, default_backend, join_launched, launched
@@ -143,8 +146,8 @@ class ParallelDecoder(Decoder):
             )
 
     def add(self, request: Request) -> None:
-        """Queue a request in all processes; `should_stop` stays in this one. Raises `RequestError`."""
-        bare = replace(request, should_stop=None)
+        """Queue a request in all processes; `should_stop` and `watch` stay in this one. Raises `RequestError`."""
+        bare = replace(request, should_stop=None, watch=None)
         try:
             self.check(request)
         except RequestError as error:
@@ -154,6 +157,7 @@ class ParallelDecoder(Decoder):
             bare = replace(bare, params=replace(bare.params, seed=secrets.randbits(63)))
         rule = request.should_stop
         self._tell(Addition(bare, rule is not None))
+        bare = replace(bare, watch=request.watch)
         super().add(bare if rule is None else replace(bare, should_stop=partial(self._ask, rule)))
 
     def step(self) -> tuple[list[Completion], StepReport]:
@@ -169,13 +173,22 @@ class ParallelDecoder(Decoder):
                 self._break_off()
             raise
 
+    def step_apart(self) -> list[Completion]:
+        """Not here: a step that failed in one process has left the others behind. Raises `RunError`."""
+        raise RunError("a step failed in one of several processes; make a new decoder")
+
+    def cancel(self, request_id: str) -> bool:
+        """As `Decoder.cancel`, in all processes."""
+        self._tell(Cancellation(request_id))
+        return super().cancel(request_id)
+
     def drop_all(self) -> None:
         """Forget every canvas, in all processes."""
         if not self.closed and not self.group.broken:
             self._tell(Command.DROP)
         super().drop_all()
 
-    def _tell(self, message: Addition | Command | None) -> None:
+    def _tell(self, message: Addition | Cancellation | Command | None) -> None:
         if self.closed:
             raise RunError("the decoder is closed")
         if not self.group.leads:
@@ -227,10 +240,12 @@ class ParallelDecoder(Decoder):
                 yield from finished
             elif isinstance(message, Addition):
                 if message.refusal is not None:
-                    yield self._refusal(message.request, RequestError(message.refusal))
+                    yield refusal_of(message.request, RequestError(message.refusal))
                     continue
                 rule = self._hear_answer if message.stops else None
                 super().add(replace(message.request, should_stop=rule))
+            elif isinstance(message, Cancellation):
+                super().cancel(message.request_id)
             else:
                 super().drop_all()
                 self.closed = message is Command.CLOSE

@@ -133,6 +133,7 @@ class Request:
         engine, sampler: which positions to recompute and which to reveal.
         should_stop: called with the generated tokens before the first end token each time a block is done; True ends
             the answer there (stop strings, which the decoder knows nothing of).
+        watch: called after each forward of each sample, in the decoder's thread.
     """
 
     id: str
@@ -141,6 +142,33 @@ class Request:
     engine: Engine
     sampler: Sampler
     should_stop: Callable[[Sequence[int]], bool] | None = None
+    watch: Callable[[Progress], None] | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one forward did to one sample of a request. Positions count from the first behind the prompt; those of
+    infilling inside the prompt are negative.
+
+    Attributes:
+        sample: which of the request's `n`.
+        step: forwards made, this one included.
+        block, num_blocks: the active block, from 0, and how many there are.
+        positions, tokens: what was written.
+        logprobs: log-probabilities of `tokens` under the raw logits; None without `record`.
+        cleared: positions that became masks again.
+        settled: when the block is done, the generated tokens so far, which change no more; else None.
+    """
+
+    sample: int
+    step: int
+    block: int
+    num_blocks: int
+    positions: tuple[int, ...]
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    cleared: tuple[int, ...]
+    settled: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -162,7 +190,9 @@ class Completion:
         logprobs: for each position of `canvas_ids` the log-probability of its token under the raw logits (after
             guidance, before temperature and filters) of the forward that revealed it, nan where none did; only with
             `record`. Not an autoregressive likelihood.
-        error: why the request was refused; None otherwise.
+        error: why there is no answer; None where there is one.
+        fault: with `error`: `refused` (the request cannot be decoded), `failed` (its forward raised), `out_of_memory`;
+            empty otherwise.
     """
 
     request_id: str
@@ -178,6 +208,7 @@ class Completion:
     step_map: tuple[int, ...] | None = None
     logprobs: tuple[float, ...] | None = field(default=None)
     error: str | None = None
+    fault: str = ""
 
 
 PARAM_NAMES = tuple(f.name for f in fields(SamplingParams))

@@ -101,6 +101,8 @@ class Selector:
                 choices[index] = choose(question, self._scores(question, candidates[index]), memories[index])
         for canvas, question, choice in zip(canvases, asked, choices, strict=True):
             canvas.memory = choice.memory
+            if question.observe == "log_probabilities":
+                canvas.tensors["rows"] = (canvas.block_index, question.positions, question.observed)
             if question.observe == "expected_embedding":
                 canvas.tensors["expected"] = (question.positions, question.observed)
         return choices
@@ -148,7 +150,6 @@ class Selector:
         if question.observe != "log_probabilities" or now is None:
             return nothing
         block, positions, rows = canvas.tensors.get("rows", (None, None, None))
-        canvas.tensors["rows"] = (canvas.block_index, question.positions, now)
         if block != canvas.block_index:
             return nothing
         at = np.minimum(np.searchsorted(positions, question.positions), len(positions) - 1)

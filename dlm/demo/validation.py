@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from dlm.decoding.decoder import Decoder, DecoderOptions
+from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import DualCache, Engine
+from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Request, SamplingParams
 from dlm.decoding.samplers import Sampler, Threshold
 from dlm.demo.tasks import Example, check

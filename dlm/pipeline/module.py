@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from dlm.decoding.decoder import Decoder, DecoderOptions
+from dlm.decoding.decoder import Decoder
+from dlm.decoding.options import DecoderOptions
 from dlm.models.backbone import Backbone
 from dlm.models.loading import Checkpoint
 from dlm.pipeline.fresh_attention import FreshAttention

@@ -154,7 +154,7 @@ class Session:
             self.stop.throw()
 
     def _decode(self, trainer: Trainer, claims: Claims, plan: Plan, heart: Heart) -> None:
-        from dlm.decoding.decoder import DecoderOptions
+        from dlm.decoding.options import DecoderOptions
         from dlm.decoding.request import PARAM_NAMES, SamplingParams
         from dlm.pipeline.data import PromptDataModule, Recipe
         from dlm.pipeline.model_source import pair

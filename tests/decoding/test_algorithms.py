@@ -9,7 +9,8 @@ import pytest
 
 from dlm.decoding import engines, samplers
 from dlm.decoding.algorithms import ALGORITHMS, canonical, compose, resolve
-from dlm.decoding.decoder import Decoder, DecoderOptions
+from dlm.decoding.decoder import Decoder
+from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Request, SamplingParams
 from dlm.errors import RequestError
 from dlm.models.families import DREAM, FAMILIES, LLADA, LLADA2, LLADA_MOE, NEMOTRON, SDAR, Family

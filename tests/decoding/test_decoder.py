@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlm.decoding.decoder import Decoder, DecoderOptions
+from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import DualCache, Full, PrefixCache
+from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.decoding.samplers import Factor, Fixed, Scores, Threshold, Turn
 from dlm.errors import RequestError

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlm.decoding.decoder import Decoder, DecoderOptions
+from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import BlockCausal, CausalCommit, DualCache, Engine, Full, PrefixCache, Sparse, Vicinity
+from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.decoding.samplers import Fixed, Sampler, Threshold
 from dlm.models.families import SpecialTokens

@@ -9,8 +9,9 @@ from scipy import stats
 from torch import Tensor
 
 from dlm.decoding import noise, scoring
-from dlm.decoding.decoder import Decoder, DecoderOptions
+from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import Full
+from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Request, SamplingParams
 from dlm.decoding.samplers import Fixed
 from dlm.models.attention import NaiveAttention

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from dlm.decoding.algorithms import compose
-from dlm.decoding.decoder import Decoder, DecoderOptions
+from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import Full, Sparse
+from dlm.decoding.options import DecoderOptions
 from dlm.decoding.parallel import ParallelDecoder
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.decoding.samplers import Fixed

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from dlm.decoding.decoder import Decoder, DecoderOptions
+from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import Autoregressive, BlockCausal, CausalCommit
+from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.decoding.samplers import Leftmost, Sdar, Threshold
 from dlm.models.loading import random_checkpoint

@@ -7,9 +7,10 @@ import random
 import pytest
 import torch
 
-from dlm.decoding.decoder import Decoder, DecoderOptions
+from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import Autoregressive, Engine
 from dlm.decoding.engines import LinearSpec as LinearSpecEngine
+from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.decoding.samplers import Leftmost, LinearSpec, Sampler
 from dlm.models.attention import NaiveAttention

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from dlm.decoding.decoder import Decoder, DecoderOptions
+from dlm.decoding.decoder import Decoder
+from dlm.decoding.options import DecoderOptions
 from dlm.models.families import FAMILIES, SpecialTokens
 from dlm.models.loading import DTYPES, Checkpoint, empty_backbone, load_checkpoint, random_checkpoint
 from dlm.models.sizes import SIZES, family_of_size

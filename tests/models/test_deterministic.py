@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlm.decoding.decoder import Decoder, DecoderOptions
+from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import BlockCausal, DualCache
+from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Request, SamplingParams
 from dlm.decoding.samplers import LLaDA2, Threshold
 from dlm.models.deterministic import CPU_TILE, deterministic_copy

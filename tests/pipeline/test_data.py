@@ -10,8 +10,8 @@ import pytest
 from lightning.pytorch import LightningModule
 
 from dlm.command_line import compose_config
-from dlm.decoding.decoder import DecoderOptions
 from dlm.decoding.engines import DualCache
+from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.decoding.samplers import Threshold
 from dlm.demo import CHECKPOINT

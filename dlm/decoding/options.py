@@ -1,0 +1,57 @@
+"""What a decoder is told and what it tells: limits, reports of its forwards, totals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """How much the decoder holds at once.
+
+    Attributes:
+        max_num_seqs: canvases in flight (a guided pair counts once).
+        max_num_batched_tokens: rows of one forward.
+        arena_tokens: slots of the key/value arena; None sizes it for `max_num_seqs` canvases of the model's full
+            length, within a quarter of the memory that is free.
+        logits_mib: memory for rows of logits, in MiB; more rows are taken in chunks.
+        poison: fill freed arena ranges with NaN (tests).
+        deterministic: products and attention of fixed shapes, so that a request has the same bits whatever it is
+            batched with in half precision too; slower. On a CPU in float32 and float64 that holds without it; on a GPU
+            it has not been tried yet.
+    """
+
+    max_num_seqs: int = 16
+    max_num_batched_tokens: int = 8192
+    arena_tokens: int | None = None
+    logits_mib: int = 512
+    poison: bool = False
+    deterministic: bool = False
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one forward held: for progress displays and tests."""
+
+    num_canvases: int
+    num_rows: int
+    num_revealed: int
+    engines: frozenset[str]
+
+
+@dataclass
+class DecoderStats:
+    """Totals since the decoder was made. Occupancy is the share of `max_num_seqs` that took part in a forward."""
+
+    num_steps: int = 0
+    num_rows: int = 0
+    num_revealed: int = 0
+    num_canvases: int = 0
+    max_num_seqs: int = 1
+    seconds: float = 0.0
+
+    @property
+    def mean_occupancy(self) -> float:
+        """Mean over forwards, 0..1; nan before the first."""
+        return self.num_canvases / (self.num_steps * self.max_num_seqs) if self.num_steps else math.nan

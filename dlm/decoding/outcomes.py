@@ -1,0 +1,69 @@
+"""What the decoder gives back for a canvas: progress, and in the end an answer or the reason why there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from dlm.decoding.canvas import Canvas
+from dlm.decoding.layout import IntArray
+from dlm.decoding.request import Completion, Progress, Request
+from dlm.decoding.selection import Choice
+
+
+def progress_of(canvas: Canvas, choice: Choice, end_ids: Sequence[int], *, block_done: bool) -> Progress:
+    """What the forward just made did to the canvas."""
+    return Progress(
+        sample=canvas.sample,
+        step=canvas.nfe,
+        block=canvas.block_index,
+        num_blocks=len(canvas.blocks),
+        positions=tuple((choice.positions - canvas.prompt_length).tolist()),
+        tokens=tuple(choice.tokens.tolist()),
+        logprobs=None if choice.logprobs is None else tuple(choice.logprobs.tolist()),
+        cleared=tuple((choice.cleared - canvas.prompt_length).tolist()),
+        settled=tuple(canvas.answer(end_ids)[0].tolist()) if block_done else None,
+    )
+
+
+def completion_of(canvas: Canvas, answer: IntArray, *, stopped: bool) -> Completion:
+    """The finished canvas.
+
+    Args:
+        canvas: still as the last forward left it.
+        answer: its tokens before the first end token.
+        stopped: an end token or `should_stop` ended it.
+    """
+    request, prompt = canvas.request, canvas.prompt_length
+    limit, record = request.params.max_tokens, request.params.record
+    cut = limit is not None and len(answer) > limit
+    return Completion(
+        request_id=request.id,
+        sample=canvas.sample,
+        seed=canvas.seed,
+        prompt_ids=tuple(canvas.tokens[:prompt].tolist()),
+        token_ids=tuple(answer[:limit].tolist()),
+        canvas_ids=tuple(canvas.tokens[prompt:].tolist()),
+        finish_reason="stop" if stopped and not cut else "length",
+        nfe=canvas.nfe,
+        positions=canvas.positions,
+        seconds=time.perf_counter() - canvas.admitted,
+        step_map=tuple(canvas.step_map[prompt:].tolist()) if record else None,
+        logprobs=tuple(canvas.logprobs[prompt:].tolist()) if record else None,
+    )
+
+
+def failure_of(canvas: Canvas, error: Exception) -> Completion:
+    """A request whose forward raised `error`."""
+    request = canvas.request
+    fault = "out_of_memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "failed"
+    message = f"{type(error).__name__}: {error}"
+    return Completion(request.id, 0, canvas.seed, request.prompt_ids, error=message, fault=fault)
+
+
+def refusal_of(request: Request, error: Exception) -> Completion:
+    """A request that cannot be decoded."""
+    seed = request.params.seed or 0
+    return Completion(request.id, 0, seed, request.prompt_ids, error=str(error), fault="refused")
