@@ -276,8 +276,9 @@ class Decoder:
                 self._advance(canvas, choice)
             except Exception as error:
                 self._broken[canvas] = error
-        if self._broken:
-            raise next(iter(self._broken.values()))
+        for canvas in canvases:
+            if canvas in self._broken:
+                raise self._broken[canvas]
         return sum(len(choice.positions) for choice in choices)
 
     def _advance(self, canvas: Canvas, choice: Choice) -> None:
