@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dlm.decoding import noise
-from dlm.decoding.engines import Plan
+from dlm.decoding.engines import Plan, Window
+from dlm.decoding.expansion import Outlook, grow
 from dlm.decoding.layout import Block, IntArray, blocks_from, first_block
 from dlm.decoding.pace import Pace
 from dlm.decoding.request import Request
@@ -36,6 +37,10 @@ class Canvas:
         block_masks: masks the active block had at its start.
         nfe, positions: forwards made and positions recomputed so far.
         committed: positions before this one have their final keys and values in the arena (block-causal engines).
+        ceiling: positions that it may grow to; its length, where `initial_gen_length` is not given.
+        sizing: forwards are still made to find its length, before any is made to decode.
+        outlook: what the last forward says of its length, where that was asked.
+        inserted: where and how many positions were put in after the last forward; None for none.
         plan: the next forward.
         pace: what the program that the engine comes from would have counted.
         slots: arena ranges (start) of the canvas and of its unconditional twin, while it runs; None without a cache.
@@ -49,17 +54,20 @@ class Canvas:
         self.prompt_length = len(request.prompt_ids)
         engine = request.engine
         size, zeroed = engine.fixed_block or params.block_length, engine.blocks_from_zero
-        length = self.prompt_length + params.gen_length
-        self.tokens = np.full(-(-length // size) * size if zeroed else length, mask_id, dtype=np.int64)
+        longest = self.prompt_length + params.gen_length
+        self.ceiling = -(-longest // size) * size if zeroed else longest
+        length = self.ceiling if params.initial_gen_length is None else self.prompt_length + params.initial_gen_length
+        self.tokens = np.full(length, mask_id, dtype=np.int64)
         self.tokens[: self.prompt_length] = request.prompt_ids
         self.given = self.tokens != mask_id
-        if engine.one_block or (request.sampler.whole_canvas and engine.name == "full"):
-            first = first_block(self.tokens, self.prompt_length, size, mask_id, aligned=False)
-            self.blocks = blocks_from(self.tokens, first, len(self.tokens), params.steps, mask_id)
-        else:
-            aligned = zeroed or params.align_blocks
-            first = first_block(self.tokens, self.prompt_length, size, mask_id, aligned=aligned)
-            self.blocks = blocks_from(self.tokens, first, size, params.steps, mask_id)
+        whole = engine.one_block or (request.sampler.whole_canvas and engine.name == "full")
+        self._block_length = length if whole else size
+        aligned = not whole and (zeroed or params.align_blocks)
+        self._first = first_block(self.tokens, self.prompt_length, size, mask_id, aligned=aligned)
+        self.blocks = self._lay_out(self.tokens)
+        self.sizing = length < self.ceiling
+        self.outlook: Outlook | None = None
+        self.inserted: tuple[int, int] | None = None
         self.nfe = 0
         self.positions = 0
         self.committed = 0
@@ -71,19 +79,29 @@ class Canvas:
         self.tensors: dict[str, Any] = {}
         self._enter(0)
 
+    def _lay_out(self, tokens: IntArray) -> tuple[Block, ...]:
+        return blocks_from(tokens, self._first, self._block_length, self.request.params.steps, self.mask_id)
+
     def _enter(self, block_index: int) -> None:
         self.block_index = block_index
+        self._begin_block()
+        self.prepare()
+
+    def _begin_block(self) -> None:
         self.block_forwards = self.block_steps = 0
         self.block_masks = len(self.masked())
         self.memory: Any = None
-        self.prepare()
 
     def prepare(self) -> None:
         """Plan the next forward; steps of the schedule that reveal nothing are passed over."""
         engine = self.request.engine
+        self.sizing = self.sizing and self._spare_forwards(self.blocks, self.tokens) > 0
+        if self.sizing:
+            self.plan: Plan = Plan((Window(0, self.length),), shifted=self.shifted, probe=True)
+            return
         if engine.unroll is not None:
             self.pace.begin(len(self.masked()), engine.unroll)
-        self.plan: Plan = engine.plan(self)
+        self.plan = engine.plan(self)
         if not self.plan.first_only:
             self.block_steps += self.request.sampler.idle(self.turn(), self.uniform)
 
@@ -143,12 +161,18 @@ class Canvas:
     def candidates(self) -> IntArray:
         """Positions that the next forward may write, ascending: the masks of the active block, and for samplers that
         edit its decided positions that the prompt did not give."""
+        if self.plan.probe:
+            return np.zeros(0, dtype=np.int64)
         if self.plan.first_only:
             return np.array([self.block_start])
         start, stop = self.plan.reads or (self.block_start, self.block_stop)
         if self.request.sampler.edits:
             return np.flatnonzero(~self.given[start:stop]) + start
         return np.flatnonzero(self.tokens[start:stop] == self.mask_id) + start
+
+    def generated(self) -> IntArray:
+        """Positions behind the prompt."""
+        return np.arange(self.prompt_length, self.length)
 
     def scored(self) -> IntArray:
         """Positions whose logits the next forward is asked for: the candidates, and all masks that are recomputed where
@@ -159,8 +183,19 @@ class Canvas:
         spans = [np.arange(window.start, window.stop) for window in self.plan.windows]
         return np.union1d(np.concatenate([span[masks[span]] for span in spans]), self.candidates())
 
+    @property
+    def may_grow(self) -> bool:
+        """Whether the next forward is asked what it says of the canvas's length: it recomputes all of it, and there is
+        room for more."""
+        params = self.request.params
+        if params.initial_gen_length is None or self.length >= self.ceiling or self.plan.rows < self.length:
+            return False
+        return self.plan.probe or min(params.expand_eos_confidence_threshold, params.low_conf_threshold) > 0
+
     def demanded(self) -> int:
         """How many positions this forward must reveal at least so that `max_nfe` is kept and every block gets one."""
+        if self.plan.probe:
+            return 0
         here = len(self.masked())
         limit = self.request.params.max_nfe
         if self.plan.first_only or limit is None or not here:
@@ -172,8 +207,36 @@ class Canvas:
 
     def reserved(self, block_index: int) -> int:
         """Fewest forwards that the blocks from `block_index` on can take."""
-        masks = ((self.tokens[block.start : block.stop] == self.mask_id).sum() for block in self.blocks[block_index:])
+        return self._fewest(self.blocks[block_index:], self.tokens)
+
+    def _fewest(self, blocks: Sequence[Block], tokens: IntArray) -> int:
+        masks = ((tokens[block.start : block.stop] == self.mask_id).sum() for block in blocks)
         return sum(self.request.engine.least_forwards(self, int(count)) for count in masks)
+
+    def _spare_forwards(self, blocks: Sequence[Block], tokens: IntArray) -> float:
+        """Forwards that `max_nfe` leaves beyond the fewest that unfinished blocks can take."""
+        limit = self.request.params.max_nfe
+        return np.inf if limit is None else limit - self.nfe - self._fewest(blocks, tokens)
+
+    def insert(self, at: int, count: int, token: int) -> bool:
+        """Put up to `count` positions that hold `token` before position `at`, what is there and behind it moving on
+        with its steps; the active block begins anew. Whether the ceiling and `max_nfe` left room; otherwise nothing is
+        done."""
+        count = min(count, self.ceiling - self.length)
+        if not count:
+            return False
+        tokens = np.insert(self.tokens, at, np.full(count, token))
+        rest = self._lay_out(tokens)
+        if self._spare_forwards(rest, tokens) < 0:
+            return False
+        self.tokens, self.blocks = tokens, (*self.blocks[: self.block_index], *rest)
+        self.given = np.insert(self.given, at, np.zeros(count, dtype=np.bool_))
+        self.step_map = np.insert(self.step_map, at, np.zeros(count, dtype=np.int64))
+        self.logprobs = np.insert(self.logprobs, at, np.full(count, np.nan))
+        self.tensors.pop("rows", None)
+        self.inserted = (at, count)
+        self._begin_block()
+        return True
 
     def write(
         self,
@@ -195,18 +258,25 @@ class Canvas:
         """The planned forward was made."""
         self.nfe += 1
         self.positions += self.cost
+        self.inserted = None
+        if self.plan.probe:
+            return
         self.block_forwards += 1
         self.block_steps += 1
         self.pace.advance(self.plan.phase, self.block_index)
 
     def finish_forward(self) -> None:
-        """What the forward chose is written."""
+        """What the forward chose is written; the canvas grows where the forward asks for it."""
         self.committed = self.request.engine.committed(self)
+        outlook, self.outlook = self.outlook, None
+        if outlook is not None:
+            grow(self, outlook)
 
     def answer(self, end_ids: Sequence[int]) -> tuple[IntArray, bool]:
         """The generated tokens up to the active block's end that lie before the first end token, and whether there is
         one."""
-        stop = min(self.block_stop, self.prompt_length + self.request.params.gen_length)
+        last = self.block_index + 1 == len(self.blocks)
+        stop = min(self.length if last else self.block_stop, self.prompt_length + self.request.params.gen_length)
         generated = self.tokens[self.prompt_length : max(stop, self.prompt_length)]
         ends = np.flatnonzero(np.isin(generated, end_ids))
         return (generated[: ends[0]], True) if len(ends) else (generated, False)

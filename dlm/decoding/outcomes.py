@@ -24,6 +24,7 @@ def progress_of(canvas: Canvas, choice: Choice, end_ids: Sequence[int], *, block
         tokens=tuple(choice.tokens.tolist()),
         logprobs=None if choice.logprobs is None else tuple(choice.logprobs.tolist()),
         cleared=tuple((choice.cleared - canvas.prompt_length).tolist()),
+        inserted=None if canvas.inserted is None else (canvas.inserted[0] - canvas.prompt_length, canvas.inserted[1]),
         settled=tuple(canvas.answer(end_ids)[0].tolist()) if block_done else None,
     )
 

@@ -34,6 +34,14 @@ class SamplingParams:
         cfg_scale: classifier-free guidance, >= 0: logits = u + (cfg_scale + 1) (l - u).
         max_nfe: ceiling of forwards for this prompt; when the remaining budget demands it more positions are revealed
             than the sampler would.
+        initial_gen_length: begin with so many masked positions and grow to at most `gen_length`, as the model asks for
+            it (DAEDAL, arXiv 2508.00819; see `dlm.decoding.expansion`); 1..gen_length. None: `gen_length` from the
+            start. The five below go with it.
+        expansion_factor: positions that are added at once, and masks that take the place of one, at least 2.
+        eos_check_tokens: positions that the end confidence is a mean of, at least 1.
+        eos_confidence_threshold: before decoding, the canvas grows while its end confidence is below this, 0..1.
+        expand_eos_confidence_threshold: while decoding, masks are put in while it is below this, 0..1.
+        low_conf_threshold: and where the model's confidence in a mask is below this, 0..1.
         ignore_eos: decode the whole canvas instead of stopping after the block that ends the answer.
         eos_early_stop: stop inside a block, as soon as an end token is there and nothing before it is undecided.
         logits_eos_inf: the end-of-sequence token can not be chosen.
@@ -53,6 +61,12 @@ class SamplingParams:
     top_p: float = 1.0
     cfg_scale: float = 0.0
     max_nfe: int | None = None
+    initial_gen_length: int | None = None
+    expansion_factor: int = 8
+    eos_check_tokens: int = 32
+    eos_confidence_threshold: float = 0.5
+    expand_eos_confidence_threshold: float = 0.9
+    low_conf_threshold: float = 0.1
     ignore_eos: bool = False
     eos_early_stop: bool = False
     logits_eos_inf: bool = False
@@ -86,7 +100,15 @@ class SamplingParams:
         _real(found, "temperature", self.temperature, 0.0, 2.0)
         _real(found, "cfg_scale", self.cfg_scale, 0.0, None)
         _real(found, "top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _expansion(found, self)
         return found
+
+
+EXPANSION_NAMES = (
+    "expansion_factor", "eos_check_tokens", "eos_confidence_threshold", "expand_eos_confidence_threshold",
+    "low_conf_threshold",
+)  # fmt: skip
+"""Fields that `initial_gen_length` puts to use."""
 
 
 def _whole(found: list[str], name: str, value: object, low: int, high: int | None, why: str = "") -> None:
@@ -105,6 +127,22 @@ def _real(
     if not good:
         bound = f"{'above' if open_low else 'at least'} {low}" + ("" if high is None else f" and at most {high}")
         found.append(f"{name}={value!r} must be a finite number, {bound}")
+
+
+def _expansion(found: list[str], params: SamplingParams) -> None:
+    _whole(found, "expansion_factor", params.expansion_factor, 2, None)
+    _whole(found, "eos_check_tokens", params.eos_check_tokens, 1, None)
+    for name in ("eos_confidence_threshold", "expand_eos_confidence_threshold", "low_conf_threshold"):
+        _real(found, name, getattr(params, name), 0.0, 1.0)
+    if params.initial_gen_length is not None:
+        ceiling = params.gen_length if isinstance(params.gen_length, int) else MAX_LENGTH
+        _whole(found, "initial_gen_length", params.initial_gen_length, 1, ceiling, "gen_length is the ceiling")
+        if params.logits_eos_inf:
+            found.append("logits_eos_inf=True takes away the end that initial_gen_length looks for; leave one out")
+        return
+    given = [name for name in EXPANSION_NAMES if getattr(params, name) != getattr(SamplingParams, name)]
+    if given:
+        found.append(f"{', '.join(given)}: no answer grows without initial_gen_length; set it too or leave them out")
 
 
 def check_real(name: str, value: object, low: float, high: float | None, *, open_low: bool = False) -> None:
@@ -157,6 +195,7 @@ class Progress:
         positions, tokens: what was written.
         logprobs: log-probabilities of `tokens` under the raw logits; None without `record`.
         cleared: positions that became masks again.
+        inserted: where and how many positions were put in after that (`initial_gen_length`): those behind moved on.
         settled: when the block is done, the generated tokens so far, which change no more; else None.
     """
 
@@ -168,6 +207,7 @@ class Progress:
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...] | None
     cleared: tuple[int, ...]
+    inserted: tuple[int, int] | None
     settled: tuple[int, ...] | None
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dlm.decoding import noise
 from dlm.decoding.canvas import Canvas
+from dlm.decoding.expansion import Outlook
 from dlm.decoding.layout import IntArray
 from dlm.decoding.packing import Batch
 from dlm.decoding.samplers import Boost, Scores
@@ -33,6 +34,9 @@ class Choice:
     memory: Any
 
 
+NO_PROPOSALS = Proposals(NONE, *(np.zeros(0) for _ in range(3)))
+
+
 @dataclass
 class Question:
     """What is asked about one canvas in one forward, and what came back.
@@ -42,6 +46,7 @@ class Question:
         positions: those to score.
         ban_mask: the mask id may not be proposed.
         plain: the most probable tokens are wanted, whatever the temperature.
+        raw: those of the logits as they are are wanted, and nothing else.
         boost: added to single logits first; its rows count `positions`.
         observe: also wanted of the raw logits.
         proposals, observed: the answer.
@@ -51,6 +56,7 @@ class Question:
     positions: IntArray
     ban_mask: bool = False
     plain: bool = False
+    raw: bool = False
     boost: Boost | None = None
     observe: str = ""
     proposals: Proposals | None = None
@@ -82,7 +88,8 @@ class Selector:
             sampler = canvas.request.sampler
             banned = sampler.self_paced or canvas.plan.first_only
             asked.append(Question(canvas, canvas.scored(), banned, plain=sampler.boosts, observe=observe))
-        self._answer(batch, asked, hidden)
+        outlooks = [Question(canvas, canvas.generated(), raw=True) for canvas in canvases if canvas.may_grow]
+        self._answer(batch, [*asked, *outlooks], hidden)
         candidates = [canvas.candidates() for canvas in canvases]
         scores = [self._scores(*each) for each in zip(asked, candidates, strict=True)]
         memories = [canvas.memory for canvas in canvases]
@@ -105,6 +112,9 @@ class Selector:
                 canvas.tensors["rows"] = (canvas.block_index, question.positions, question.observed)
             if question.observe == "expected_embedding":
                 canvas.tensors["expected"] = (question.positions, question.observed)
+        for question in outlooks:
+            if question.proposals is not None and self.special.eos_id is not None:
+                question.canvas.outlook = Outlook.of(question.positions, question.proposals, self.special.eos_id)
         return choices
 
     def _boosts(
@@ -118,7 +128,7 @@ class Selector:
         again = {}
         for index, question in enumerate(asked):
             sampler = question.canvas.request.sampler
-            if sampler.boosts:
+            if sampler.boosts and not question.canvas.plan.probe:
                 boost, memories[index] = sampler.boost(scores[index], memories[index])
                 again[index] = Question(question.canvas, candidates[index], boost=boost)
         return again
@@ -161,7 +171,11 @@ class Selector:
         """Fill in proposals, scored together where the specs agree."""
         groups: dict[ScoreSpec, list[Question]] = {}
         for question in questions:
-            groups.setdefault(self._spec(question), []).append(question)
+            question.proposals = NO_PROPOSALS
+            if len(question.positions):
+                groups.setdefault(self._spec(question), []).append(question)
+        if not groups:
+            return
         parts: list[Tensor] = []
         for spec, members in groups.items():
             table, observed = score(self.model, self._rows(batch, members, spec, hidden), spec, self.max_rows)
@@ -202,6 +216,8 @@ class Selector:
     def _spec(self, question: Question) -> ScoreSpec:
         canvas, special = question.canvas, self.special
         params = canvas.request.params
+        if question.raw:
+            return ScoreSpec("low_confidence", cfg_scale=params.cfg_scale)
         warm = params.temperature > 0 and not question.plain
         banned = (special.eos_id,) if params.logits_eos_inf and special.eos_id is not None else ()
         return ScoreSpec(
@@ -232,6 +248,8 @@ def choose(question: Question, scores: Scores, memory: Any) -> Choice:
     Fewer masks than `canvas.demanded()` are decided only where mask proposals stand in the way.
     """
     canvas = question.canvas
+    if canvas.plan.probe:
+        return Choice(NONE, NONE, NONE, None, memory)
     if canvas.plan.first_only:
         chosen = np.array([0])
     else:

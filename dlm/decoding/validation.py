@@ -22,13 +22,15 @@ def faults_of(canvas: Canvas, config: BackboneConfig, special: SpecialTokens, ca
     faults = []
     if not prompt:
         faults.append("the prompt is empty; give at least one token")
-    if canvas.length > config.max_positions:
+    if canvas.ceiling > config.max_positions:
         faults.append(
-            f"prompt of {len(prompt)} tokens and gen_length={params.gen_length} make {canvas.length} positions, "
+            f"prompt of {len(prompt)} tokens and gen_length={params.gen_length} make {canvas.ceiling} positions, "
             f"the model has {config.max_positions}; shorten one of them"
         )
     if params.logits_eos_inf and special.eos_id is None:
         faults.append("logits_eos_inf needs an end-of-sequence token, the model names none")
+    if params.initial_gen_length is not None:
+        faults += _growth_faults(canvas, special)
     if engine.attention != config.attention or (config.shifted and not engine.takes_shifted):
         model = f"{'shifted ' * config.shifted}{config.attention}"
         faults.append(f"engine {engine.name} is not for a model whose attention is {model}; algorithm=auto fits")
@@ -49,4 +51,15 @@ def faults_of(canvas: Canvas, config: BackboneConfig, special: SpecialTokens, ca
         sampler.check(params, len(canvas.blocks))
     except RequestError as error:
         faults.append(str(error))
+    return faults
+
+
+def _growth_faults(canvas: Canvas, special: SpecialTokens) -> list[str]:
+    asked = f"initial_gen_length={canvas.request.params.initial_gen_length}"
+    engine, faults = canvas.request.engine, []
+    if special.eos_id is None:
+        faults.append(f"{asked} needs an end-of-sequence token, the model names none")
+    if not engine.grows:
+        why = "opens blocks as they are needed" if engine.attention != "bidirectional" else "keeps places in the canvas"
+        faults.append(f"{asked}: engine {engine.name} {why}; full, prefix_cache and dual_cache let an answer grow")
     return faults

@@ -47,6 +47,7 @@ class Plan:
         shifted: a position is predicted by the row before it.
         reads: positions `[start, stop)` that may be written; None: those of the active block.
         phase: what the forward does with the cache.
+        probe: nothing is written; the forward is made to see how long the answer will be.
     """
 
     windows: tuple[Window, ...]
@@ -54,6 +55,7 @@ class Plan:
     shifted: bool = False
     phase: Phase = "whole"
     reads: tuple[int, int] | None = None
+    probe: bool = False
 
     @property
     def rows(self) -> int:
@@ -124,6 +126,10 @@ class Engine(Protocol):
         """A block length of its own, in place of the one asked for."""
 
     @property
+    def grows(self) -> bool:
+        """Positions may be put into the canvas after a forward of all of it (`dlm.decoding.expansion`)."""
+
+    @property
     def smoothing(self) -> Smoothing | None:
         """How masked positions are fed; None feeds the mask."""
 
@@ -156,6 +162,7 @@ class Defaults:
     blocks_from_zero: ClassVar[bool] = False
     one_block: ClassVar[bool] = False
     fixed_block: ClassVar[int | None] = None
+    grows: ClassVar[bool] = False
 
     def shared(self, canvas: Canvas) -> int:
         return 0

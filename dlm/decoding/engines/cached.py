@@ -20,6 +20,7 @@ class Full(Defaults):
 
     name: ClassVar[str] = "full"
     takes_shifted: ClassVar[bool] = True
+    grows: ClassVar[bool] = True
 
     def slots(self, canvas: Canvas) -> int:
         return 0
@@ -33,7 +34,7 @@ class Cached(Defaults, ABC):
     ones recompute `span` and read the rest from it."""
 
     def slots(self, canvas: Canvas) -> int:
-        return canvas.length
+        return canvas.ceiling
 
     def least_forwards(self, canvas: Canvas, masks: int) -> int:
         return min(masks, 2) if canvas.shifted else 1
@@ -61,6 +62,7 @@ class PrefixCache(Cached):
 
     name: ClassVar[str] = "prefix_cache"
     takes_shifted: ClassVar[bool] = True
+    grows: ClassVar[bool] = True
 
     def span(self, canvas: Canvas) -> tuple[int, int]:
         return canvas.block_start, canvas.length
@@ -72,6 +74,7 @@ class DualCache(Cached):
 
     name: ClassVar[str] = "dual_cache"
     takes_shifted: ClassVar[bool] = True
+    grows: ClassVar[bool] = True
 
     def span(self, canvas: Canvas) -> tuple[int, int]:
         return canvas.block_start, canvas.block_stop

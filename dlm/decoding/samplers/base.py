@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlm.decoding.request import SamplingParams
+from dlm.errors import RequestError
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -173,3 +174,12 @@ class Ordinary:
 
     def settled(self, memory: Any) -> bool:
         return True
+
+
+def check_length(name: str, params: SamplingParams) -> None:
+    """Raise `RequestError` when the answer may grow: the sampler shares a known number of masks out over steps."""
+    if params.initial_gen_length is not None:
+        raise RequestError(
+            f"initial_gen_length={params.initial_gen_length}: sampler {name} shares out a known number of masks; "
+            "choose one without a schedule, such as threshold"
+        )

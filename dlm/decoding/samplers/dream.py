@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlm.decoding.request import SamplingParams, check_real
-from dlm.decoding.samplers.base import Floats, Indices, Ordinary, Scores, Turn
+from dlm.decoding.samplers.base import Floats, Indices, Ordinary, Scores, Turn, check_length
 from dlm.errors import RequestError
 
 ALGS = {"origin": "random", "maskgit_plus": "low_confidence", "topk_margin": "margin", "entropy": "entropy"}
@@ -60,6 +60,7 @@ class Dream(Ordinary):
         return ALGS[self.alg]
 
     def check(self, params: SamplingParams, num_blocks: int) -> None:
+        check_length(self.name, params)
         if params.steps < num_blocks:
             raise RequestError(f"steps={params.steps} must be at least {num_blocks}, one for each block")
 
@@ -103,6 +104,7 @@ class FastDLLMDream(Ordinary):
         check_real("threshold", self.threshold, 0.0, 1.0)
 
     def check(self, params: SamplingParams, num_blocks: int) -> None:
+        check_length(self.name, params)
         if params.gen_length % params.steps:
             raise RequestError(f"steps={params.steps} must divide gen_length={params.gen_length} for fastdllm_dream")
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dlm.decoding.request import SamplingParams
-from dlm.decoding.samplers.base import Indices, Ordinary, Scores, Turn
+from dlm.decoding.samplers.base import Indices, Ordinary, Scores, Turn, check_length
 from dlm.errors import RequestError
 
 ORDERS = ("low_confidence", "random", "entropy", "margin")
@@ -37,6 +37,7 @@ class Fixed(Ordinary):
         return self.remasking
 
     def check(self, params: SamplingParams, num_blocks: int) -> None:
+        check_length(self.name, params)
         if params.steps < num_blocks:
             raise RequestError(
                 f"steps={params.steps} must be at least {num_blocks}, one for each block of "
