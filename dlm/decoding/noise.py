@@ -15,8 +15,8 @@ GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _WORD = 0xFFFFFFFFFFFFFFFF
 
-TOKENS, ORDER = 0, 1
-"""Streams: noise that chooses tokens, noise that orders positions."""
+TOKENS, ORDER, MASKS = 0, 1, 2
+"""Streams: noise that chooses tokens, that orders positions, that hides given tokens (`dlm.likelihood`)."""
 
 Keys = npt.NDArray[np.uint64]
 
