@@ -99,6 +99,7 @@ class DecoderConfig:
     max_num_batched_tokens: int = 8192
     arena_tokens: int | None = None
     deterministic: bool = False
+    enforce_eager: bool = False
 
 
 @dataclass

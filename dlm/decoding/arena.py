@@ -51,6 +51,9 @@ class Arena:
         capacity: slots.
         dtype, device: of keys and values.
         poison: fill freed ranges with NaN, so that a stale read shows (tests).
+
+    Attributes:
+        spare: a slot behind the ranges, for rows that only fill a batch up; what lies there is finite.
     """
 
     def __init__(
@@ -66,7 +69,8 @@ class Arena:
     ) -> None:
         self.ranges = Ranges(capacity)
         self.poison = poison
-        self._shape = (layers, capacity, kv_heads, head_dim)
+        self.spare = capacity
+        self._shape = (layers, capacity + 1, kv_heads, head_dim)
         self._dtype, self._device = dtype, device
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
@@ -79,6 +83,7 @@ class Arena:
             if self.poison:
                 self.keys.fill_(torch.nan)
                 self.values.fill_(torch.nan)
+            self.keys[:, self.spare] = self.values[:, self.spare] = 0
         return self.ranges.take(length)
 
     def give_back(self, start: int) -> None:

@@ -22,19 +22,20 @@ from torch import Tensor
 from dlm.decoding import smoothing
 from dlm.decoding.arena import Arena
 from dlm.decoding.canvas import Canvas
+from dlm.decoding.graphs import Graphs, Recorder, choose_recorder
 from dlm.decoding.options import DecoderOptions, DecoderStats, StepReport
 from dlm.decoding.outcomes import completion_of, failure_of, progress_of, refusal_of
 from dlm.decoding.packing import Batch
 from dlm.decoding.request import Completion, Request
 from dlm.decoding.scheduler import Scheduler
-from dlm.decoding.selection import Choice, Selector, upload
+from dlm.decoding.selection import Choice, Selector
 from dlm.decoding.sharing import PromptSharing
 from dlm.decoding.validation import faults_of
 from dlm.errors import RequestError
 from dlm.models.attention import AttentionBackend, choose_backend
 from dlm.models.backbone import Backbone
 from dlm.models.deterministic import SeparateAttention, deterministic_copy
-from dlm.models.devices import free_memory
+from dlm.models.devices import free_memory, upload
 from dlm.models.families import SpecialTokens
 
 
@@ -46,6 +47,7 @@ class Decoder:
         special: its mask id and the ids that end an answer.
         options: limits.
         backend: the attention to use; None chooses by device and dtype.
+        recorder: what records forwards that repeat; None chooses by device. `options.enforce_eager` goes before it.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Decoder:
         options: DecoderOptions | None = None,
         *,
         backend: AttentionBackend | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.options = options or DecoderOptions()
         if self.options.deterministic:
@@ -71,6 +74,8 @@ class Decoder:
             device=backbone.device,
             poison=self.options.poison,
         )
+        recorder = None if self.options.enforce_eager else recorder or choose_recorder(backbone, self.backend)
+        self.graphs = Graphs(backbone, self.arena, recorder)
         self.sharing = PromptSharing(self.arena)
         self.scheduler: Scheduler[Canvas] = Scheduler(self.options.max_num_seqs, self.options.max_num_batched_tokens)
         row_bytes = config.vocab_size * max(4, backbone.dtype.itemsize)
@@ -259,6 +264,9 @@ class Decoder:
 
     def _forward(self, batch: Batch) -> Tensor:
         """Hidden states `[num_rows, hidden]` of the packed windows: the one model call of a step."""
+        recorded = self.graphs.forward(batch)
+        if recorded is not None:
+            return recorded
         device = self.backbone.device
         attention = self.backend(batch.segments, self.arena.keys, self.arena.values)
         token_ids, positions = upload(batch.token_ids(), device), upload(batch.positions(), device)

@@ -20,6 +20,7 @@ class DecoderOptions:
         deterministic: products and attention of fixed shapes, so that a request has the same bits whatever it is
             batched with in half precision too; slower. On a CPU in float32 and float64 that holds without it; on a GPU
             it has not been tried yet.
+        enforce_eager: record no forward (CUDA graphs); slower.
     """
 
     max_num_seqs: int = 16
@@ -28,6 +29,7 @@ class DecoderOptions:
     logits_mib: int = 512
     poison: bool = False
     deterministic: bool = False
+    enforce_eager: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from dlm.decoding.packing import Batch
 from dlm.decoding.samplers import Boost, Scores
 from dlm.decoding.samplers.base import NONE
 from dlm.decoding.scoring import Head, Proposals, Rows, ScoreSpec, score
+from dlm.models.devices import upload
 from dlm.models.families import SpecialTokens
 
 
@@ -209,7 +210,7 @@ class Selector:
             firsts = np.cumsum([0, *(len(one.positions) for one in members[:-1])])
             given = [(first, one.boost) for first, one in zip(firsts, members, strict=True) if one.boost is not None]
             at = np.concatenate([boost.rows + first for first, boost in given])
-            amounts = torch.from_numpy(np.concatenate([boost.amounts for _, boost in given])).to(device)
+            amounts = upload(np.concatenate([boost.amounts for _, boost in given]), device)
             boosts = (upload(at, device), upload(np.concatenate([b.tokens for _, b in given]), device), amounts)
         return Rows(hidden[upload(rows, device)], twin, keys, boosts)
 
@@ -270,8 +271,3 @@ def choose(question: Question, scores: Scores, memory: Any) -> Choice:
         at = np.searchsorted(question.positions, scores.positions[chosen])
         logprobs = question.proposals.logprobs[at]
     return Choice(scores.positions[chosen], scores.tokens[chosen], scores.positions[cleared], logprobs, memory)
-
-
-def upload(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:
-    """A host array on `device`, int64."""
-    return torch.from_numpy(array).to(device, non_blocking=True)

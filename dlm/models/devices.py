@@ -1,11 +1,14 @@
-"""What a device has room for."""
+"""What a device has room for, and how numbers of the host get there."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 
 def free_memory(device: torch.device) -> int:
@@ -17,3 +20,12 @@ def free_memory(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
     return int(available.split()[1]) * 1024
+
+
+def upload(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
+    """A host array on `device`, in its dtype.
+
+    For CUDA it goes through pinned memory, so that nothing waits; that is not used again before the copy is done.
+    """
+    host = torch.from_numpy(array)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

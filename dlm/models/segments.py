@@ -48,6 +48,11 @@ class Segment:
     causal: bool = False
     retain: Retain | None = None
 
+    @property
+    def reuses(self) -> bool:
+        """The window sees all of a range of the arena and thins nothing out: forwards of such windows repeat."""
+        return self.key_start is not None and not self.causal and self.retain is None
+
 
 def packing_order(segment: Segment) -> tuple[bool, bool, int, int, int]:
     """Sort key for windows: those attending to themselves first, then by shape and address, so that runs form."""

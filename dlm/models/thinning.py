@@ -23,7 +23,8 @@ def thinned(query: Tensor, key: Tensor, value: Tensor, retain: Retain) -> tuple[
     Returns:
         Keys and values `[retain.count, kv_heads, head_dim]`, best first.
     """
-    outside = torch.cat((torch.arange(retain.start), torch.arange(retain.stop, key.shape[0]))).to(key.device)
+    before = torch.arange(retain.start, device=key.device)
+    outside = torch.cat((before, torch.arange(retain.stop, key.shape[0], device=key.device)))
     kv_heads = key.shape[1]
     mean = query[retain.start : retain.stop].mean(0).view(kv_heads, -1, query.shape[2]).mean(1)
     key, value = key[outside], value[outside]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from dlm.errors import MissingExtraError
-from dlm.models import attention
 from dlm.models.attention import (
     NaiveAttention,
     PackedAttention,
@@ -18,8 +17,11 @@ from dlm.models.attention import (
     VarlenAttention,
     choose_backend,
     equal_runs,
+    kernels,
 )
+from dlm.models.attention.kernels import FlashKernel, TorchKernel
 from dlm.models.segments import Retain, packing_order
+from tests.models.stand_in_kernel import KernelByDefinition
 
 SEGMENTS = [
     Segment(0, 8),
@@ -42,39 +44,15 @@ CAUSAL = [
 ]
 
 
-def kernel_by_definition(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    queries: Tensor,
-    keys: Tensor,
-    longest_query: int,
-    longest_keys: int,
-    /,
-    *,
-    causal: bool,
-) -> Tensor:
-    """A variable-length kernel written out: each sequence alone, a causal mask ends at the lower right."""
-    assert queries.dtype == keys.dtype == torch.int32
-    assert longest_query == int(queries.diff().max())
-    assert longest_keys == int(keys.diff().max())
-    assert (int(queries[-1]), int(keys[-1])) == (len(query), len(key))
-    group = query.shape[1] // key.shape[1]
-    outputs = []
-    for index in range(len(queries) - 1):
-        q = query[queries[index] : queries[index + 1]]
-        k, v = (part[keys[index] : keys[index + 1]].repeat_interleave(group, dim=1) for part in (key, value))
-        scores = torch.einsum("qhd,khd->hqk", q, k) / query.shape[2] ** 0.5
-        if causal:
-            row, column = torch.arange(len(q)).unsqueeze(1), torch.arange(len(k)).unsqueeze(0)
-            scores = scores.masked_fill(column > row + len(k) - len(q), -torch.inf)
-        outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
-    return torch.cat(outputs)
+KERNELS = [KernelByDefinition(takes_used=used) for used in (False, True)]
 
 
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "varlen_kernel", lambda: kernel_by_definition)
+@pytest.fixture(params=KERNELS, ids=["gathering", "in_place"])
+def stand_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> KernelByDefinition:
+    kernel: KernelByDefinition = request.param
+    monkeypatch.setattr(kernels, "varlen_kernel", lambda: kernel)
+    kernel.calls.clear()
+    return kernel
 
 
 @pytest.mark.parametrize("segments", [SEGMENTS, CAUSAL], ids=["plain", "causal"])
@@ -119,16 +97,21 @@ def test_causal_rows_see_the_keys_up_to_the_lower_right() -> None:
 @pytest.mark.parametrize("names", ["window_size", "is_causal", "window_size, enable_gqa", "is_causal, enable_gqa"])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_torchs_kernel_is_called_as_its_version_wants(names: str, causal: bool, kv_heads: int) -> None:
+@pytest.mark.parametrize("takes_used", [False, True])
+def test_torchs_kernel_is_called_as_its_version_wants(
+    names: str, causal: bool, kv_heads: int, takes_used: bool
+) -> None:
     """Causality and grouped heads have other names between versions; where groups have none, keys are repeated."""
     seen: dict[str, Any] = {}
+    definition = KernelByDefinition()
 
     def run(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> Tensor:
         seen.update(options, heads=k.shape[1])
         is_causal = options.get("is_causal", False) or options.get("window_size", (-1, -1)) == (-1, 0)
-        return kernel_by_definition(q, k, v, *rest, causal=is_causal)
+        return definition(q, k, v, *rest, causal=is_causal, used=options.get("seqused_k"))
 
     scope: dict[str, Any] = {"run": run}
+    names += ", seqused_k" if takes_used else ""
     given = ", ".join(f"{name}=None" for name in names.split(", "))
     passed = ", ".join(f"'{name}': {name}" for name in names.split(", "))
     exec(  # a function whose parameters have those names
@@ -140,30 +123,55 @@ def test_torchs_kernel_is_called_as_its_version_wants(names: str, causal: bool, 
     torch.manual_seed(1)
     query, key, value = torch.randn(6, 4, 8), torch.randn(9, kv_heads, 8), torch.randn(9, kv_heads, 8)
     lengths = torch.tensor([0, 2, 6], dtype=torch.int32), torch.tensor([0, 4, 9], dtype=torch.int32)
-    mine = attention._of_torch(scope["varlen_attn"])(query, key, value, *lengths, 4, 5, causal=causal)
-    torch.testing.assert_close(mine, kernel_by_definition(query, key, value, *lengths, 4, 5, causal=causal))
+    kernel = TorchKernel(scope["varlen_attn"])
+    assert kernel.takes_used == takes_used
+    used = torch.tensor([3, 4], dtype=torch.int32) if takes_used else None
+    mine = kernel(query, key, value, *lengths, 4, 5, causal=causal, used=used)
+    torch.testing.assert_close(mine, definition(query, key, value, *lengths, 4, 5, causal=causal, used=used))
     assert seen["heads"] == (kv_heads if "enable_gqa" in names else 4)
     assert seen.get("enable_gqa") == (True if "enable_gqa" in names and kv_heads == 2 else None)
     assert ("window_size" in seen or "is_causal" in seen) == causal
 
 
-def test_varlen_groups_what_attends_alike(stand_in: None) -> None:
-    """One kernel call each for windows on themselves, on the arena, and causal ones."""
-    calls: list[int] = []
+def test_the_kernel_of_flash_attn_takes_no_used_lengths() -> None:
+    kernel = FlashKernel(lambda *given, causal: given[0] * (2 if causal else 1))
+    one, ends = torch.ones(1, 1, 8), torch.tensor([0, 1], dtype=torch.int32)
+    assert float(kernel(one, one, one, ends, ends, 1, 1, causal=True).sum()) == 16
+    with pytest.raises(RuntimeError, match="used lengths"):
+        kernel(one, one, one, ends, ends, 1, 1, causal=False, used=ends)
 
-    def counting(*given: Any, **options: Any) -> Tensor:
-        calls.append(len(given[3]) - 1)
-        return kernel_by_definition(*given, **options)
 
+def refuses_used(*given: Any, causal: bool, used: Tensor | None = None) -> Tensor:
+    if used is not None:
+        raise RuntimeError("not supported with the cuDNN backend")
+    return KernelByDefinition()(*given, causal=causal)
+
+
+def test_keys_are_read_in_place_where_the_kernel_was_seen_to() -> None:
+    """One that takes no lengths, one that refuses them and one that reads other places: gathered."""
+    refuses_used.takes_used = True  # type: ignore[attr-defined]  # a kernel has this property
+    device = torch.device("cpu")
+    assert kernels.reads_in_place(KernelByDefinition(), device, torch.float32)
+    assert not kernels.reads_in_place(KernelByDefinition(takes_used=False), device, torch.float32)
+    assert not kernels.reads_in_place(KernelByDefinition(in_order=True), device, torch.float32)
+    assert not kernels.reads_in_place(refuses_used, device, torch.float32)  # type: ignore[arg-type]  # set above
+
+
+def test_varlen_groups_what_attends_alike(stand_in: KernelByDefinition) -> None:
+    """One kernel call each for windows on themselves, on the arena, and causal ones; nothing gathered needlessly."""
     arena = [torch.zeros(1, 80, 2, 8) for _ in range(2)]
     subject = VarlenAttention(CAUSAL, *arena)
-    subject.kernel = counting
-    subject(0, *(torch.randn(32, 2, 8) for _ in range(3)))
-    assert calls == [3, 2, 2]
+    query, key, value = (torch.randn(32, 2, 8) for _ in range(3))
+    subject(0, query, key, value)
+    stand_in.calls.clear()
+    subject(0, query, key, value)
+    assert stand_in.calls == [3, 2, 2]
+    assert subject.groups is not None
+    assert [group.gather is None for group in subject.groups] == [True, stand_in.takes_used, stand_in.takes_used]
 
 
 def test_varlen_without_a_kernel_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "varlen_kernel", lambda: None)
+    monkeypatch.setattr(kernels, "varlen_kernel", lambda: None)
     with pytest.raises(MissingExtraError, match="flash"):
         VarlenAttention([Segment(0, 4)])
 
@@ -215,7 +223,7 @@ def assert_neighbours_do_not_matter(rows: int, dtype: torch.dtype) -> None:
 def test_the_backend_follows_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_backend(torch.device("cpu"), torch.bfloat16) is SdpaAttention
     assert choose_backend(torch.device("cuda"), torch.float32) is SdpaAttention
-    monkeypatch.setattr(attention, "varlen_kernel", lambda: kernel_by_definition)
+    monkeypatch.setattr(kernels, "varlen_kernel", KernelByDefinition)
     assert choose_backend(torch.device("cuda"), torch.bfloat16) is VarlenAttention
-    monkeypatch.setattr(attention, "varlen_kernel", lambda: None)
+    monkeypatch.setattr(kernels, "varlen_kernel", lambda: None)
     assert choose_backend(torch.device("cuda"), torch.bfloat16) is SdpaAttention

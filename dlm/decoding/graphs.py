@@ -1,0 +1,210 @@
+"""Forwards that repeat are recorded once and played again: CUDA graphs of the steps that reuse the cache.
+
+Without a graph a GPU waits for the host between the hundreds of kernels of a forward over few rows. A recording has
+fixed shapes and addresses, so a step's batch is copied into the buffers of a `Frame` that is a little larger.
+
+A `Recorder` does the recording; a step that it cannot take is done as any other.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dlm.decoding.arena import Arena
+from dlm.decoding.packing import Batch
+from dlm.models.attention import AttentionBackend, VarlenAttention, kernels
+from dlm.models.attention.frames import Frame, FrameAttention, FrameShape
+from dlm.models.backbone import Backbone
+from dlm.models.experts import choose_linear, grouped_linear
+
+MAX_ROWS = 2048
+"""Rows of a recorded forward: with more the GPU has enough to do while the host prepares the next kernels."""
+
+MAX_RECORDINGS = 64
+"""Recordings kept; the one that was not played for longest makes room."""
+
+PATIENCE = 3
+"""A shape is recorded when it comes for this time, so that passing ones cost nothing."""
+
+WARM_UPS = 2
+"""Forwards before the one that is captured: libraries choose kernels and take their workspaces in the first ones."""
+
+Play = Callable[[], None]
+"""Does recorded work once more, on what the buffers hold now."""
+
+
+class Recorder(Protocol):
+    """Turns work on fixed buffers into something that repeats it."""
+
+    def record(self, work: Play) -> Play:
+        """What repeats `work`, which may be done any number of times on the way."""
+
+
+class CudaRecorder:
+    """Captures work as CUDA graphs, all in one memory pool: they are played one at a time, and what one leaves in the
+    pool is not read after the next.
+
+    Args:
+        device: where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Play) -> Play:
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self.stream):
+                for _ in range(WARM_UPS):
+                    work()
+        finally:
+            current.wait_stream(self.stream)
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: other threads may go on to use the device while this one captures
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            work()
+        return graph.replay
+
+
+def choose_recorder(backbone: Backbone, backend: AttentionBackend) -> Recorder | None:
+    """What records on the model's device; None where it has nothing to record with, or a forward waits for the host:
+    where processes share the model, and where the rows of each expert are counted there."""
+    if backbone.device.type != "cuda" or backend is not VarlenAttention:
+        return None
+    if any(layer.total is not None for layer in backbone.layers):
+        return None
+    if backbone.config.experts is not None:
+        probe = torch.empty(0, dtype=backbone.dtype, device=backbone.device)
+        grouped = choose_linear(probe) is grouped_linear
+        if not grouped or torch.cuda.get_device_capability(backbone.device) < (9, 0):
+            return None
+    return CudaRecorder(backbone.device)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A forward over the buffers of a frame."""
+
+    frame: Frame
+    play: Play
+
+
+class Graphs:
+    """The recorded forwards of one decoder.
+
+    Args:
+        backbone: the model; when its weights move to other memory the recordings are forgotten.
+        arena: where keys and values lie.
+        recorder: what records; None: nothing is recorded.
+
+    Attributes:
+        captures: forwards that were recorded.
+        replays: forwards that were played.
+    """
+
+    def __init__(self, backbone: Backbone, arena: Arena, recorder: Recorder | None) -> None:
+        self.backbone, self.arena, self.recorder = backbone, arena, recorder
+        self.captures = self.replays = 0
+        self._recordings: OrderedDict[FrameShape, Recording] = OrderedDict()
+        self._seen: Counter[FrameShape] = Counter()
+        self._weights = [module._parameters for module in backbone.modules() if module._parameters]
+        self._addresses: list[int] = []
+        self._hidden: Tensor | None = None
+
+    def forward(self, batch: Batch) -> Tensor | None:
+        """Hidden states `[num_rows, hidden]` of a batch, good until the next forward; None where it is not one that
+        repeats, or has not come often enough."""
+        if self.recorder is None or not repeats(batch):
+            return None
+        kernel = kernels.varlen_kernel()
+        if kernel is None:
+            return None
+        self._forget_what_moved()
+        in_place = kernels.reads_in_place(kernel, self.backbone.device, self.backbone.dtype)
+        shape = FrameShape.of(batch.segments, in_place=in_place)
+        recording = self._recordings.get(shape)
+        if recording is None:
+            self._seen[shape] += 1
+            if self._seen[shape] < PATIENCE:
+                return None
+            recording = self._record(self.recorder, batch, shape, kernel)
+            if recording is None:
+                return None
+        else:
+            self._fill(recording.frame, batch)
+        self._recordings.move_to_end(shape)
+        recording.play()
+        self.replays += 1
+        return self._output()[: batch.num_rows]
+
+    def _record(
+        self, recorder: Recorder, batch: Batch, shape: FrameShape, kernel: kernels.VarlenKernel
+    ) -> Recording | None:
+        """A recording of the shape, its frame holding `batch`; None when that fails, and then for good."""
+        keys, values = self.arena.keys, self.arena.values
+        if keys is None or values is None:
+            raise RuntimeError("windows attend to an arena that was never taken from")
+        frame = Frame(shape, self.arena.spare, self.backbone.device)
+        self._fill(frame, batch)
+        attention, output = FrameAttention(frame, kernel, keys, values), self._output()
+
+        def work() -> None:
+            output[: shape.rows] = self.backbone(frame.token_ids, frame.positions, attention)
+
+        try:
+            recording = Recording(frame, recorder.record(work))
+        except Exception as error:
+            self.recorder = None
+            self._recordings.clear()
+            warnings.warn(
+                f"forwards are no longer recorded, which costs speed alone: {type(error).__name__}: {error}; "
+                "enforce_eager=true records none from the start",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+        self.captures += 1
+        self._recordings[shape] = recording
+        if len(self._recordings) > MAX_RECORDINGS:
+            self._recordings.popitem(last=False)
+        return recording
+
+    @staticmethod
+    def _fill(frame: Frame, batch: Batch) -> None:
+        frame.fill(batch.segments, batch.token_ids(), batch.positions())
+
+    def _output(self) -> Tensor:
+        """Where every recording leaves its hidden states, `[rows, hidden]`; not in the recorder's own memory."""
+        if self._hidden is None:
+            shape = (MAX_ROWS, self.backbone.config.hidden_size)
+            self._hidden = torch.empty(shape, dtype=self.backbone.dtype, device=self.backbone.device)
+        return self._hidden
+
+    def _forget_what_moved(self) -> None:
+        """Recordings hold addresses: after weights were replaced, not written into, they would read the old ones."""
+        held = (one for parameters in self._weights for one in parameters.values())
+        addresses = [one.data_ptr() for one in held if one is not None]
+        if self.arena.keys is not None and self.arena.values is not None:
+            addresses += [self.arena.keys.data_ptr(), self.arena.values.data_ptr()]
+        if addresses != self._addresses:
+            self._recordings.clear()
+            self._addresses = addresses
+
+
+def repeats(batch: Batch) -> bool:
+    """Whether the batch is of the kind that is recorded: few rows of windows that attend to the arena, fed tokens."""
+    return (
+        batch.num_rows <= MAX_ROWS
+        and all(segment.reuses for segment in batch.segments)
+        and all(entry.canvas.request.engine.smoothing is None for entry in batch.entries)
+    )

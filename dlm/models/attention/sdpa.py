@@ -1,0 +1,93 @@
+"""Attention by `scaled_dot_product_attention`: the default on a CPU and the fallback everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dlm.models.architecture import ROW_TILE
+from dlm.models.attention.packed import PackedAttention
+from dlm.models.segments import Segment
+from dlm.models.thinning import lower_right
+
+
+@dataclass(frozen=True)
+class Run:
+    """`count` consecutive segments of equal shape whose arena ranges start `stride` slots apart."""
+
+    first: Segment
+    count: int
+    stride: int
+
+
+def equal_runs(segments: Sequence[Segment]) -> list[Run]:
+    """Join neighbouring segments that one batched attention call can take without a copy.
+
+    Only whole row tiles are joined: with several threads a CPU gives windows of other lengths other bits in a batch.
+    """
+    runs: list[Run] = []
+    for segment in segments:
+        if runs:
+            run = runs[-1]
+            shape = (run.first.rows, run.first.num_keys, run.first.causal)
+            alike = shape == (segment.rows, segment.num_keys, segment.causal) and segment.rows % ROW_TILE == 0
+            if alike and run.first.key_start is None and segment.key_start is None:
+                runs[-1] = Run(run.first, run.count + 1, 0)
+                continue
+            if alike and run.first.key_start is not None and segment.key_start is not None:
+                last = run.first.key_start + (run.count - 1) * run.stride
+                step = segment.key_start - last
+                if (step > 0 and run.count == 1) or step == run.stride:
+                    runs[-1] = Run(run.first, run.count + 1, step)
+                    continue
+        runs.append(Run(segment, 1, 0))
+    return runs
+
+
+class SdpaAttention(PackedAttention):
+    """`scaled_dot_product_attention` on views of the packed batch and of the arena."""
+
+    name = "sdpa"
+
+    def __init__(self, segments: Sequence[Segment], keys: Tensor | None = None, values: Tensor | None = None) -> None:
+        super().__init__(segments, keys, values)
+        self.runs = equal_runs(self.segments)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        keys, values = self.store(layer, query, key, value)
+        heads, kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[2]
+        outputs = []
+        for run in self.runs:
+            count, rows, row = run.count, run.first.rows, run.first.row
+            window = slice(row, row + count * rows)
+            q = query[window].view(count, rows, heads, head_dim)
+            if run.first.key_start is None:
+                k = key[window].view(count, rows, kv_heads, head_dim)
+                v = value[window].view(count, rows, kv_heads, head_dim)
+            else:
+                k = _ranges(keys, run)
+                v = _ranges(values, run)
+            mask = lower_right(rows, k.shape[1], q.device) if run.first.causal else None
+            attended = F.scaled_dot_product_attention(
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, enable_gqa=heads != kv_heads
+            )
+            outputs.append(attended.transpose(1, 2).reshape(count * rows, heads, head_dim))
+        spare = query.shape[0] - self.tokens
+        if spare:
+            outputs.append(query.new_zeros(spare, heads, head_dim))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _ranges(arena: Tensor, run: Run) -> Tensor:
+    """The key ranges of a run as one view `[count, num_keys, kv_heads, head_dim]` of a layer's arena."""
+    start = run.first.key_start or 0
+    slot, head, value = arena.stride()
+    return arena.as_strided(
+        (run.count, run.first.num_keys, arena.shape[1], arena.shape[2]),
+        (run.stride * slot, slot, head, value),
+        arena.storage_offset() + start * slot,
+    )
