@@ -1,4 +1,4 @@
-"""Forwards that repeat are recorded once and played again: CUDA graphs of the steps that reuse the cache.
+"""Forwards that repeat are recorded once and played again: CUDA graphs of the steps that use the cache.
 
 Without a graph a GPU waits for the host between the hundreds of kernels of a forward over few rows. A recording has
 fixed shapes and addresses, so a step's batch is copied into the buffers of a `Frame` that is a little larger.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from dlm.models.attention import AttentionBackend, VarlenAttention, kernels
 from dlm.models.attention.frames import Frame, FrameAttention, FrameShape
 from dlm.models.backbone import Backbone
 from dlm.models.experts import choose_linear, grouped_linear
+from dlm.models.segments import Segment
 
 MAX_ROWS = 2048
 """Rows of a recorded forward: with more the GPU has enough to do while the host prepares the next kernels."""
@@ -124,42 +125,41 @@ class Graphs:
     def forward(self, batch: Batch) -> Tensor | None:
         """Hidden states `[num_rows, hidden]` of a batch, good until the next forward; None where it is not one that
         repeats, or has not come often enough."""
-        if self.recorder is None or not repeats(batch):
+        if self.recorder is None:
             return None
-        kernel = kernels.varlen_kernel()
-        if kernel is None:
+        segments, kernel = repeating(batch), kernels.varlen_kernel()
+        if segments is None or kernel is None:
             return None
         self._forget_what_moved()
         in_place = kernels.reads_in_place(kernel, self.backbone.device, self.backbone.dtype)
-        shape = FrameShape.of(batch.segments, in_place=in_place)
+        shape = FrameShape.of(segments, in_place=in_place)
         recording = self._recordings.get(shape)
         if recording is None:
             self._seen[shape] += 1
             if self._seen[shape] < PATIENCE:
                 return None
-            recording = self._record(self.recorder, batch, shape, kernel)
+            frame = Frame(shape, self.arena.spare, self.backbone.device)
+        else:
+            frame = recording.frame
+        frame.fill(segments, batch.token_ids(), batch.positions())
+        if recording is None:
+            recording = self._record(self.recorder, frame, kernel)
             if recording is None:
                 return None
-        else:
-            self._fill(recording.frame, batch)
         self._recordings.move_to_end(shape)
         recording.play()
         self.replays += 1
         return self._output()[: batch.num_rows]
 
-    def _record(
-        self, recorder: Recorder, batch: Batch, shape: FrameShape, kernel: kernels.VarlenKernel
-    ) -> Recording | None:
-        """A recording of the shape, its frame holding `batch`; None when that fails, and then for good."""
+    def _record(self, recorder: Recorder, frame: Frame, kernel: kernels.VarlenKernel) -> Recording | None:
+        """A recording over a frame that holds a batch; None when that fails, and then nothing is recorded any more."""
         keys, values = self.arena.keys, self.arena.values
         if keys is None or values is None:
             raise RuntimeError("windows attend to an arena that was never taken from")
-        frame = Frame(shape, self.arena.spare, self.backbone.device)
-        self._fill(frame, batch)
-        attention, output = FrameAttention(frame, kernel, keys, values), self._output()
+        attention, output = FrameAttention(frame, kernel, keys, values), self._output()[: frame.shape.rows]
 
         def work() -> None:
-            output[: shape.rows] = self.backbone(frame.token_ids, frame.positions, attention)
+            output.copy_(self.backbone(frame.token_ids, frame.positions, attention))
 
         try:
             recording = Recording(frame, recorder.record(work))
@@ -174,14 +174,10 @@ class Graphs:
             )
             return None
         self.captures += 1
-        self._recordings[shape] = recording
+        self._recordings[frame.shape] = recording
         if len(self._recordings) > MAX_RECORDINGS:
             self._recordings.popitem(last=False)
         return recording
-
-    @staticmethod
-    def _fill(frame: Frame, batch: Batch) -> None:
-        frame.fill(batch.segments, batch.token_ids(), batch.positions())
 
     def _output(self) -> Tensor:
         """Where every recording leaves its hidden states, `[rows, hidden]`; not in the recorder's own memory."""
@@ -201,10 +197,10 @@ class Graphs:
             self._addresses = addresses
 
 
-def repeats(batch: Batch) -> bool:
-    """Whether the batch is of the kind that is recorded: few rows of windows that attend to the arena, fed tokens."""
-    return (
-        batch.num_rows <= MAX_ROWS
-        and all(segment.reuses for segment in batch.segments)
-        and all(entry.canvas.request.engine.smoothing is None for entry in batch.entries)
-    )
+def repeating(batch: Batch) -> Sequence[Segment] | None:
+    """The batch's windows, all reading the arena; None where it is not of the kind that is recorded: few rows, fed
+    tokens, every window on the arena or able to be."""
+    if batch.num_rows > MAX_ROWS or any(entry.canvas.request.engine.smoothing is not None for entry in batch.entries):
+        return None
+    segments = [segment.through_arena() for segment in batch.segments]
+    return None if None in segments else [segment for segment in segments if segment is not None]

@@ -5,7 +5,7 @@ Plain values, no tensor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,14 @@ class Segment:
     causal: bool = False
     retain: Retain | None = None
 
-    @property
-    def reuses(self) -> bool:
-        """The window sees all of a range of the arena and thins nothing out: forwards of such windows repeat."""
-        return self.key_start is not None and not self.causal and self.retain is None
+    def through_arena(self) -> Segment | None:
+        """The same window reading all its keys from the arena, after its own were kept there; None where it keeps none
+        of them and attends to them, is causal, or thins them out."""
+        if self.causal or self.retain is not None:
+            return None
+        if self.key_start is not None:
+            return self
+        return None if self.slot is None else replace(self, key_start=self.slot, num_keys=self.rows)
 
 
 def packing_order(segment: Segment) -> tuple[bool, bool, int, int, int]:
