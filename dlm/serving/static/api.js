@@ -1,0 +1,151 @@
+/** The server's HTTP: JSON, the stream of a chat, and failures in words. Addresses are relative to the page's own. */
+
+const KEY = "dlm-key";
+let keyInMemory = "";
+
+export function storedKey() {
+  try {
+    return sessionStorage.getItem(KEY) ?? keyInMemory;
+  } catch {
+    return keyInMemory; // storage may be switched off; the key then lasts as long as the page
+  }
+}
+
+export function storeKey(key) {
+  keyInMemory = key;
+  try {
+    if (key) sessionStorage.setItem(KEY, key);
+    else sessionStorage.removeItem(KEY);
+  } catch (error) {
+    console.warn("the key lasts as long as the page:", error.message);
+  }
+}
+
+/** A failure of a request. `status` is 0 where no answer came, and null for an error inside a stream. */
+export class ApiError extends Error {
+  constructor(status, message, { param = null, retryAfter = null } = {}) {
+    super(message);
+    this.status = status;
+    this.param = param;
+    this.retryAfter = retryAfter;
+  }
+
+  /** @returns {{title: string, detail: string, advice: string}} */
+  get words() {
+    const [title, advice] = this.#titleAndAdvice();
+    return { title, detail: this.message, advice };
+  }
+
+  #titleAndAdvice() {
+    const wait = this.retryAfter ? `in ${this.retryAfter} s` : "in a moment";
+    switch (this.status) {
+      case 0:
+        return ["No connection to the server", "See that the server is running and that this page's address is its address, then try again."];
+      case -1:
+        return ["The connection was lost", "What had arrived is kept above. Try again; if it happens often, look at the server's log."];
+      case null:
+        return ["The server stopped in the middle of the answer", "What had arrived is kept above. Try again."];
+      case 400:
+      case 422:
+        return ["The server did not accept the request", this.param ? `Change ${this.param} in Parameters and try again.` : "Change the message or the parameters and try again."];
+      case 401:
+        return ["The server asks for a key", "Give the key that the server was started with."];
+      case 404:
+        return ["There is no such model here", "Choose another model at the top of the page."];
+      case 413:
+        return ["The message is too long for this server", "Shorten it, or begin a new chat."];
+      case 429:
+        return ["The server is busy", `Its queue is full. Try again ${wait}.`];
+      case 503:
+        return ["The server is not ready", `It is starting, stopping or short of memory. Try again ${wait}, or ask for fewer tokens.`];
+      case 504:
+        return ["The answer took too long", "Ask for fewer tokens, fewer steps or a faster algorithm."];
+      default:
+        return [`The server answered with ${this.status}`, "Try again; if it stays, look at the server's log."];
+    }
+  }
+}
+
+async function request(path, options = {}) {
+  const key = storedKey();
+  const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, "The server does not answer.");
+  }
+  if (!response.ok) throw await failure(response);
+  return response;
+}
+
+/** Routers answer in plain text, servers in OpenAI's shape; both are read. */
+async function failure(response) {
+  const body = await response.text();
+  let error = {};
+  try {
+    error = JSON.parse(body).error ?? {};
+  } catch {
+    error = { message: body.slice(0, 500) };
+  }
+  return new ApiError(response.status, error.message || response.statusText || "No reason was given.", {
+    param: error.param ?? null,
+    retryAfter: response.headers.get("Retry-After"),
+  });
+}
+
+export async function getJson(path) {
+  return (await request(path)).json();
+}
+
+/**
+ * Send a chat and read its stream.
+ * @param {object} body of the request
+ * @param {AbortSignal} signal stops it; the promise then rejects with an AbortError
+ * @param {(chunk: object) => void} onChunk called with each chunk
+ * @throws {ApiError}
+ */
+export async function streamChat(body, signal, onChunk) {
+  const response = await request("v1/chat/completions", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+    signal,
+  });
+  for await (const data of serverEvents(response.body)) {
+    if (data === "[DONE]") return;
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new ApiError(null, chunk.error.message ?? "No reason was given.");
+    onChunk(chunk);
+  }
+  throw new ApiError(-1, "The answer ended before its last chunk.");
+}
+
+/** The `data` of each event of an event stream. */
+async function* serverEvents(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  let data = [];
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split(/\r\n|\n|\r(?!$)/);
+      rest = lines.pop();
+      for (const line of lines) {
+        if (line === "" && data.length) {
+          yield data.join("\n");
+          data = [];
+        } else if (line.startsWith("data:")) {
+          data.push(line.slice(5).replace(/^ /, ""));
+        }
+      }
+    }
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(-1, "The server closed the connection before the answer was complete.");
+  } finally {
+    reader.cancel().catch(() => undefined); // a stream that has failed cannot be cancelled, and need not be
+  }
+}

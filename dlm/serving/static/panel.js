@@ -1,0 +1,34 @@
+/** The sheet with the parameters: beside the canvas on a wide screen, over the page on a narrow one. */
+
+import { find } from "./dom.js";
+
+const BESIDE = matchMedia("(min-width: 1240px)");
+
+export class Panel {
+  constructor() {
+    this.element = find("panel");
+    this.button = find("panel-toggle");
+    this.button.addEventListener("click", () => this.toggle(this.element.hidden));
+    find("panel-close").addEventListener("click", () => this.toggle(false));
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && !this.element.hidden && !event.defaultPrevented) this.toggle(false);
+    });
+    BESIDE.addEventListener("change", () => this.#cover());
+  }
+
+  toggle(open) {
+    const had = this.element.contains(document.activeElement);
+    this.element.hidden = !open;
+    this.button.setAttribute("aria-expanded", String(open));
+    document.body.classList.toggle("with-panel", open);
+    this.#cover();
+    if (open) find("panel-close").focus();
+    else if (had) this.button.focus();
+  }
+
+  /** What lies under the sheet takes no focus. */
+  #cover() {
+    const covered = !this.element.hidden && !BESIDE.matches;
+    for (const part of document.querySelectorAll(".top, .talk, .stage")) part.inert = covered;
+  }
+}

@@ -1,0 +1,198 @@
+/** The parameters of a request: a form made from what the server says it takes. Only what the reader set is sent. */
+
+import { find, make } from "./dom.js";
+
+/** The page shows one answer a prompt, always as a stream, and has choosers of its own for these. */
+const OWN = new Set(["n", "stream", "model", "algorithm", "generation_algorithm", "dlm_events", "stop"]);
+
+export class Settings {
+  #algorithms = [];
+  #common = [];
+  #values = new Map();
+  #default = "";
+
+  /** @param {() => void} onChange called when a value, or the algorithm, was changed */
+  constructor(onChange) {
+    this.onChange = onChange;
+    this.algorithm = find("algorithm");
+    this.compare = find("compare");
+    this.fields = find("fields");
+    this.context = make("input", { type: "checkbox", id: "context", checked: true });
+    this.algorithm.addEventListener("change", () => this.#build());
+    this.compare.addEventListener("change", () => this.#build());
+    this.fields.addEventListener("input", (event) => this.#read(event.target));
+    this.fields.addEventListener("submit", (event) => event.preventDefault());
+    find("panel-reset").addEventListener("click", () => {
+      this.#values.clear();
+      this.#build();
+    });
+  }
+
+  /** Take the answer of `generation/algorithms`. */
+  load(catalogue) {
+    this.#algorithms = catalogue.algorithms ?? [];
+    this.#common = (catalogue.parameters ?? []).filter((one) => !OWN.has(one.name));
+    this.#default = catalogue.default ?? "";
+    const options = (first) => [
+      make("option", { value: "" }, first),
+      ...this.#algorithms.filter((one) => one.available).map((one) => make("option", { value: one.name, title: one.source ?? "" }, one.name)),
+      ...this.#unavailable(),
+    ];
+    this.algorithm.replaceChildren(...options(this.#default ? `default (${this.#default})` : "default"));
+    this.compare.replaceChildren(...options("nothing"));
+    this.algorithm.disabled = this.compare.disabled = false;
+    this.#build();
+  }
+
+  /** Algorithms to run, one or two; an empty name is the server's default. */
+  get names() {
+    return this.compare.value ? [this.algorithm.value, this.compare.value] : [this.algorithm.value];
+  }
+
+  /** What an empty name stands for. */
+  label(name) {
+    return name || this.#default || "default";
+  }
+
+  get sendsContext() {
+    return this.context.checked;
+  }
+
+  set sendsContext(value) {
+    this.context.checked = value;
+  }
+
+  /** How many values are set. */
+  get count() {
+    const names = new Set(this.names.flatMap((name) => Object.keys(this.body(name))));
+    names.delete("generation_algorithm");
+    return names.size;
+  }
+
+  /** The first field whose value cannot be sent, or null. */
+  get invalid() {
+    return this.fields.querySelector("input:invalid, select:invalid");
+  }
+
+  /** The fields of a request's body for an algorithm. */
+  body(name) {
+    const body = name ? { generation_algorithm: name } : {};
+    for (const parameter of [...this.#ofAlgorithm(name), ...this.#common]) {
+      if (this.#values.has(parameter.name)) body[parameter.name] = this.#values.get(parameter.name);
+    }
+    return body;
+  }
+
+  /** Bring the field of a parameter into view; false where there is none. */
+  focus(name) {
+    const field = this.fields.elements.namedItem(name);
+    if (field) field.focus();
+    return Boolean(field);
+  }
+
+  #unavailable() {
+    const missing = this.#algorithms.filter((one) => !one.available);
+    if (!missing.length) return [];
+    const options = missing.map((one) => make("option", { disabled: true, title: one.reason ?? "" }, one.name));
+    return [make("optgroup", { label: "not for this model" }, ...options)];
+  }
+
+  #ofAlgorithm(name) {
+    const found = this.#algorithms.find((one) => one.name === (name || this.#default));
+    return (found?.parameters ?? []).filter((one) => !OWN.has(one.name));
+  }
+
+  #build() {
+    const groups = [];
+    const taken = new Set();
+    for (const name of this.names) {
+      const parameters = this.#ofAlgorithm(name).filter((one) => !taken.has(one.name));
+      parameters.forEach((one) => taken.add(one.name));
+      const found = this.#algorithms.find((one) => one.name === (name || this.#default));
+      const source = found?.source ? `From ${found.source}.` : "";
+      groups.push(this.#group(this.label(name), source, parameters, "It has no parameters of its own."));
+    }
+    groups.push(this.#group("Every algorithm", "", this.#common.filter((one) => !taken.has(one.name)), ""));
+    groups.push(
+      make(
+        "fieldset",
+        {},
+        make("legend", {}, "Conversation"),
+        make("label", { class: "check" }, this.context, "Send earlier messages along"),
+      ),
+    );
+    this.fields.replaceChildren(...groups);
+    this.onChange();
+  }
+
+  #group(title, note, parameters, none) {
+    const rows = parameters.map((one) => this.#row(one));
+    const about = [note, rows.length ? "" : none].filter(Boolean).join(" ");
+    return make("fieldset", {}, make("legend", {}, title), about ? make("p", { class: "note" }, about) : null, ...rows);
+  }
+
+  #row(parameter) {
+    const id = `field-${parameter.name}`;
+    const range = rangeOf(parameter);
+    const description = [parameter.description, range].filter(Boolean).join(" ");
+    const input = this.#input(parameter, id);
+    if (description) input.setAttribute("aria-describedby", `${id}-about`);
+    return make(
+      "div",
+      { class: "field" },
+      make("label", { for: id }, parameter.name),
+      input,
+      make("p", { class: "problem", id: `${id}-problem`, role: "alert", hidden: true }),
+      description ? make("p", { class: "note", id: `${id}-about` }, description) : null,
+    );
+  }
+
+  #input(parameter, id) {
+    const value = this.#values.get(parameter.name);
+    const standard = parameter.default === null || parameter.default === undefined ? "none" : String(parameter.default);
+    const shared = { id, name: parameter.name, "data-type": parameter.type };
+    const choices = parameter.type === "boolean" ? ["true", "false"] : parameter.choices?.map(String);
+    if (choices?.length) {
+      const others = choices.filter((one) => one !== standard).map((one) => make("option", { value: one }, one));
+      const select = make("select", shared, make("option", { value: "" }, standard), ...others);
+      select.value = value === undefined ? "" : String(value);
+      return select;
+    }
+    const numeric = parameter.type === "number" || parameter.type === "integer";
+    return make("input", {
+      ...shared,
+      type: numeric ? "number" : "text",
+      inputMode: numeric ? (parameter.type === "integer" ? "numeric" : "decimal") : null,
+      min: numeric ? parameter.minimum : null,
+      max: numeric ? parameter.maximum : null,
+      step: numeric ? (parameter.type === "integer" ? "1" : "any") : null,
+      placeholder: standard,
+      autocomplete: "off",
+      value: value === undefined ? null : String(value),
+    });
+  }
+
+  #read(input) {
+    if (!input.name) return;
+    const problem = find(`field-${input.name}-problem`);
+    const valid = input.validity.valid;
+    problem.textContent = valid ? "" : input.validationMessage;
+    problem.hidden = valid;
+    if (input.value === "" || !valid) this.#values.delete(input.name);
+    else this.#values.set(input.name, typed(input.dataset.type, input.value));
+    this.onChange();
+  }
+}
+
+function typed(type, text) {
+  if (type === "number" || type === "integer") return Number(text);
+  return type === "boolean" ? text === "true" : text;
+}
+
+function rangeOf({ minimum: low, maximum: high, choices }) {
+  if (choices?.length) return "";
+  const [from, to] = [low !== null && low !== undefined, high !== null && high !== undefined];
+  if (from && to) return `${low} to ${high}.`;
+  if (from) return `${low} or more.`;
+  return to ? `${high} or less.` : "";
+}

@@ -1,0 +1,41 @@
+/* The theme that the reader chose, put on the page before it is drawn. Without a choice the system's is used. */
+"use strict";
+
+(function () {
+  const NEXT = { auto: "light", light: "dark", dark: "auto" };
+  const WORDS = { auto: "as the system", light: "light", dark: "dark" };
+
+  function stored() {
+    try {
+      return localStorage.getItem("dlm-theme") in NEXT ? localStorage.getItem("dlm-theme") : "auto";
+    } catch {
+      return "auto"; // storage may be switched off; the choice then lasts as long as the page
+    }
+  }
+
+  let theme = stored();
+
+  function apply() {
+    if (theme === "auto") document.documentElement.removeAttribute("data-theme");
+    else document.documentElement.dataset.theme = theme;
+    const button = document.getElementById("theme");
+    if (button) {
+      button.title = `Theme: ${WORDS[theme]}`;
+      button.setAttribute("aria-label", `Theme: ${WORDS[theme]}. Change to ${WORDS[NEXT[theme]]}`);
+    }
+  }
+
+  apply();
+  addEventListener("DOMContentLoaded", () => {
+    apply();
+    document.getElementById("theme").addEventListener("click", () => {
+      theme = NEXT[theme];
+      try {
+        localStorage.setItem("dlm-theme", theme);
+      } catch (error) {
+        console.warn("the theme is not kept:", error.message);
+      }
+      apply();
+    });
+  });
+})();

@@ -1,0 +1,86 @@
+"""Debian's chromium, the page of the mock server, and the page of a real server with the demo checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.browser.mock_server import Mock, serving
+from tests.running import started
+
+pytest.importorskip("playwright", reason="playwright is not installed: pip install 'dlm[dev]'")
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+READY_WITHIN = 120.0
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the path: apt-get install chromium")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def mock() -> Iterator[Mock]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def real_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of the demo checkpoint."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("serve")
+    command = [sys.executable, "-m", "dlm.serve", "device=cpu", f"port={port}", f"hydra.run.dir={folder}"]
+    with started(command, Path(__file__).parents[2]) as process:
+        until = time.monotonic() + READY_WITHIN
+        while not _ready(port):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until, f"not ready within {READY_WITHIN} s"
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/"
+
+
+def _ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.fixture(params=["mock", "real"])
+def site(request: pytest.FixtureRequest) -> str:
+    """The page's address, once on each server."""
+    if request.param == "mock":
+        return str(request.getfixturevalue("mock").url)
+    return str(request.getfixturevalue("real_url"))
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """A wide window in which nothing moves: a replay is at its end at once."""
+    opened = browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
+    opened.set_default_timeout(20_000)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Page:
+    return context.new_page()
