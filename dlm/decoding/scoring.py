@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dlm.decoding import fused
 from dlm.decoding.noise import gumbel
 from dlm.models.backbone import ROW_TILE
 
@@ -68,6 +69,13 @@ class ScoreSpec:
     def alters_logits(self) -> bool:
         """Whether log-probabilities under the raw logits need a pass of their own."""
         return self.record and bool(self.banned or self.deferred or self.boosted)
+
+    @property
+    def greedy_odds(self) -> bool:
+        """Whether the most probable token and the odds against it, of the logits but for a few banned ids, are all that
+        is wanted."""
+        plain = self.temperature == 0 and not (self.boosted or self.deferred or self.observe or self.alters_logits)
+        return plain and self.order not in STATISTICS and len(self.banned) <= fused.MAX_BANNED
 
 
 @dataclass(frozen=True)
@@ -154,9 +162,19 @@ def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tens
         if logits.device.type == "cpu":
             step = max(1, SLICE_BYTES // (logits.shape[1] * logits.element_size()))
         for first in range(0, logits.shape[0], step):
-            parts.append(_score_slice(logits[first : first + step], chunk.slice(first, first + step), spec))
+            part, members = logits[first : first + step], chunk.slice(first, first + step)
+            one_pass = spec.greedy_odds and fused.fusible(part)
+            parts.append(_score_fused(part, spec) if one_pass else _score_slice(part, members, spec))
     table = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return table, torch.cat(observed) if observed else None
+
+
+def _score_fused(logits: Tensor, spec: ScoreSpec) -> Tensor:
+    """As `_score_slice`, for specs of which the greatest logit and the odds against it are all that is wanted."""
+    token, others = fused.leaders(logits, spec.banned)
+    table = torch.zeros(6, len(token), dtype=torch.float64, device=token.device)
+    table[0], table[2] = token, others
+    return table
 
 
 def _score_slice(logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
@@ -166,19 +184,17 @@ def _score_slice(logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
     if rows.boosts is not None:
         row, boosted, amounts = rows.boosts
         logits.index_put_((row, boosted), amounts.to(logits.dtype), accumulate=True)
-    if spec.banned:
-        logits[:, list(spec.banned)] = -torch.inf
+    ban(logits, spec.banned)
     token = argmax(logits) if rows.keys is None else _draw(logits, rows.keys, spec)
     at = token.unsqueeze(1)
     chosen = logits.gather(1, at)
     nothing = torch.zeros_like(token, dtype=torch.float64)
     statistic = STATISTICS[spec.order](logits) if spec.order in STATISTICS else nothing
-    if spec.deferred:
-        logits[:, list(spec.deferred)] = -torch.inf
+    ban(logits, spec.deferred)
     best = logits.amax(-1, keepdim=True)
     gap = (best - chosen).squeeze(1).double()
-    if spec.deferred:
-        gap[torch.isin(token, torch.tensor(spec.deferred, device=token.device))] = torch.inf
+    for late in spec.deferred:
+        gap.masked_fill_(token == late, torch.inf)
     others = logits.scatter_(1, at, -torch.inf).sub_(best).exp_().sum(-1)
     raw_sum = raw_gap = nothing
     if raw is not None:
@@ -186,6 +202,12 @@ def _score_slice(logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
         raw_gap = (top - raw.gather(1, at)).squeeze(1)
         raw_sum = raw.sub_(top).exp_().sum(-1)
     return torch.stack([column.double() for column in (token, statistic, others, gap, raw_sum, raw_gap)])
+
+
+def ban(logits: Tensor, tokens: tuple[int, ...]) -> None:
+    """Set the columns of `tokens` to -inf; one by one, since a list of them would have to be sent to the device."""
+    for token in tokens:
+        logits[:, token] = -torch.inf
 
 
 def argmax(logits: Tensor) -> Tensor:

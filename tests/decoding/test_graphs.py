@@ -77,7 +77,9 @@ def asked(count: int = 10, engine: Any = None, sampler: Any = None, length: int 
     chance, made = random.Random(count), []
     for index in range(count):
         prompt = tuple(chance.randrange(500) for _ in range(chance.randint(3, 40)))
-        params = SamplingParams(length, block_length=8, steps=length, record=True, ignore_eos=True, seed=index)
+        params = SamplingParams(
+            length, block_length=8, steps=length, record=True, ignore_eos=True, seed=index, temperature=0.0
+        )
         made.append(Request(str(index), prompt, params, engine or DualCache(), sampler or Threshold(0.9)))
     return made
 

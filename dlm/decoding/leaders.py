@@ -1,0 +1,46 @@
+"""The Triton kernel behind `fused.py`; importing it needs the package `triton`.
+
+Without postponed annotations, which the compiler reads.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+def find_leaders(logits, tokens, others, columns, stride, first_banned, second_banned, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # arguments are the compiler's
+    """One row a program: the lowest place of the greatest logit, and what the other logits weigh against it.
+
+    A row is read once, in blocks. Of what was read the leader's place, its logit and the sum of exp(logit - its own)
+    over all others are kept; when a block's leader is greater the old one joins the others.
+
+    Args:
+        logits: `[rows, columns]` float16, bfloat16 or float32, `stride` numbers from row to row.
+        tokens: `[rows]` int64, out.
+        others: `[rows]` float32, out; nan where a logit is, and where the greatest is infinite.
+        first_banned, second_banned: columns that count as -inf; -1 for none.
+        BLOCK: columns at once, a power of two.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    leader = tl.full([], 0, tl.int32)
+    best = tl.full([], float("-inf"), tl.float32)
+    rest = tl.full([], 0.0, tl.float32)
+    for first in range(0, columns, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        inside = column < columns
+        value = tl.load(logits + row * stride + column, mask=inside, other=float("-inf")).to(tl.float32)
+        value = tl.where((column == first_banned) | (column == second_banned), float("-inf"), value)
+        top = tl.max(value, axis=0)
+        place = tl.min(tl.where(value == top, column, columns), axis=0)
+        weight = tl.exp(value - tl.where(top == float("-inf"), 0.0, top))
+        mine = tl.sum(tl.where(column == place, 0.0, weight), axis=0)
+        wins = top > best
+        level = tl.maximum(best, top)
+        level = tl.where(level == float("-inf"), 0.0, level)
+        joined = mine + tl.exp(best - level) * (rest + 1.0)
+        kept = rest + tl.exp(top - level) * (mine + 1.0)
+        rest = tl.where(wins, joined, kept)
+        leader = tl.where(wins, place, leader)
+        best = tl.where(wins, top, best)
+    tl.store(tokens + row, leader.to(tl.int64))
+    tl.store(others + row, rest + (best - best))  # nan where the greatest logit is infinite
