@@ -109,10 +109,10 @@ def _trainer_faults(config: DictConfig) -> list[str]:
             f"trainer.devices={devices}, trainer.num_nodes={nodes} with trainer.strategy=auto: several processes are "
             "trainer=ddp"
         )
-    if trainer.strategy == "ddp" and in_multirun() and "TORCHELASTIC_RUN_ID" not in os.environ:
+    if trainer.strategy == "ddp" and in_multirun() and not _launched():
         faults.append(
             "trainer=ddp with -m: each process that it starts would run the whole sweep again. Use one process a job, "
-            "or hydra/launcher=submitit_slurm with torchrun in each job"
+            "or hydra/launcher=submitit_slurm, which starts the processes of each job itself"
         )
     if trainer.strategy not in ("auto", "ddp"):
         faults.append(f"trainer.strategy={trainer.strategy}: auto (one process) or ddp")
@@ -120,6 +120,12 @@ def _trainer_faults(config: DictConfig) -> list[str]:
     if "TORCHELASTIC_RUN_ID" in os.environ and world not in (None, "1") and trainer.strategy != "ddp":
         faults.append(f"trainer: torchrun started {world} processes, and each would decode everything; use trainer=ddp")
     return faults
+
+
+def _launched() -> bool:
+    """Whether torchrun or srun started this process as one of several."""
+    by_srun = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    return by_srun or "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _progress_faults(config: DictConfig) -> list[str]:

@@ -168,6 +168,36 @@ def test_tasks_of_a_job_array_share_the_prompts(
     assert shards == ["slurm-array-7-task0-rank0", "slurm-array-7-task1-rank0"]
 
 
+def test_a_preempted_task_of_an_array_stops_alone_and_goes_on_when_it_is_started_again(
+    whole: Path, arguments: list[str], tmp_path: Path
+) -> None:
+    command = python("dlm.predict", *arguments, f"run_dir={tmp_path / 'run'}")
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_ID": "1"}
+    claims = tmp_path / "run" / "claims" / "slurm-array-7"
+    with started(command, tmp_path, **array) as process:
+        running.wait_until(lambda: len(shard_rows(tmp_path / "run")) > 2, TIMEOUT, "an answer", process)
+        process.send_signal(signal.SIGTERM)
+        stopped = running.finish(process)
+    if stopped.returncode == 0:
+        pytest.skip("decoded before the signal came")
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    assert not (claims / "stop").exists()
+    held = [path for path in claims.iterdir() if path.name.isdigit()]
+    free = next(path for path in (claims / str(n) for n in range(99)) if path not in held)
+    free.write_text("task1-rank0")  # as if it had been killed with this in hand
+    other = running.run(command, tmp_path, **array | {"SLURM_ARRAY_TASK_ID": "2"})
+    assert other.returncode == 0, other.stderr
+    assert "this task of the array is through" in other.stderr
+    again = running.run(command, tmp_path, **array, SLURM_RESTART_COUNT="1")
+    assert again.returncode == 0, again.stderr
+    assert answers(tmp_path / "run") == answers(whole)
+    rows = Counter(row["id"] for row in shard_rows(tmp_path / "run"))
+    assert set(rows.values()) == {1}, "nothing is decoded twice"
+    nothing = running.run(command, tmp_path, **array | {"SLURM_ARRAY_TASK_ID": "0"})
+    assert nothing.returncode == 0, nothing.stderr
+    assert not list((tmp_path / "run" / "shards").glob("*task0*"))
+
+
 def test_samples_records_and_stop_strings(prompts: Path, tmp_path: Path) -> None:
     base = [*TINY, f"data.path={prompts}", "data.limit=3", "generation.temperature=1", "generation.n=2"]
     assert decode(*base, "generation.record=true", f"run_dir={tmp_path / 'a'}") == 0

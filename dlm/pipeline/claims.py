@@ -2,7 +2,8 @@
 
 A claim is taken by creating a file that must not exist: no process group, so that DDP, torchrun and job arrays do the
 same, a slow process takes fewer, and none waits for another. What a dead process had taken is missing when the run is
-merged, and done by the next attempt.
+merged, and done by the next attempt; a task of a job array that is asked to stop gives back what it has not answered,
+and one that is started again goes on with what it had taken.
 
 Claims are taken when the decoder asks for its next prompt, so that it never runs dry between two of them; early ones
 are large, the last ones hold a single prompt, so that all processes end at about the same time.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +70,12 @@ class Claims:
     Args:
         folder: the attempt's folder inside `claims/`.
         worker: this process's name, left in the files of the claims that it takes.
+        earlier: names that this process had before it was started again; what they took is its own.
     """
 
-    def __init__(self, folder: Path, worker: str) -> None:
-        self.folder, self.worker = folder, worker
+    def __init__(self, folder: Path, worker: str, earlier: Collection[str] = ()) -> None:
+        self.folder, self.worker, self.earlier = folder, worker, earlier
+        self._taken: set[int] = set()
 
     def agree(self, plan: Plan) -> Plan:
         """The plan of this attempt: `plan` if this process is the first, else what the first one wrote."""
@@ -87,18 +90,50 @@ class Claims:
         return Plan(written["claims"], written["world"])
 
     def take(self, plan: Plan) -> Iterator[int]:
-        """Prompt numbers for this process; each claim is taken when its first prompt is asked for."""
-        for number, claim in enumerate(plan.claims):
-            if self._take(number):
-                yield from claim
+        """Prompt numbers for this process; each claim is taken when its first prompt is asked for.
+
+        The list is gone through until nothing in it is free: others may have given back what was passed over.
+        """
+        found = True
+        while found:
+            found = False
+            for number, claim in enumerate(plan.claims):
+                if number not in self._taken and self._take(number):
+                    found = True
+                    self._taken.add(number)
+                    yield from claim
+
+    def left(self, plan: Plan) -> bool:
+        """Whether there is anything that this process could take."""
+        return any(
+            claim and (not self._path(number).exists() or self._inherited(number))
+            for number, claim in enumerate(plan.claims)
+        )
+
+    def give_back(self, plan: Plan, answered: Collection[int]) -> None:
+        """Let others take the claims of this process that hold prompts other than `answered`."""
+        for number in self._taken:
+            if not set(plan.claims[number]) <= set(answered):
+                self._path(number).unlink(missing_ok=True)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / str(number)
+
+    def _inherited(self, number: int) -> bool:
+        if not self.earlier:
+            return False
+        try:
+            return self._path(number).read_text(encoding="utf-8") in self.earlier
+        except FileNotFoundError:
+            return False
 
     def _take(self, number: int) -> bool:
-        path = self.folder / str(number)
+        path = self._path(number)
         try:
             with open(path, "x", encoding="utf-8") as file:
                 file.write(self.worker)
         except FileExistsError:
-            return False
+            return self._inherited(number)
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}; make room, then resume") from error
         return True

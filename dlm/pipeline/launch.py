@@ -39,6 +39,7 @@ class Launch:
         attempt: name shared by the processes that were started together.
         array_task: index in a job array, else None.
         array_size: tasks in the array, 1 without one.
+        array_restart: how often this task of the array was started before: after a preemption the queue starts it again.
         parent: process to outlive by no more than a moment; None where nobody launched this one.
         note: the file through which torchrun's workers agreed.
     """
@@ -47,6 +48,7 @@ class Launch:
     attempt: str
     array_task: int | None = None
     array_size: int = 1
+    array_restart: int = 0
     parent: int | None = None
     note: Path | None = None
 
@@ -73,7 +75,9 @@ def decide(run_dir: str | None, verb: str, environment: MutableMapping[str, str]
     if run_dir and inherited and Path(run_dir).absolute() != Path(inherited).absolute():
         raise ConfigError(f"run_dir={run_dir} and the environment's {RUN_DIR}={inherited} differ: unset one of them")
     folder, attempt = run_dir or inherited, environment.get(ATTEMPT)
-    if "SLURM_ARRAY_JOB_ID" in environment:
+    # Submitit starts the jobs of a sweep as an array, too, and these are runs of their own.
+    array = "SLURM_ARRAY_TASK_ID" in environment and "SUBMITIT_EXECUTOR" not in environment
+    if array:
         attempt = attempt or f"slurm-array-{environment['SLURM_ARRAY_JOB_ID']}"
     elif "TORCHELASTIC_RUN_ID" in environment:
         attempt = attempt or _torchrun_attempt(environment)
@@ -92,12 +96,12 @@ def decide(run_dir: str | None, verb: str, environment: MutableMapping[str, str]
     parent = _parent(environment)
     environment[RUN_DIR], environment[ATTEMPT] = str(Path(folder).absolute()), attempt
     environment.setdefault(LAUNCHER, str(os.getpid()))
-    array = "SLURM_ARRAY_TASK_ID" in environment
     return Launch(
         run_dir=Path(folder),
         attempt=attempt,
         array_task=int(environment["SLURM_ARRAY_TASK_ID"]) if array else None,
         array_size=int(environment.get("SLURM_ARRAY_TASK_COUNT", "1")) if array else 1,
+        array_restart=int(environment.get("SLURM_RESTART_COUNT", "0")) if array else 0,
         parent=parent,
         note=_torchrun_note(environment) if "TORCHELASTIC_RUN_ID" in environment else None,
     )

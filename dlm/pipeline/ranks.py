@@ -107,10 +107,11 @@ class Heart:
         folder: the attempt's folder.
         worker: this process's name.
         stop: thrown when another process leaves a stop mark; throwing it leaves one.
+        mark: name of the stop mark of those who stop together.
     """
 
-    def __init__(self, folder: Path, worker: str, stop: StopSwitch) -> None:
-        self.folder, self.stop = folder, stop
+    def __init__(self, folder: Path, worker: str, stop: StopSwitch, mark: str = "stop") -> None:
+        self.folder, self.stop, self._mark = folder, stop, folder / mark
         self.status = Status(worker, machine(), os.getpid(), process_birth(os.getpid()))
         self._listeners: list[Callable[[], None]] = []
         self._lock = threading.Lock()
@@ -165,12 +166,11 @@ class Heart:
             self.status = replace(self.status, message=f"no status written: {error.strerror}")
 
     def _run(self) -> None:
-        mark = self.folder / "stop"
         while not self._end.wait(BEAT):
-            if mark.exists():
+            if self._mark.exists():
                 self.stop.throw()
             elif self.stop:
-                mark.touch()
+                self._mark.touch()
             self.update(beat=self.status.beat + 1)
             for listener in self._listeners:
                 listener()

@@ -113,8 +113,12 @@ class Session:
 
     def _workers(self, world: int) -> list[str]:
         """Names of the processes of this Trainer."""
-        task = self.launch.array_task
-        return [f"rank{rank}" if task is None else f"task{task}-rank{rank}" for rank in range(world)]
+        return [f"{self._group()}rank{rank}" for rank in range(world)]
+
+    def _group(self, restart: int | None = None) -> str:
+        """Tells this Trainer's processes from those of other tasks of the array, and from this task's earlier lives."""
+        task, restart = self.launch.array_task, self.launch.array_restart if restart is None else restart
+        return "" if task is None else f"task{task}-restart{restart}-" if restart else f"task{task}-"
 
     def _work(self, trainer: Trainer, interrupts: Interrupts) -> int:
         from dlm.pipeline.progress import ProgressReport, Totals
@@ -122,11 +126,12 @@ class Session:
         workers = self._workers(trainer.world_size)
         worker = workers[trainer.global_rank]
         others = Others(self._attempt, [name for name in workers if name != worker])
-        claims = Claims(self._attempt, worker)
+        earlier = [f"{self._group(restart)}rank{trainer.global_rank}" for restart in range(self.launch.array_restart)]
+        claims = Claims(self._attempt, worker, earlier)
         plan = self._plan(claims, trainer.world_size * self.launch.array_size)
-        if plan.num_prompts == 0:
+        if plan.num_prompts == 0 or (trainer.world_size == 1 and not claims.left(plan)):
             return self._conclude(others, Totals.of([], 0.0), trainer.loggers) if trainer.global_rank == 0 else 0
-        with Heart(self._attempt, worker, self.stop) as heart:
+        with Heart(self._attempt, worker, self.stop, mark=f"{self._group()}stop") as heart:
             progress = None
             if trainer.global_rank == 0:
                 rows = plan.num_prompts * self.config.generation.n
@@ -134,6 +139,8 @@ class Session:
                 callbacks(trainer).append(progress)
                 heart.on_beat(lambda: self._watch(others))
             self._decode(trainer, claims, plan, heart)
+            if self.stop:
+                claims.give_back(plan, self._answered())
             heart.update(state="stopped" if self.stop else "done")
             if progress is None:
                 return 0
@@ -142,10 +149,18 @@ class Session:
 
     def _plan(self, claims: Claims, world: int) -> Plan:
         """What this attempt has to do: the prompts without an answer."""
-        index = self.folder.read_index()
-        answered = read_answers(self.folder.shard_files(), index.samples)
-        costs = [(prompt.size, n) for n, prompt in enumerate(self.prompts) if not answered.done(prompt.id)]
-        return claims.agree(Plan(divide(costs, world, CLAIM * self.config.decoder.max_num_seqs), world))
+        answered = self._answered()
+        costs = [(prompt.size, n) for n, prompt in enumerate(self.prompts) if n not in answered]
+        plan = claims.agree(Plan(divide(costs, world, CLAIM * self.config.decoder.max_num_seqs), world))
+        if self.launch.array_task is None:
+            return plan
+        # A task of an array may begin hours after the plan was made.
+        return Plan([[n for n in claim if n not in answered] for claim in plan.claims], plan.world)
+
+    def _answered(self) -> set[int]:
+        """Numbers of the prompts that have all their answers."""
+        done = read_answers(self.folder.shard_files(), self.folder.read_index().samples).done
+        return {number for number, prompt in enumerate(self.prompts) if done(prompt.id)}
 
     def _watch(self, others: Others) -> None:
         """End early when another process is lost: the launcher is about to kill this one too."""

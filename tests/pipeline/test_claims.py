@@ -85,6 +85,33 @@ def test_a_claim_is_taken_when_its_first_prompt_is_asked_for(tmp_path: Path) -> 
     assert list(Claims(tmp_path, "rank1").take(plan)) == []
 
 
+def test_claims_given_back_are_taken_by_those_who_have_not_ended_yet(tmp_path: Path) -> None:
+    plan = Plan([[0, 1], [2, 3], [4], [5]], 2)
+    stopped, working = Claims(tmp_path, "rank0"), Claims(tmp_path, "rank1")
+    first, second = stopped.take(plan), working.take(plan)
+    assert [next(first), next(first), next(first), next(second)] == [0, 1, 2, 4]
+    stopped.give_back(plan, answered={0, 1, 2})
+    assert list(second) == [5, 2, 3]
+    assert not working.left(plan)
+    assert not Claims(tmp_path, "rank2").left(plan)
+
+
+def test_a_process_that_is_started_again_goes_on_with_what_it_had_taken(tmp_path: Path) -> None:
+    plan = Plan([[0], [1], [2]], 2)
+    killed = Claims(tmp_path, "task3-rank0").take(plan)
+    assert [next(killed), next(Claims(tmp_path, "task4-rank0").take(plan))] == [0, 1]
+    assert list(Claims(tmp_path, "task5-rank0").take(plan)) == [2]
+    assert not Claims(tmp_path, "task3-restart1-rank0").left(plan)
+    again = Claims(tmp_path, "task3-restart1-rank0", ["task3-rank0"])
+    assert again.left(plan)
+    assert list(again.take(plan)) == [0]
+
+
+def test_claims_whose_prompts_are_answered_are_not_left(tmp_path: Path) -> None:
+    assert not Claims(tmp_path, "rank0").left(Plan([[], []], 2))
+    assert Claims(tmp_path, "rank0").left(Plan([[], [7]], 2))
+
+
 def test_a_claim_that_cannot_be_written_is_a_run_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="No such file or directory"):
         next(Claims(tmp_path / "gone", "rank0").take(Plan([[0]], 1)))

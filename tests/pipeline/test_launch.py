@@ -88,6 +88,14 @@ def test_tasks_of_a_job_array_share_an_attempt_and_know_their_number() -> None:
     array = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "6"}
     launch = decide("x", "predict", dict(array))
     assert (launch.attempt, launch.array_task, launch.array_size) == ("slurm-array-11", 3, 6)
+    assert (launch.array_restart, decide("x", "predict", {**array, "SLURM_RESTART_COUNT": "2"}).array_restart) == (0, 2)
+
+
+def test_the_jobs_of_a_sweep_are_runs_of_their_own_though_submitit_starts_them_as_an_array() -> None:
+    array = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "6"}
+    launch = decide(None, "predict", {**array, "SUBMITIT_EXECUTOR": "slurm", "SLURM_RESTART_COUNT": "1"})
+    assert NAME.fullmatch(str(launch.run_dir))
+    assert (launch.array_task, launch.array_size, launch.array_restart) == (None, 1, 0)
 
 
 def test_a_process_is_told_from_a_later_one_and_from_its_own_corpse() -> None:
