@@ -32,9 +32,9 @@ from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderOptions
 from dlm.decoding.parallel import ParallelDecoder
 from dlm.decoding.request import Request
-from dlm.errors import CheckpointError, ConfigError, RequestError, RunError
+from dlm.errors import ConfigError, RequestError, RunError
 from dlm.memory import Limits, budget, plan_memory
-from dlm.models.loading import DTYPES, Checkpoint, load_checkpoint, read_checkpoint_config
+from dlm.models.loading import Checkpoint, load_checkpoint, read_checkpoint_config
 from dlm.models.parallel import check_divisible
 from dlm.pipeline.model_source import CheckpointSource
 from dlm.sampling import SamplingParams, SparseConfig
@@ -131,11 +131,7 @@ class LLM:
         self._lock = threading.Lock()
         self._closed = False
         limits = Limits(self.max_model_len, max_num_seqs, max_num_batched_tokens, gpu_memory_utilization)
-        stored = DTYPES.get(self.config.dtype if source.dtype == "auto" else source.dtype)
-        if stored is None:
-            raise CheckpointError(
-                f"config.json names the dtype {self.config.dtype!r}; set dtype to one of {', '.join(DTYPES)}"
-            )
+        _, stored = source.architecture()
         available = budget(self.device, gpu_memory_utilization, self.config.backbone, stored, self.parallel)
         planned = plan_memory(self.config.backbone, stored, limits, available, self.parallel)
         self.options = replace(planned, enforce_eager=enforce_eager)

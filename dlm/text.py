@@ -5,8 +5,10 @@ Knows neither models nor torch.
 
 from __future__ import annotations
 
+import re
+import threading
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ class TextCodec:
         if chat and not has_template:
             raise CheckpointError("the tokenizer has no chat template: set data.chat_template=false")
         self.chat = has_template if chat is None else chat
+        self._lock = threading.Lock()  # how special tokens are read is a state of the tokenizer
 
     @classmethod
     def load(cls, folder: Path, chat: bool | None = None) -> TextCodec:
@@ -45,7 +48,7 @@ class TextCodec:
         return cls(tokenizer, chat)
 
     def encode(self, content: str | list[dict[str, str]]) -> tuple[int, ...]:
-        """Token ids of a prompt: text, or chat messages.
+        """Token ids of a prompt: text, or chat messages. Special tokens that a message names are text in it.
 
         Raises:
             RequestError: messages without a chat template, or messages that the template refuses.
@@ -57,15 +60,37 @@ class TextCodec:
                 "the prompt is a list of messages, and the chat template is off: data.chat_template=true"
             )
         messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
+        named = _Named(self.tokenizer, [message["content"] for message in messages])
+        hidden = [{**message, "content": named.hide(message["content"])} for message in messages]
         try:
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            text = self.tokenizer.apply_chat_template(hidden, add_generation_prompt=True, tokenize=False)
         except Exception as error:  # jinja2's errors, and whatever a template raises
             raise RequestError(f"the chat template refuses the messages: {error}") from error
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tuple(token for piece, literal in named.pieces(text) for token in self._ids(piece, literal))
+
+    def encode_literally(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text without a template; special tokens that it names are text."""
+        named = _Named(self.tokenizer, [text])
+        if not named.found:
+            return tuple(self.tokenizer(text)["input_ids"])
+        whole = self._ids(text, literal=True)
+        plain = self.tokenizer("a")["input_ids"]  # what the tokenizer puts before every text
+        lead = plain[: len(plain) - len(self._ids("a", literal=False))]
+        return (*lead, *whole)
+
+    def _ids(self, text: str, literal: bool) -> tuple[int, ...]:
+        options = {"split_special_tokens": True} if literal else {}
+        with self._lock:
+            return tuple(self.tokenizer(text, add_special_tokens=False, **options)["input_ids"])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated tokens, special tokens left out."""
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    def piece(self, token_id: int) -> str:
+        """Text of one token, special ones by their names."""
+        text: str = self.tokenizer.decode([token_id], skip_special_tokens=False)
         return text
 
     def show(self, token_ids: Sequence[int], stop: Sequence[str]) -> tuple[str, list[int], bool]:
@@ -85,6 +110,44 @@ class TextCodec:
         if not strings:
             return None
         return lambda token_ids: first_stop(self.decode(token_ids), strings) is not None
+
+
+class _Named:
+    """Special tokens that users wrote into their messages, kept apart from those that the chat template writes.
+
+    Args:
+        tokenizer: knows which tokens are special.
+        texts: what users wrote.
+    """
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str]) -> None:
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+        self.found = any(self._special.search(text) for text in texts)
+        number = 0
+        while any(self._mark(number) in text for text in texts):
+            number += 1
+        self._boundary = self._mark(number)
+
+    @staticmethod
+    def _mark(number: int) -> str:
+        """Text that no template changes and hardly anybody writes."""
+        return f"\ue000{number}\ue001"
+
+    def hide(self, text: str) -> str:
+        """The text with its special tokens marked."""
+        if not self.found:
+            return text
+        return self._special.sub(lambda match: f"{self._boundary}{match[0]}{self._boundary}", text)
+
+    def pieces(self, text: str) -> Iterator[tuple[str, bool]]:
+        """A rendered text in pieces; True for those in which special tokens are text."""
+        if not self.found:
+            yield text, False
+            return
+        for index, piece in enumerate(text.split(self._boundary)):
+            if piece:
+                yield piece, bool(index % 2)
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int | None:

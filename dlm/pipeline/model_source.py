@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlm.demo import CHECKPOINT
-from dlm.errors import ConfigError
+from dlm.errors import CheckpointError, ConfigError
 from dlm.models.hub import is_hub_id, resolve_folder
 from dlm.models.sizes import SIZES, family_of_size
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dlm.decoding.engines import Engine
     from dlm.decoding.samplers import Sampler
-    from dlm.models.architecture import AttentionKind
+    from dlm.models.architecture import AttentionKind, BackboneConfig
     from dlm.models.families import Family
     from dlm.models.loading import Checkpoint
     from dlm.models.sources import TensorSource
@@ -124,6 +124,19 @@ class CheckpointSource:
         config = read_checkpoint_config(self.folder())
         return config.family, config.backbone.attention
 
+    def architecture(self) -> tuple[BackboneConfig, torch.dtype]:
+        """Shape and dtype of the weights, from config.json alone. Raises `CheckpointError`."""
+        from dlm.models.loading import DTYPES as KNOWN
+        from dlm.models.loading import read_checkpoint_config
+
+        config = read_checkpoint_config(self.folder())
+        dtype = KNOWN.get(config.dtype if self.dtype == "auto" else self.dtype)
+        if dtype is None:
+            raise CheckpointError(
+                f"config.json names the dtype {config.dtype!r}; set dtype to one of {', '.join(KNOWN)}"
+            )
+        return config.backbone, dtype
+
     def load(self, device: torch.device) -> Checkpoint:
         """Weights, straight to `device`. Raises `CheckpointError`."""
         from dlm.models.loading import load_checkpoint
@@ -190,6 +203,12 @@ class RandomSource:
 
         name = family_of_size(self.size)
         return next(family for family in FAMILIES if family.name == name), SIZES[self.size].attention
+
+    def architecture(self) -> tuple[BackboneConfig, torch.dtype]:
+        """Shape and dtype of the weights."""
+        from dlm.models.loading import DTYPES as KNOWN
+
+        return SIZES[self.size], KNOWN["float32" if self.dtype == "auto" else self.dtype]
 
     def load(self, device: torch.device) -> Checkpoint:
         """Weights drawn from the seed, on `device`."""

@@ -1,0 +1,53 @@
+"""Serve a model over HTTP: `python -m dlm.serve` (see `--help`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+TITLE = "Serve a diffusion language model: OpenAI's API, submit and poll, and a page at /."
+KEYS = """\
+  model=checkpoint model.path=folder       a checkpoint of yours, or a hub id with model.revision=commit
+  model.dcp_path=folder                    weights of a torch.distributed checkpoint, with model.base_model=folder
+  algorithm=auto                           of requests that name none
+  host=127.0.0.1 port=8000                 where it listens
+  batch_size=8                             sequences decoded at once
+  max_wait_time=0                          seconds that the oldest request waits for others
+  request_timeout=300                      seconds until a request is given up
+  generation.threshold=0.9                 defaults of requests
+  DLM_API_KEY (environment)                the key that clients must show"""
+EXAMPLES = """\
+  python -m dlm.serve
+  python -m dlm.serve model=llada_8b_instruct algorithm=dinfer_hierarchy batch_size=16
+  DLM_API_KEY=$(cat key) python -m dlm.serve model=checkpoint model.path=folder host=0.0.0.0"""
+
+
+def main() -> None:
+    """The command line."""
+    from dlm.command_line import main as command_line
+    from dlm.serving.config import register
+
+    register()
+    command_line("serve", "dlm.serve", run, TITLE, KEYS, EXAMPLES)
+
+
+def run(config: DictConfig, overrides: Sequence[str]) -> int:
+    """Serve until told to stop; returns the exit code."""
+    from dlm.config import instantiate
+    from dlm.serving.config import to_settings
+
+    settings = to_settings(config)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        from dlm.serving.worker import bind, serve
+    except ModuleNotFoundError as error:
+        from dlm.errors import MissingExtraError
+
+        raise MissingExtraError(str(error.name), "serve", "the server") from error
+    return serve(instantiate(config.model), settings, bind(config.host, config.port))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,335 @@
+"""The one thread that owns the decoder. Requests join and leave between two steps; nothing here knows HTTP or text.
+
+Other threads call `submit`, `cancel`, `work`, `load` and `drain`; each returns at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dlm.decoding.decoder import Decoder
+from dlm.decoding.options import StepReport
+from dlm.decoding.request import Completion, Request
+from dlm.errors import RequestError
+
+log = logging.getLogger("dlm.serving")
+
+OnDone = Callable[[Completion], None]
+"""Called in the decoder's thread with each sample's completion; one with `error` is the request's last."""
+
+
+class QueueFull(Exception):
+    """More sequences would wait than may."""
+
+
+class Draining(Exception):
+    """The server takes no new requests."""
+
+
+@dataclass
+class Ticket:
+    """A request that has been handed in.
+
+    Attributes:
+        request: what to decode.
+        on_done: hears its completions.
+        arrived: `time.monotonic()` when it came.
+        left: samples without a completion.
+    """
+
+    request: Request
+    on_done: OnDone
+    arrived: float
+    left: int
+
+
+@dataclass
+class Load:
+    """How busy the decoder is; a copy that nobody changes.
+
+    Attributes:
+        waiting, running: sequences.
+        steps, canvases: forwards made, and canvases summed over them.
+        sizes: how many forwards held each number of canvases.
+        arena_used, arena_slots: of the key/value memory.
+        alive: the thread runs.
+    """
+
+    waiting: int = 0
+    running: int = 0
+    steps: int = 0
+    canvases: int = 0
+    sizes: dict[int, int] = field(default_factory=dict)
+    arena_used: int = 0
+    arena_slots: int = 0
+    alive: bool = False
+
+
+class DecoderThread:
+    """Runs a decoder.
+
+    Args:
+        decoder: belongs to the thread once it is started.
+        max_wait_time: seconds that the oldest waiting sequence waits for others while the batch is not full.
+        queue_size: sequences that may wait.
+        on_step: hears every forward, in the thread.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        max_wait_time: float = 0.0,
+        queue_size: int = 1024,
+        on_step: Callable[[StepReport], None] | None = None,
+    ) -> None:
+        self.decoder = decoder
+        self.max_wait_time, self.queue_size = max_wait_time, queue_size
+        self._on_step = on_step
+        self._condition = threading.Condition()
+        self._arrived: deque[Ticket] = deque()
+        self._cancelled: list[str] = []
+        self._work: deque[tuple[Iterator[Any], Callable[[Any, Exception | None], None]]] = deque()
+        self._tickets: dict[str, Ticket] = {}
+        self._num_arrived = 0
+        self._ending = False
+        self._sizes: Counter[int] = Counter()
+        self._load = Load(arena_slots=decoder.arena.ranges.capacity)
+        self._thread = threading.Thread(target=self._live, name="decoder", daemon=True)
+
+    # From other threads
+
+    def check(self, request: Request) -> None:
+        """Raise `RequestError` when the request can never be decoded here."""
+        self.decoder.check(request)
+
+    def start(self) -> None:
+        """Begin; once."""
+        self._thread.start()
+
+    def submit(self, request: Request, on_done: OnDone) -> None:
+        """Queue a request.
+
+        Raises:
+            QueueFull: more than `queue_size` sequences would wait for a place.
+            Draining: `drain` was called, or the thread has ended.
+        """
+        count = request.params.n
+        with self._condition:
+            if self._ending or not self._thread.is_alive():
+                raise Draining
+            free = max(0, self.decoder.options.max_num_seqs - self._load.running)
+            if self._num_arrived + self._load.waiting + count > self.queue_size + free:
+                raise QueueFull
+            self._num_arrived += count
+            self._arrived.append(Ticket(request, on_done, time.monotonic(), count))
+            self._condition.notify()
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request before the next step; nobody hears of it again."""
+        with self._condition:
+            self._cancelled.append(request_id)
+            self._condition.notify()
+
+    def work(self, slices: Iterator[Any], on_done: Callable[[Any, Exception | None], None]) -> None:
+        """Have something else computed with the model, a slice between two steps.
+
+        Args:
+            slices: each `next` computes one and gives None, the last one the result.
+            on_done: hears the result, or the exception that it raised, in the decoder's thread.
+
+        Raises `Draining` and `QueueFull`.
+        """
+        with self._condition:
+            if self._ending or not self._thread.is_alive():
+                raise Draining
+            if len(self._work) >= self.queue_size:
+                raise QueueFull
+            self._work.append((slices, on_done))
+            self._condition.notify()
+
+    def load(self) -> Load:
+        """How busy it is now."""
+        with self._condition:
+            now = self._load
+            return Load(
+                waiting=now.waiting + self._num_arrived,
+                running=now.running,
+                steps=now.steps,
+                canvases=now.canvases,
+                sizes=dict(self._sizes),
+                arena_used=now.arena_used,
+                arena_slots=now.arena_slots,
+                alive=self._thread.is_alive(),
+            )
+
+    def drain(self, seconds: float) -> bool:
+        """Take no more, finish what is here within `seconds`, and end; whether all was finished. Blocks."""
+        with self._condition:
+            self._ending = True
+            self._condition.notify()
+        self._thread.join(seconds)
+        finished = not self._thread.is_alive()
+        if not finished:
+            with self._condition:
+                self._cancelled += [*self._tickets, *(ticket.request.id for ticket in self._arrived)]
+                self._work.clear()
+                self._condition.notify()
+            self._thread.join(10.0)
+        return finished
+
+    # In the thread
+
+    def _live(self) -> None:
+        try:
+            while self._wait():
+                self._take_in()
+                if self.decoder.has_work:
+                    self._step()
+                self._do_work()
+                self._tell_load()
+        except Exception as error:
+            log.critical("the decoder cannot go on", exc_info=True)
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """Tell everybody who waits. Whoever looks at `load().alive` ends the process."""
+        with self._condition:
+            self._ending = True
+            left = [*self._tickets.values(), *self._arrived]
+            work = list(self._work)
+        message = f"the decoder cannot go on: {type(error).__name__}"
+        for ticket in left:
+            ids = ticket.request.prompt_ids
+            self._hear(ticket.on_done, Completion(ticket.request.id, 0, 0, ids, error=message, fault="failed"))
+        for _, on_done in work:
+            self._hear(on_done, None, error)
+
+    @staticmethod
+    def _hear(listener: Callable[..., None], *news: Any) -> None:
+        """Tell a listener; one that is gone (its event loop was closed) harms nobody."""
+        try:
+            listener(*news)
+        except Exception:
+            log.warning("nobody hears a result any more", exc_info=True)
+
+    def _wait(self) -> bool:
+        """Sleep until there is something to do; False when it is over."""
+        with self._condition:
+            while True:
+                if self.decoder.has_work or self._work or self._cancelled:
+                    return True
+                if self._arrived:
+                    patience = self._patience()
+                    if patience <= 0:
+                        return True
+                    self._condition.wait(patience)
+                elif self._ending:
+                    return False
+                else:
+                    self._condition.wait()
+
+    def _patience(self) -> float:
+        """Seconds that what has arrived still waits for more."""
+        running = len(self.decoder.scheduler.running)
+        if self._ending or self._num_arrived + running >= self.decoder.options.max_num_seqs:
+            return 0.0
+        return self._arrived[0].arrived + self.max_wait_time - time.monotonic()
+
+    def _take_in(self) -> None:
+        """Hand what has arrived to the decoder, and take back what was cancelled."""
+        with self._condition:
+            ready = bool(self._arrived) and self._patience() <= 0
+            arrived = list(self._arrived) if ready else []
+            if ready:
+                self._arrived.clear()
+                self._num_arrived = 0
+            cancelled, self._cancelled = set(self._cancelled), []
+            if cancelled and not ready:
+                kept = [ticket for ticket in self._arrived if ticket.request.id not in cancelled]
+                self._arrived = deque(kept)
+                self._num_arrived = sum(ticket.left for ticket in kept)
+        for ticket in arrived:
+            if ticket.request.id not in cancelled:
+                self._add(ticket)
+        for name in cancelled:
+            if self._tickets.pop(name, None) is not None:
+                self.decoder.cancel(name)
+        self._tell_load()
+
+    def _add(self, ticket: Ticket) -> None:
+        self._tickets[ticket.request.id] = ticket
+        try:
+            self.decoder.add(ticket.request)
+        except RequestError as error:
+            request = ticket.request
+            self._deliver(Completion(request.id, 0, 0, request.prompt_ids, error=str(error), fault="refused"))
+
+    def _step(self) -> None:
+        try:
+            finished, report = self.decoder.step()
+        except Exception as error:
+            log.warning("a forward failed (%s); its requests go on one by one", type(error).__name__, exc_info=True)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            finished = self.decoder.step_apart()
+        else:
+            with self._condition:
+                self._sizes[report.num_canvases] += 1
+            if self._on_step is not None:
+                self._on_step(report)
+        self._tell_load()
+        for completion in finished:
+            self._deliver(completion)
+
+    def _deliver(self, completion: Completion) -> None:
+        ticket = self._tickets.get(completion.request_id)
+        if ticket is None:
+            return
+        ticket.left -= 1
+        if ticket.left == 0 or completion.error is not None:
+            del self._tickets[completion.request_id]
+        self._hear(ticket.on_done, completion)
+
+    def _do_work(self) -> None:
+        """One slice of the oldest piece of other work."""
+        with self._condition:
+            if not self._work:
+                return
+            slices, on_done = self._work[0]
+        result: Any = None
+        try:
+            result = next(slices)
+        except Exception as error:  # StopIteration among them: it ended without a result
+            self._end_work()
+            self._hear(on_done, None, error)
+        else:
+            if result is not None:
+                self._end_work()
+                self._hear(on_done, result, None)
+
+    def _end_work(self) -> None:
+        with self._condition:
+            if self._work:
+                self._work.popleft()
+
+    def _tell_load(self) -> None:
+        decoder = self.decoder
+        running = len(decoder.scheduler.running)
+        with self._condition:
+            self._load = Load(
+                waiting=sum(ticket.left for ticket in self._tickets.values()) - running,
+                running=running,
+                steps=decoder.stats.num_steps,
+                canvases=decoder.stats.num_canvases,
+                arena_used=decoder.arena.ranges.num_taken,
+                arena_slots=decoder.arena.ranges.capacity,
+            )

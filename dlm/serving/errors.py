@@ -1,0 +1,51 @@
+"""Errors over HTTP: one exception, one body, OpenAI's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+INVALID, AUTHENTICATION, NOT_FOUND = "invalid_request_error", "authentication_error", "not_found_error"
+OVERLOADED, TIMEOUT, SERVER = "rate_limit_error", "timeout_error", "server_error"
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    Args:
+        status: of HTTP.
+        message: names the thing, the value and the way out; no prompt text, no traceback.
+        kind: OpenAI's `type`.
+        param: the field at fault.
+        code: OpenAI's machine-readable code.
+        headers: sent with it.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = INVALID,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind = status, message, kind
+        self.param, self.code, self.headers = param, code, dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """`{"error": {"message", "type", "param", "code"}}`."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def overloaded(message: str, seconds: int) -> ApiError:
+    """429: come back in `seconds`."""
+    return ApiError(429, message, OVERLOADED, code="queue_full", headers={"Retry-After": str(seconds)})
+
+
+def draining() -> ApiError:
+    """503: the server takes no new requests."""
+    return ApiError(503, "the server is shutting down; ask another, or this one when it is back", SERVER)

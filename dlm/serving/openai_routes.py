@@ -1,0 +1,159 @@
+"""`/v1/chat/completions` and `/v1/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from dlm.serving.answers import Header, Sample, chat_answer, text_answer
+from dlm.serving.chunks import Chunks
+from dlm.serving.disconnect import EventStream, until_gone
+from dlm.serving.errors import ApiError
+from dlm.serving.protocol import ChatRequest, CompletionRequest, Message, OpenAIBody
+from dlm.serving.service import Prepared, Service
+
+ROLES = {"developer": "system"}
+"""Roles that chat templates know by another name."""
+
+MOST_PROMPTS = 256
+"""Prompts of one request."""
+
+
+def openai_routes(service: Service) -> APIRouter:
+    """The routes."""
+    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+    @router.post("/chat/completions", response_model=None)
+    async def chat_completions(body: ChatRequest, request: Request) -> dict[str, Any] | Response:
+        name = service.check_model(body.model)
+        refuse_unsupported(body)
+        if body.tools or body.functions:
+            raise ApiError(400, "tools and functions are not supported; leave them out", param="tools")
+        if body.top_logprobs:
+            raise ApiError(400, "top_logprobs: only the chosen token's is known; leave it out", param="top_logprobs")
+        limit = one_limit(body.max_tokens, body.max_completion_tokens)
+        messages = [plain(index, message) for index, message in enumerate(body.messages)]
+        if not messages:
+            raise ApiError(400, "messages is empty; give at least one", param="messages")
+        record = bool(body.logprobs) or bool(body.stream and body.dlm_events)
+        params = service.defaults.params(service.given(body), limit, record=record)
+        prepared = await service.in_text_thread(service.prepare, messages, params)
+        header = Header(True, name, service.weight_version)
+        if body.stream:
+            return stream(service, body, header, [prepared], with_logprobs=bool(body.logprobs))
+        samples = await answers(service, request, [prepared])
+        return chat_answer(header, samples[0], prepared, service.codec, with_logprobs=bool(body.logprobs))
+
+    @router.post("/completions", response_model=None)
+    async def completions(body: CompletionRequest, request: Request) -> dict[str, Any] | Response:
+        name = service.check_model(body.model)
+        refuse_unsupported(body)
+        if body.suffix:
+            raise ApiError(400, "suffix is not supported; give token ids with mask ids to fill in", param="suffix")
+        if body.best_of not in (None, 1, body.sampling().get("n")):
+            raise ApiError(400, f"best_of={body.best_of} is not supported; use n and choose", param="best_of")
+        if body.logprobs is not None and not 0 <= body.logprobs <= 1:
+            raise ApiError(400, f"logprobs={body.logprobs} must be 0 or 1: one token is known", param="logprobs")
+        prompts = several(body.prompt)
+        header = Header(False, name, service.weight_version)
+        if body.echo and body.logprobs is not None:
+            raise ApiError(400, "logprobs of a given text (echo) are not served yet; leave one out", param="echo")
+        record = body.logprobs is not None or bool(body.stream and body.dlm_events)
+        params = service.defaults.params(service.given(body), body.max_tokens, record=record)
+        prepared = [await service.in_text_thread(service.prepare, prompt, params, chat=False) for prompt in prompts]
+        with_logprobs = body.logprobs is not None
+        if body.stream:
+            if body.echo:
+                raise ApiError(400, "echo goes with stream=false alone; leave one of them out", param="echo")
+            return stream(service, body, header, prepared, with_logprobs=with_logprobs)
+        samples = await answers(service, request, prepared)
+        echoes = [service.codec.decode(one.request.prompt_ids) for one in prepared] if body.echo else None
+        return text_answer(header, samples, prepared, service.codec, with_logprobs=with_logprobs, echoes=echoes)
+
+    return router
+
+
+async def answers(service: Service, request: Request, prepared: Sequence[Prepared]) -> list[list[Sample]]:
+    """The samples of each prompt, unless the client leaves before."""
+    with service.call(prepared) as call:
+        completions = await until_gone(request, call.completions())
+    found = [
+        [Sample.of(completion, one, service.codec) for completion in each]
+        for one, each in zip(prepared, completions, strict=True)
+    ]
+    for each in found:
+        for index, sample in enumerate(each):
+            service.metrics.count_answer(0 if index else sample.prompt_tokens, len(sample.token_ids), sample.nfe)
+    return found
+
+
+def stream(
+    service: Service, body: OpenAIBody, header: Header, prepared: Sequence[Prepared], *, with_logprobs: bool
+) -> Response:
+    """The answer in chunks. Raises `ApiError` where nothing can be sent at all."""
+    options = body.stream_options
+    call = service.call(prepared, watched=True)
+    chunks = Chunks(
+        service,
+        header,
+        prepared,
+        events=bool(body.dlm_events),
+        usage=bool(options and options.include_usage),
+        logprobs=with_logprobs,
+    )
+    call.submit()
+    pieces: AsyncIterator[str] = chunks.of(call)
+    return EventStream(pieces, call)
+
+
+def refuse_unsupported(body: OpenAIBody) -> None:
+    """Raise `ApiError` (400) for a known field whose wish cannot be honoured."""
+    for name in ("frequency_penalty", "presence_penalty"):
+        if getattr(body, name):
+            raise ApiError(400, f"{name}={getattr(body, name)} is not supported; leave it out or set 0", param=name)
+    if body.logit_bias:
+        raise ApiError(400, "logit_bias is not supported; leave it out", param="logit_bias")
+    if body.response_format is not None and body.response_format.type != "text":
+        kind = body.response_format.type
+        raise ApiError(400, f"response_format={kind!r} is not supported; text is", param="response_format")
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options goes with stream=true alone; leave it out", param="stream_options")
+    if body.dlm_events and not body.stream:
+        raise ApiError(400, "dlm_events goes with stream=true alone; leave it out", param="dlm_events")
+
+
+def one_limit(first: int | None, second: int | None) -> int | None:
+    """`max_tokens`, or `max_completion_tokens` where that is given. Raises `ApiError` when they disagree."""
+    if first is not None and second is not None and first != second:
+        raise ApiError(
+            400, f"max_tokens={first} and max_completion_tokens={second} disagree; give one of them",
+            param="max_completion_tokens",
+        )  # fmt: skip
+    return second if first is None else first
+
+
+def plain(index: int, message: Message) -> dict[str, str]:
+    """A message whose content is one text. Raises `ApiError` (400) for parts that are none."""
+    where = f"messages[{index}].content"
+    if message.content is None:
+        raise ApiError(400, f"{where} is missing; give a text", param=where)
+    text = message.content
+    if not isinstance(text, str):
+        for part in text:
+            if part.type != "text" or part.text is None:
+                raise ApiError(400, f"{where}: parts of type {part.type!r} are not supported; text is", param=where)
+        text = "".join(part.text or "" for part in text)
+    return {"role": ROLES.get(message.role, message.role), "content": text}
+
+
+def several(prompt: Any) -> list[str | list[int]]:
+    """The prompts of a request. Raises `ApiError` (400) for none, an empty one, or too many."""
+    one = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
+    prompts: list[str | list[int]] = [prompt] if one else prompt
+    if not prompts or not all(prompts):
+        raise ApiError(400, "prompt is empty; give a text or token ids", param="prompt")
+    if len(prompts) > MOST_PROMPTS:
+        raise ApiError(400, f"{len(prompts)} prompts; a request takes {MOST_PROMPTS}", param="prompt")
+    return prompts

@@ -1,0 +1,179 @@
+"""Submit and poll: `/v1/generate`, `/v1/generate_batch`, `/v1/result/{id}`, `/v1/health`.
+
+Ids are whole numbers whose remainder by the number of workers is the index of the worker that has the result; a worker
+asked for another's fetches it, so that polling works through a router.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from fastapi import APIRouter, Request
+
+from dlm.serving.answers import Sample, usage
+from dlm.serving.call import Call
+from dlm.serving.errors import NOT_FOUND, SERVER, ApiError
+from dlm.serving.protocol import SubmitBatchRequest, SubmitRequest
+from dlm.serving.service import Prepared, Service
+
+LIFE = 10**9
+"""Ids of one life of a worker: a client of the life before never gets another's result."""
+MOST_PROMPTS = 1024
+PEER_TIMEOUT = 10.0
+
+
+@dataclass
+class Submitted:
+    """A request and what has become of it.
+
+    Attributes:
+        body: the answer to a poll.
+        expires: `time.monotonic()` after which it is forgotten; None while it runs.
+    """
+
+    body: dict[str, Any]
+    expires: float | None = None
+
+
+class Results:
+    """Results of one worker.
+
+    Args:
+        index, workers: which worker this is, and of how many.
+        restarts: lives of this worker before this one.
+        ttl: seconds that a result is kept.
+    """
+
+    def __init__(self, index: int, workers: int, restarts: int, ttl: float) -> None:
+        self._numbers = itertools.count(restarts * LIFE)
+        self._index, self._workers, self._ttl = index, workers, ttl
+        self._kept: dict[int, Submitted] = {}
+
+    def open(self) -> int:
+        """A new id."""
+        self._sweep()
+        request_id = next(self._numbers) * self._workers + self._index
+        self._kept[request_id] = Submitted({"request_id": request_id, "status": "running", "text": None})
+        return request_id
+
+    def close(self, request_id: int, **outcome: Any) -> None:
+        """The request is `finished` or `failed`."""
+        body = {"request_id": request_id, "text": None, **outcome}
+        self._kept[request_id] = Submitted(body, time.monotonic() + self._ttl)
+
+    def get(self, request_id: int) -> dict[str, Any] | None:
+        """What a poll is told; None for an id that is unknown or has expired."""
+        self._sweep()
+        kept = self._kept.get(request_id)
+        return None if kept is None else kept.body
+
+    def owner(self, request_id: int) -> int:
+        """Index of the worker that has it."""
+        return request_id % self._workers
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        for request_id in [key for key, one in self._kept.items() if one.expires is not None and one.expires < now]:
+            del self._kept[request_id]
+
+
+def polling_routes(service: Service) -> APIRouter:
+    """The routes."""
+    settings = service.settings
+    router = APIRouter(prefix="/v1", tags=["submit and poll"])
+    results = Results(settings.index, settings.workers, settings.restarts, settings.result_ttl)
+    running: set[asyncio.Task[None]] = set()
+
+    async def submit(body: SubmitRequest | SubmitBatchRequest, prompts: list[Any]) -> dict[str, Any]:
+        if body.sampling().get("n", 1) != 1:
+            raise ApiError(400, "n: a submitted request has one sample; submit it several times", param="n")
+        if len(prompts) > MOST_PROMPTS:
+            raise ApiError(400, f"{len(prompts)} prompts; a batch takes {MOST_PROMPTS}", param="prompts")
+        if not all(prompts):
+            raise ApiError(400, "an empty prompt; give a text or token ids", param="prompt")
+        params = service.defaults.params(service.given(body), body.max_tokens)
+        prepared = [await service.in_text_thread(service.prepare, prompt, params) for prompt in prompts]
+        calls = [service.call([one]) for one in prepared]
+        submitted: list[Call] = []
+        try:
+            for call in calls:
+                call.submit()
+                submitted.append(call)
+        except ApiError:
+            for call in submitted:
+                call.cancel()
+            raise
+        ids = []
+        for call, one in zip(calls, prepared, strict=True):
+            ids.append(results.open())
+            task = asyncio.create_task(follow(ids[-1], call, one))
+            running.add(task)
+            task.add_done_callback(running.discard)
+        return {"request_ids": ids, "status": "submitted"}
+
+    async def follow(request_id: int, call: Call, prepared: Prepared) -> None:
+        try:
+            [[completion]] = await call.completions()
+        except ApiError as error:
+            call.cancel()
+            results.close(request_id, status="failed", error=error.body["error"])
+            return
+        sample = Sample.of(completion, prepared, service.codec)
+        service.metrics.count_answer(sample.prompt_tokens, len(sample.token_ids), sample.nfe)
+        results.close(
+            request_id,
+            status="finished",
+            text=sample.text,
+            token_ids=list(sample.token_ids),
+            finish_reason=sample.finish_reason,
+            nfe=sample.nfe,
+            seed=sample.seed,
+            usage=usage([[sample]]),
+        )
+
+    @router.post("/generate")
+    async def generate(body: SubmitRequest) -> dict[str, Any]:
+        return await submit(body, [body.prompt])
+
+    @router.post("/generate_batch")
+    async def generate_batch(body: SubmitBatchRequest) -> dict[str, Any]:
+        return await submit(body, body.prompts)
+
+    @router.get("/result/{request_id}")
+    async def result(request_id: int, request: Request) -> dict[str, Any]:
+        unknown = ApiError(404, f"request_id={request_id} is unknown or has expired", NOT_FOUND, param="request_id")
+        if not 0 <= request_id < 2**63:
+            raise unknown
+        owner = results.owner(request_id)
+        if owner != settings.index and settings.peers:
+            return await fetch(settings.peers[owner], request_id, request, unknown)
+        found = results.get(request_id)
+        if found is None:
+            raise unknown
+        return found
+
+    async def fetch(peer: str, request_id: int, request: Request, unknown: ApiError) -> dict[str, Any]:
+        """From the worker that has it."""
+        headers = {"Authorization": request.headers["Authorization"]} if "Authorization" in request.headers else {}
+        try:
+            async with httpx.AsyncClient(timeout=PEER_TIMEOUT, trust_env=False) as client:
+                answer = await client.get(f"{peer}/v1/result/{request_id}", headers=headers)
+        except httpx.HTTPError as error:
+            raise ApiError(
+                503, f"the worker that has request_id={request_id} does not answer; try again", SERVER
+            ) from error
+        if answer.status_code != 200:
+            raise unknown
+        found: dict[str, Any] = answer.json()
+        return found
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    return router
