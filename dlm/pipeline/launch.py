@@ -39,7 +39,7 @@ class Launch:
         attempt: name shared by the processes that were started together.
         array_task: index in a job array, else None.
         array_size: tasks in the array, 1 without one.
-        array_restart: how often this task of the array was started before: after a preemption the queue starts it again.
+        array_restart: how often this task was started before; the queue starts a preempted one again.
         parent: process to outlive by no more than a moment; None where nobody launched this one.
         note: the file through which torchrun's workers agreed.
     """

@@ -30,7 +30,7 @@ KNOWN_WARNINGS = {
     r".*isinstance\(treespec, LeafSpec\).*": "lightning 2.6 walks batches with a name that torch 2.13 deprecates",
     r".*does not have many workers.*": "the loader has one element and no work to hand out",
     r"GPU available but not used.*": "trainer=cpu was asked for",
-    r"The `srun` command is available.*": "a login machine of a cluster, or one process of a job: nothing has to be srun",
+    r"The `srun` command is available.*": "one process on a login machine needs no srun",
     r".*barrier\(\): using the device under current context.*": "Lightning names the device itself where it matters",
 }
 """Warnings of Lightning and torch that are expected here, with the reason."""
