@@ -139,6 +139,18 @@ def draw_params(chance: random.Random) -> SamplingParams:
     )
 
 
+def draw_growth(chance: random.Random, params: SamplingParams) -> SamplingParams:
+    """The same, beginning short."""
+    return replace(
+        params,
+        initial_gen_length=chance.randint(1, max(1, params.gen_length // 2)),
+        expansion_factor=chance.choice([2, 5]),
+        eos_check_tokens=chance.choice([1, 4]),
+        eos_confidence_threshold=chance.choice([0.0, 0.01, 0.5]),
+        low_conf_threshold=chance.choice([0.3, 0.9]),
+    )
+
+
 def draw_prompt(chance: random.Random, special: SpecialTokens, vocabulary: int) -> tuple[int, ...]:
     prompt = [chance.randrange(vocabulary - 3) for _ in range(chance.randint(1, 50))]
     if chance.random() < 0.2:
@@ -160,6 +172,9 @@ def draw_request(chance: random.Random, name: str, model: Checkpoint | None = No
         params = replace(params, steps=chance.choice([36, 200]))
     if engine.smoothing is None and chance.random() < 0.25:
         params = replace(params, cfg_scale=1.5)
+    scheduled = isinstance(sampler, Fixed | Dream | FastDLLMDream)
+    if engine.grows and not scheduled and not params.logits_eos_inf and chance.random() < 0.4:
+        params = draw_growth(chance, params)
     prompt = draw_prompt(chance, special, config.vocab_size)
     if isinstance(engine, LinearSpec):  # see test_linear_spec_refuses_what_is_given_behind_a_mask
         prompt = tuple(1 if token == special.mask_id else token for token in prompt)
