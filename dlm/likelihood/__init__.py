@@ -1,0 +1,13 @@
+"""Log-probabilities of given tokens under a diffusion language model. Token ids only: knows no text and no HTTP.
+
+likelihood = Likelihood(backbone, special)
+scores = likelihood.score([prompt_ids], [completion_ids], LladaMC(mc_num=128), seed=0)
+chain = likelihood.chain_logprobs(token_ids)
+replayed = likelihood.replay_logprobs(prompt_ids, canvas_ids, step_map)
+"""
+
+from dlm.likelihood.estimates import Scores
+from dlm.likelihood.likelihood import Likelihood
+from dlm.likelihood.schemes import SCHEMES, Ar, BlockCausal, Coupled, D1OneStep, LladaMC, Scheme
+
+__all__ = ["SCHEMES", "Ar", "BlockCausal", "Coupled", "D1OneStep", "Likelihood", "LladaMC", "Scheme", "Scores"]

@@ -1,0 +1,73 @@
+"""From weighted log-probabilities to an estimate for each text, with its standard error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dlm.decoding.layout import IntArray
+from dlm.likelihood.views import Sheet
+
+COMMON = -1
+"""Draw of a term that all draws share."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Estimates for `n` texts.
+
+    Attributes:
+        mean: `[n]` float64, estimates of the log-probability of each completion, in nats; with the graph where
+            gradients were asked for.
+        stderr: `[n]` float64, standard error of each over the draws of masks, as if they were independent (stratified
+            ones are better than that); 0 where nothing is drawn, nan where one draw cannot tell.
+        per_token: for each text the terms `[length of the completion]` float64 whose sum is its mean; None unless asked
+            for.
+    """
+
+    mean: Tensor
+    stderr: Tensor
+    per_token: list[Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The log-probabilities that an estimate is made of.
+
+    Attributes:
+        sheet: gives `[m]` of them.
+        places: `[m]` int64, which token of the completion each is of.
+        weights: `[m]` float64, the estimate is the weighted sum.
+        draws: `[m]` int64, which draw each belongs to, or `COMMON`.
+        num_draws: how many there are; 0 where nothing is random.
+    """
+
+    sheet: Sheet
+    places: IntArray
+    weights: npt.NDArray[np.float64]
+    draws: IntArray
+    num_draws: int
+
+    def terms(self, logprobs: Tensor, length: int) -> Tensor:
+        """`[length]` float64, what each token adds to the estimate, from `logprobs [m]`."""
+        weighted = logprobs * torch.from_numpy(self.weights).to(logprobs.device)
+        return logprobs.new_zeros(length).index_add(0, _on(self.places, logprobs), weighted)
+
+    def stderr(self, logprobs: Tensor) -> float:
+        """Standard error of the estimate (see `Scores`)."""
+        if self.num_draws < 2:
+            return math.nan if self.num_draws else 0.0
+        drawn = self.draws != COMMON
+        values = logprobs.detach()[torch.from_numpy(drawn).to(logprobs.device)]
+        weights = torch.from_numpy(self.weights[drawn]).to(logprobs.device) * self.num_draws
+        each = logprobs.new_zeros(self.num_draws).index_add(0, _on(self.draws[drawn], logprobs), values * weights)
+        return float(each.std()) / math.sqrt(self.num_draws)
+
+
+def _on(index: IntArray, like: Tensor) -> Tensor:
+    return torch.from_numpy(index).to(like.device)

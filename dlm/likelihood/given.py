@@ -1,0 +1,144 @@
+"""From views to log-probabilities of their targets: packed forwards, and the LM head on the rows that are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dlm.decoding.scoring import SLICE_BYTES
+from dlm.likelihood.packing import Batch, pack
+from dlm.likelihood.views import Sheet
+from dlm.models.attention import AttentionBackend, SdpaAttention, choose_backend
+from dlm.models.backbone import Attention, Backbone
+from dlm.models.devices import upload
+
+
+class SeenAttention:
+    """Windows that see other rows of their batch: in each layer those keys and values, laid end to end, are the arena
+    that the backend's windows attend to. Nothing is written in place, so that gradients flow.
+
+    Args:
+        backend: makes the attention.
+        batch: its windows and what they see.
+        seen: `batch.seen` on the device.
+    """
+
+    def __init__(self, backend: AttentionBackend, batch: Batch, seen: Tensor) -> None:
+        self.backend, self.segments, self.seen = backend, batch.segments, seen
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        attention = self.backend(self.segments, key[self.seen].unsqueeze(0), value[self.seen].unsqueeze(0))
+        return attention(0, query, key, value)
+
+
+class GivenTokens:
+    """Scores given tokens with one model.
+
+    Without gradients a row's result has the same bits whatever else is scored with it, on a CPU in float32 and float64,
+    and for equal windows the bits that the decoder records.
+
+    Args:
+        backbone: the model.
+        max_tokens: rows of one forward.
+        logits_mib: memory for rows of logits, in MiB; more rows are taken in chunks.
+        backend: the attention to use; None chooses by device and dtype.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        max_tokens: int = 8192,
+        logits_mib: float = 512,
+        backend: AttentionBackend | None = None,
+    ) -> None:
+        self.backbone, self.max_tokens = backbone, max_tokens
+        self.backend = backend or choose_backend(backbone.device, backbone.dtype)
+        self.backend_with_gradients = backend or SdpaAttention
+        row_bytes = backbone.config.vocab_size * max(4, backbone.dtype.itemsize)
+        self.max_rows = max(4, int(logits_mib * 2**20) // row_bytes)
+
+    def logprobs(self, sheets: Iterable[Sheet], *, temperature: float = 1.0, gradients: bool = False) -> Tensor:
+        """log softmax(logits / temperature) of every target, in at least float32.
+
+        Args:
+            sheets: what to score.
+            temperature: above 0.
+            gradients: keep the graph. Each batch is computed once more in the backward pass, so that no more than one
+                batch's activations and one chunk's logits exist at a time.
+
+        Returns:
+            `[m]` float64, in the order of sheets and views; on the host, with gradients on the model's device.
+        """
+        batches = pack(sheets, self.max_tokens)
+        if gradients:
+            return torch.cat([_again(self._differentiable, batch, temperature) for batch in batches]).double()
+        with torch.no_grad():
+            return torch.from_numpy(np.concatenate([self._measured(batch, temperature) for batch in batches]))
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """Hidden states `[m, hidden]` of the rows that are read."""
+        device = self.backbone.device
+        attention: Attention = self.backend(batch.segments, None, None)
+        if len(batch.seen):
+            # Kernels that read ranges in place have no backward pass.
+            backend = self.backend_with_gradients if torch.is_grad_enabled() else self.backend
+            attention = SeenAttention(backend, batch, upload(batch.seen, device))
+        hidden: Tensor = self.backbone(upload(batch.token_ids, device), upload(batch.positions, device), attention)
+        return hidden[upload(batch.reads, device)]
+
+    def _measured(self, batch: Batch, temperature: float) -> npt.NDArray[np.float64]:
+        """Without gradients; one transfer from the device."""
+        hidden, targets = self._hidden(batch), upload(batch.targets, self.backbone.device)
+        parts = []
+        for rows, wanted in zip(torch.split(hidden, self.max_rows), torch.split(targets, self.max_rows), strict=True):
+            logits = _wide(self.backbone.head(rows))
+            step = logits.shape[0]
+            if logits.device.type == "cpu":
+                step = max(1, SLICE_BYTES // (logits.shape[1] * logits.element_size()))
+            parts += [
+                _odds(*each, temperature)
+                for each in zip(torch.split(logits, step), torch.split(wanted, step), strict=True)
+            ]
+        others, gap = torch.cat(parts, dim=1).cpu().numpy()
+        with np.errstate(divide="ignore"):  # the logarithms are the host's, as in `decoding.scoring.Proposals`
+            logprobs: npt.NDArray[np.float64] = -np.logaddexp(0.0, np.log(others) + gap)
+        return logprobs
+
+    def _differentiable(self, batch: Batch, temperature: float) -> Tensor:
+        """`[m]` on the device, with the graph."""
+        hidden, targets = self._hidden(batch), upload(batch.targets, self.backbone.device)
+        chunks = zip(torch.split(hidden, self.max_rows), torch.split(targets, self.max_rows), strict=True)
+        return torch.cat([_again(self._log_softmax, *chunk, temperature) for chunk in chunks])
+
+    def _log_softmax(self, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        logits = _wide(self.backbone.head(hidden))
+        logits = logits if temperature == 1.0 else logits / temperature
+        return logits.log_softmax(-1).gather(1, targets.unsqueeze(1)).squeeze(1)
+
+
+def _again(function: Callable[..., Tensor], *arguments: object) -> Tensor:
+    """Call a function whose intermediate results are computed once more in the backward pass."""
+    result: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+
+
+def _odds(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """`[2, rows]` float64: the sum of exp(l_v - max) over v other than the target, and max - l_target; overwrites the
+    logits. The operations, and so the bits, of `decoding.scoring`."""
+    if temperature != 1.0:
+        logits.div_(temperature)
+    at = targets.unsqueeze(1)
+    chosen, best = logits.gather(1, at), logits.amax(-1, keepdim=True)
+    gap = (best - chosen).squeeze(1)
+    others = logits.scatter_(1, at, -torch.inf).sub_(best).exp_().sum(-1)
+    return torch.stack((others.double(), gap.double()))

@@ -1,0 +1,226 @@
+"""The front of the package: one model, and what is asked about given tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlm.decoding.layout import IntArray
+from dlm.decoding.request import check_real, check_whole
+from dlm.errors import RequestError
+from dlm.likelihood.estimates import Scores
+from dlm.likelihood.given import GivenTokens
+from dlm.likelihood.presentation import Target, presentation_of
+from dlm.likelihood.replay import check_steps, replayed
+from dlm.likelihood.schemes import Scheme
+from dlm.models.attention import AttentionBackend
+from dlm.models.backbone import Backbone
+from dlm.models.families import SpecialTokens
+
+
+class Likelihood:
+    """Log-probabilities of given tokens, in nats.
+
+    Sequences are packed without padding and in batches of bounded size. What a sequence gets does not depend on what it
+    is batched with: on a CPU in float32 and float64 it is the same bits.
+
+    All results are float64 on the model's device, computed from logits in at least float32. With `gradients` they keep
+    the graph (the model needs `requires_grad_(True)`); each batch is then computed a second time in the backward pass,
+    so that memory is bounded by one batch there too.
+
+    Args:
+        backbone: the model.
+        special: its mask id is fed where a token is hidden.
+        max_tokens: rows of one forward; a sequence longer than that goes alone.
+        logits_mib: memory for rows of logits, in MiB; more rows are taken in chunks.
+        backend: the attention to use; None chooses by device and dtype.
+
+    Raises:
+        RequestError: a shifted model that attends in blocks, which the decoder does not run either.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        special: SpecialTokens,
+        *,
+        max_tokens: int = 8192,
+        logits_mib: float = 512,
+        backend: AttentionBackend | None = None,
+    ) -> None:
+        check_whole("max_tokens", max_tokens, 1)
+        check_real("logits_mib", logits_mib, 0.0, None, open_low=True)
+        self.backbone, self.special = backbone, special
+        self.presentation = presentation_of(backbone.config, special.mask_id)
+        self.given = GivenTokens(backbone, max_tokens=max_tokens, logits_mib=logits_mib, backend=backend)
+
+    def score(
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        scheme: Scheme,
+        *,
+        seed: int = 0,
+        per_token: bool = False,
+        gradients: bool = False,
+    ) -> Scores:
+        """Estimate log p(completion | prompt) of `n` pairs.
+
+        Masks are a function of the seed, the draw and the position alone, so that equal seeds give equal estimates
+        whatever the batch, and completions of one length are compared under the same masks.
+
+        Args:
+            prompts: `n` lists of token ids, none empty; masks among them stay masks.
+            completions: as many, none empty and without masks.
+            scheme: how; see `dlm.likelihood.schemes`.
+            seed: of the masks, from 0.
+            per_token: `Scores.per_token` is wanted.
+            gradients: keep the graph, for `mean` and `per_token`.
+
+        Raises:
+            RequestError: pairs or settings that cannot be scored; names the first.
+        """
+        check_whole("seed", seed, 0, 2**63 - 1)
+        self._check_gradients(gradients)
+        if len(prompts) != len(completions):
+            raise RequestError(f"{len(prompts)} prompts and {len(completions)} completions; give as many of each")
+        targets = [self._target(*pair) for pair in zip(prompts, completions, strict=True)]
+        for index, target in enumerate(targets):
+            self._refuse_masks(f"completion {index}", target.tokens[target.prompt_length :])
+        plans = [scheme.plan(target, self.presentation, seed) for target in targets]
+        if not plans:
+            nothing = torch.zeros(0, dtype=torch.float64, device=self.backbone.device)
+            return Scores(nothing, nothing, [] if per_token else None)
+        logprobs = self.given.logprobs((plan.sheet for plan in plans), gradients=gradients)
+        values = torch.split(logprobs, [len(plan.places) for plan in plans])
+        lengths = [target.length - target.prompt_length for target in targets]
+        terms = [plan.terms(each, length) for plan, each, length in zip(plans, values, lengths, strict=True)]
+        device = self.backbone.device
+        errors = [plan.stderr(each) for plan, each in zip(plans, values, strict=True)]
+        return Scores(
+            torch.stack([each.sum() for each in terms]).to(device),
+            torch.tensor(errors, dtype=torch.float64, device=device),
+            [each.to(device) for each in terms] if per_token else None,
+        )
+
+    def chain_logprobs(self, token_ids: Sequence[int]) -> Tensor:
+        """Left-to-right chain terms of a whole text: each token with itself and all later ones masked (one forward of
+        the text a token), or for models with a causal context the causal pass.
+
+        Args:
+            token_ids: `[length]`, at least one, no masks.
+
+        Returns:
+            `[length]` float64; nan for the first token, which nothing stands before (OpenAI's null; clients skip it).
+
+        Raises:
+            RequestError: a text that cannot be scored.
+        """
+        target = self._target(token_ids[:1], token_ids[1:], least=0)
+        self._refuse_masks("the text", target.tokens)
+        first = torch.full((1,), torch.nan, dtype=torch.float64, device=self.backbone.device)
+        if target.length == 1:
+            return first
+        sheet = self.presentation.chain(target, target.completion)
+        return torch.cat((first, self.given.logprobs([sheet]).to(first.device)))
+
+    def replay_logprobs(
+        self,
+        prompt_ids: Sequence[int],
+        replay_token_ids: Sequence[int],
+        replay_step_map: Sequence[int],
+        *,
+        shrink: int = 1,
+        temperature: float = 1.0,
+        block_length: int | None = None,
+        align_blocks: bool = False,
+        canvas_length: int | None = None,
+        gradients: bool = False,
+    ) -> Tensor:
+        """The log-probability of each token at the forward that revealed it, recomputed: for each step the canvas with
+        the tokens of earlier steps visible and all others masked, without a cache. Not an autoregressive likelihood.
+
+        For the engines that recompute everything or cache exactly this is what the decoder recorded in
+        `Completion.logprobs`: bit for bit with `full` on a CPU (without gradients, temperature 1), but for rounding
+        with `block_causal`, `causal_commit` and `autoregressive` (its block_length is 1). It differs by design where
+        the forwards that were recorded saw something else: the stale keys and values of `prefix_cache`, `dual_cache`,
+        `vicinity` and `sparse`, the inputs of `smooth`, the drafts of `linear_spec`, guidance (`cfg_scale`), masks
+        inside a prompt that were filled in meanwhile, a canvas that grew (`initial_gen_length`), and tokens that were
+        edited or masked again (`llada21_edit`, `remask_hierarchy`), of which a step map keeps the last forward alone.
+        Those are replayed in the full view too.
+
+        Args:
+            prompt_ids: the prompt, filled in.
+            replay_token_ids: what stands behind it, to the end of the last block at least; the mask id where nothing
+                was revealed.
+            replay_step_map: for each of them the forward that revealed it, from 1; 0 where none did.
+            shrink: so many consecutive steps count as one (TraceRL, arXiv 2509.06949): within a block for models with
+                blocks, else within the canvas.
+            temperature: of log softmax(logits / temperature), above 0.
+            block_length, align_blocks: what the canvas was decoded with; None is the model's own length. The view of a
+                bidirectional model does not depend on them.
+            canvas_length: positions that the decoder had behind the prompt; those behind `replay_token_ids` were masks
+                throughout, which a bidirectional model sees. None: no more than are given.
+            gradients: keep the graph.
+
+        Returns:
+            `[len(replay_token_ids)]` float64; 0 where nothing was revealed, so that sums and losses leave it out.
+
+        Raises:
+            RequestError: values that do not fit together or the model.
+        """
+        check_whole("shrink", shrink, 1)
+        check_real("temperature", temperature, 0.0, None, open_low=True)
+        if block_length is not None:
+            check_whole("block_length", block_length, 1)
+        self._check_gradients(gradients)
+        given, presentation = len(replay_token_ids), self.presentation
+        if self.backbone.config.attention != "bidirectional":
+            size = presentation.block_length if block_length is None else block_length
+            presentation = replace(presentation, block_length=size, commits=True, aligned=align_blocks)
+        if canvas_length is not None:
+            check_whole("canvas_length", canvas_length, given)
+        spare = [self.special.mask_id] * ((canvas_length or given) - given)
+        target = self._target(prompt_ids, [*replay_token_ids, *spare])
+        steps = np.array([*replay_step_map, *(0 for _ in spare)], dtype=np.int64)
+        check_steps(target, steps, self.special.mask_id)
+        questions = replayed(presentation, target, steps, shrink)
+        replay = torch.zeros(given, dtype=torch.float64, device=self.backbone.device)
+        if not questions:
+            return replay
+        sheet = presentation.sheet(target, questions)
+        logprobs = self.given.logprobs([sheet], temperature=temperature, gradients=gradients)
+        places = np.concatenate([question.asked for question in questions]) - target.prompt_length
+        return replay.index_copy(0, torch.from_numpy(places).to(replay.device), logprobs.to(replay.device))
+
+    def _target(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], *, least: int = 1) -> Target:
+        """Prompt and completion, checked against the model; the completion has `least` tokens or more."""
+        config = self.backbone.config
+        if not len(prompt_ids):
+            raise RequestError("the prompt is empty; give at least one token")
+        if len(completion_ids) < least:
+            raise RequestError("the completion is empty; give at least one token")
+        tokens: IntArray = np.array([*prompt_ids, *completion_ids], dtype=np.int64)
+        outside = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
+        if len(outside):
+            raise RequestError(f"token {outside[0]} is outside the vocabulary 0..{config.vocab_size - 1}")
+        if len(tokens) > config.max_positions:
+            raise RequestError(
+                f"prompt of {len(prompt_ids)} and completion of {len(completion_ids)} tokens make {len(tokens)} "
+                f"positions, the model has {config.max_positions}; shorten one of them"
+            )
+        return Target(tokens, len(prompt_ids))
+
+    def _refuse_masks(self, name: str, tokens: IntArray) -> None:
+        if self.special.mask_id in tokens:
+            raise RequestError(f"{name} holds the mask id {self.special.mask_id}, which has no likelihood")
+
+    def _check_gradients(self, gradients: bool) -> None:
+        if gradients and not torch.is_grad_enabled():
+            raise RequestError("gradients=True inside torch.no_grad() or inference_mode(); ask outside of it")
+        if gradients and not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            raise RequestError("gradients=True, but no parameter of the model has requires_grad; set it first")

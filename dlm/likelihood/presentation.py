@@ -1,0 +1,195 @@
+"""How a state of a canvas is shown to a model, by its kind of attention: as the decoder shows it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from dlm.decoding.layout import IntArray
+from dlm.errors import RequestError
+from dlm.likelihood.views import Sheet, View
+from dlm.models.architecture import AttentionKind, BackboneConfig
+
+NOTHING: IntArray = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A text to score.
+
+    Attributes:
+        tokens: `[length]` int64, prompt and completion.
+        prompt_length: where the completion begins.
+    """
+
+    tokens: IntArray
+    prompt_length: int
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def completion(self) -> IntArray:
+        """Positions of the completion, ascending."""
+        return np.arange(self.prompt_length, self.length)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A state of a target's canvas, and the positions asked for in it.
+
+    Attributes:
+        hidden: `[length]` bool, the positions that hold the mask.
+        asked: `[m]` int64, ascending.
+    """
+
+    hidden: npt.NDArray[np.bool_]
+    asked: IntArray
+
+
+@dataclass(frozen=True)
+class Presentation(ABC):
+    """What the kinds of attention share.
+
+    Attributes:
+        mask_id: fed where a token is hidden.
+        max_positions: that the model has.
+        block_length: positions of a block; None: the whole completion is one.
+        shifted: row i predicts position i + 1.
+        commits: the first position of a block is predicted by the causal pass over what lies before it, as the decoder
+            reveals it (`causal_context` models only).
+        aligned: blocks lie on multiples of their length where they would count from the end of the prompt.
+    """
+
+    mask_id: int
+    max_positions: int
+    block_length: int | None
+    shifted: bool = False
+    commits: bool = False
+    aligned: bool = False
+
+    @abstractmethod
+    def first_block(self, target: Target) -> int:
+        """Where the block begins that holds the first token of the completion."""
+
+    @abstractmethod
+    def sheet(self, target: Target, questions: Sequence[Question]) -> Sheet:
+        """The questions as views; results come question by question, in the order of the positions asked for."""
+
+    def chain(self, target: Target, asked: IntArray) -> Sheet:
+        """Each position of `asked [m]` with everything from there on hidden."""
+        place = np.arange(target.length)
+        return self.sheet(target, [Question(place >= position, asked[i : i + 1]) for i, position in enumerate(asked)])
+
+    def units(self, target: Target) -> list[tuple[int, int]]:
+        """The blocks `[start, stop)` of the completion, which are predicted one after the other."""
+        if self.block_length is None:
+            return [(target.prompt_length, target.length)]
+        starts = range(self.first_block(target), target.length, self.block_length)
+        return [(max(at, target.prompt_length), min(at + self.block_length, target.length)) for at in starts]
+
+
+@dataclass(frozen=True)
+class Whole(Presentation):
+    """Every position sees every other."""
+
+    def first_block(self, target: Target) -> int:
+        return target.prompt_length
+
+    def sheet(self, target: Target, questions: Sequence[Question]) -> Sheet:
+        views = []
+        for question in questions:
+            inputs = np.where(question.hidden, self.mask_id, target.tokens)
+            reads = np.maximum(question.asked - 1, 0) if self.shifted else question.asked
+            views.append(View(inputs, 0, reads, target.tokens[question.asked]))
+        return Sheet(NOTHING, (0,), False, tuple(views))
+
+
+@dataclass(frozen=True)
+class Blocks(Presentation):
+    """A block sees the clean blocks before it and itself; blocks lie on multiples of their length from position 0, and
+    the last one is filled up with masks as far as the model has positions."""
+
+    causal: ClassVar[bool] = False
+
+    def first_block(self, target: Target) -> int:
+        return target.prompt_length // self.size * self.size
+
+    @property
+    def size(self) -> int:
+        if self.block_length is None:
+            raise RequestError("the model attends in blocks and its config names no block length")
+        return self.block_length
+
+    def padded(self, target: Target) -> IntArray:
+        """The canvas as the decoder would make it, `[at least length]`."""
+        spare = min(-target.length % self.size, self.max_positions - target.length)
+        return np.concatenate((target.tokens, np.full(spare, self.mask_id)))
+
+    def sheet(self, target: Target, questions: Sequence[Question]) -> Sheet:
+        clean, first = self.padded(target), self.first_block(target)
+        views = [view for question in questions for view in self._views(clean, first, question)]
+        last = max(view.start for view in views)
+        edges = sorted({0, *range(first % self.size, last + 1, self.size)})
+        return Sheet(clean[:last], tuple(edges), self.causal, tuple(views))
+
+    def reads(self, asked: IntArray, start: int) -> IntArray:
+        """Positions whose rows predict the positions `asked [m]` of the block that begins at `start`."""
+        return asked
+
+    def _views(self, clean: IntArray, first: int, question: Question) -> list[View]:
+        """A view for each block in which something is asked."""
+        views, blocks = [], (question.asked - first) // self.size
+        for block in np.unique(blocks):
+            start = first + int(block) * self.size
+            asked = question.asked[blocks == block]
+            inputs = clean[start : start + self.size].copy()
+            inputs[np.flatnonzero(question.hidden[start : start + self.size])] = self.mask_id
+            reads = self.reads(asked, start)
+            own = bool((reads >= start).any())
+            views.append(View(inputs if own else NOTHING, start, reads, clean[asked]))
+        return views
+
+
+@dataclass(frozen=True)
+class CausalBlocks(Blocks):
+    """A block sees itself, and what lies before it as a causal model sees that; blocks count from the end of the prompt
+    unless they are aligned."""
+
+    causal: ClassVar[bool] = True
+
+    def reads(self, asked: IntArray, start: int) -> IntArray:
+        return np.where(asked == start, start - 1, asked) if self.commits else asked
+
+    def first_block(self, target: Target) -> int:
+        return super().first_block(target) if self.aligned else target.prompt_length
+
+    def padded(self, target: Target) -> IntArray:
+        return target.tokens
+
+    def chain(self, target: Target, asked: IntArray) -> Sheet:
+        """The causal pass itself: one forward."""
+        length = int(asked[-1])
+        view = View(NOTHING, length, asked - 1, target.tokens[asked])
+        return Sheet(target.tokens[:length], (0, length), True, (view,))
+
+
+PRESENTATIONS: dict[AttentionKind, type[Presentation]] = {
+    "bidirectional": Whole,
+    "block_causal": Blocks,
+    "causal_context": CausalBlocks,
+}
+
+
+def presentation_of(config: BackboneConfig, mask_id: int) -> Presentation:
+    """How a model is shown canvases; `RequestError` for one whose rows are shifted and that attends in blocks."""
+    if config.shifted and config.attention != "bidirectional":
+        raise RequestError(f"no likelihoods for a shifted model whose attention is {config.attention}")
+    kind = PRESENTATIONS[config.attention]
+    return kind(mask_id, config.max_positions, config.block_length, config.shifted)

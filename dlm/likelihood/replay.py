@@ -1,0 +1,53 @@
+"""The states through which a decoded canvas went, rebuilt from the forward at which each token was revealed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dlm.decoding.layout import IntArray
+from dlm.errors import RequestError
+from dlm.likelihood.presentation import Presentation, Question, Target
+
+
+def check_steps(target: Target, steps: IntArray, mask_id: int) -> None:
+    """Raise `RequestError` unless exactly the tokens other than the mask have a step, counted from 1.
+
+    Args:
+        target: prompt and canvas.
+        steps: `[length of the canvas]` int64.
+    """
+    canvas = target.tokens[target.prompt_length :]
+    if len(steps) != len(canvas):
+        raise RequestError(
+            f"replay_step_map has {len(steps)} entries for {len(canvas)} replay_token_ids; give one for each"
+        )
+    wrong = np.flatnonzero((steps < 1) != (canvas == mask_id))
+    if len(steps) and len(wrong):
+        at = int(wrong[0])
+        raise RequestError(
+            f"replay_step_map[{at}]={steps[at]} does not go with replay_token_ids[{at}]={canvas[at]}: steps count from "
+            f"1, and 0 stands where the canvas still holds the mask id {mask_id}"
+        )
+
+
+def replayed(presentation: Presentation, target: Target, steps: IntArray, shrink: int) -> list[Question]:
+    """For each step the canvas that it saw, and the tokens that it revealed.
+
+    Args:
+        presentation: cuts the canvas into blocks, or not.
+        target: prompt and canvas.
+        steps: `[length of the canvas]` int64, 0 where nothing was revealed.
+        shrink: so many consecutive steps of a block (of the canvas where there are none) count as the first of them.
+    """
+    when = np.concatenate((np.full(target.prompt_length, -1), steps))
+    when[when == 0] = np.iinfo(np.int64).max
+    questions = []
+    for start, stop in presentation.units(target):
+        inside = when[start:stop]
+        distinct = np.unique(steps[start - target.prompt_length : stop - target.prompt_length])
+        distinct = distinct[distinct > 0]
+        for group in range(0, len(distinct), shrink):
+            first, last = distinct[group], distinct[group : group + shrink][-1]
+            asked = start + np.flatnonzero((inside >= first) & (inside <= last))
+            questions.append(Question(when >= first, asked))
+    return questions
