@@ -109,7 +109,7 @@ class Selector:
                 choices[index] = choose(question, self._scores(question, candidates[index]), memories[index])
         for canvas, question, choice in zip(canvases, asked, choices, strict=True):
             canvas.memory = choice.memory
-            if question.observe == "log_probabilities":
+            if question.observe == "log_probabilities" and question.observed is not None:
                 canvas.tensors["rows"] = (canvas.block_index, question.positions, question.observed)
             if question.observe == "expected_embedding":
                 canvas.tensors["expected"] = (question.positions, question.observed)

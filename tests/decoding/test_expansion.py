@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -319,11 +320,12 @@ def test_cached_engines_refresh_after_growth_and_steps_stay_with_their_tokens(en
 
 
 def test_samplers_that_remember_positions_go_on_after_growth() -> None:
-    for sampler in (Credit(0.5), Klass(0.3, 1.0, 1)):
+    """Also after a look at the length that was found at once."""
+    for sampler, enough in product((Credit(0.5), Klass(0.3, 1.0, 1)), (0.0, 0.5)):
         request = Request(
             "a", tuple(range(20, 31)),
-            SamplingParams(40, initial_gen_length=8, block_length=8, eos_check_tokens=4, low_conf_threshold=0.9,
-                           temperature=0.7, seed=1, n=3, cfg_scale=0.5),
+            SamplingParams(40, initial_gen_length=8, block_length=8, eos_check_tokens=1, low_conf_threshold=0.9,
+                           eos_confidence_threshold=enough, temperature=0.7, seed=1, n=3, cfg_scale=0.5),
             Full(), sampler,
         )  # fmt: skip
         mixed = list(BY_NAME["golden"].decoder(max_num_seqs=3).run([request]))
