@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def _explain_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        where = _field(first["loc"])
         if first["type"] == "json_invalid":
             message = f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}"
         else:
@@ -112,3 +113,14 @@ def _explain_errors(app: FastAPI) -> None:
         log.error("a request failed", exc_info=error)
         message = f"this request failed ({type(error).__name__}); the server's log says why"
         return JSONResponse(ApiError(500, message, SERVER).body, 500)
+
+
+def _field(location: Sequence[str | int]) -> str:
+    """The field's name as clients write it: without the names of alternatives that pydantic tried."""
+    parts: list[str] = []
+    named = True
+    for part in location[1:]:
+        if isinstance(part, int) or named:
+            parts.append(str(part))
+        named = isinstance(part, int)
+    return ".".join(parts)

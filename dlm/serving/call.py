@@ -113,6 +113,8 @@ def failure_of(completion: Completion) -> ApiError:
     """What a client is told of a completion with `error`; the log has the rest."""
     if completion.fault == "refused":
         return ApiError(400, str(completion.error))
+    if completion.fault == "draining":
+        return draining()
     name = str(completion.error).partition(":")[0]
     if completion.fault == "out_of_memory":
         return ApiError(

@@ -100,7 +100,7 @@ class DecoderThread:
         self._work: deque[tuple[Iterator[Any], Callable[[Any, Exception | None], None]]] = deque()
         self._tickets: dict[str, Ticket] = {}
         self._num_arrived = 0
-        self._ending = False
+        self._ending = self._abandoned = False
         self._sizes: Counter[int] = Counter()
         self._load = Load(arena_slots=decoder.arena.ranges.capacity)
         self._thread = threading.Thread(target=self._live, name="decoder", daemon=True)
@@ -180,8 +180,7 @@ class DecoderThread:
         finished = not self._thread.is_alive()
         if not finished:
             with self._condition:
-                self._cancelled += [*self._tickets, *(ticket.request.id for ticket in self._arrived)]
-                self._work.clear()
+                self._abandoned = True
                 self._condition.notify()
             self._thread.join(10.0)
         return finished
@@ -191,6 +190,9 @@ class DecoderThread:
     def _live(self) -> None:
         try:
             while self._wait():
+                if self._abandoned:
+                    self._give_up("the server is shutting down", "draining")
+                    return
                 self._take_in()
                 if self.decoder.has_work:
                     self._step()
@@ -198,20 +200,19 @@ class DecoderThread:
                 self._tell_load()
         except Exception as error:
             log.critical("the decoder cannot go on", exc_info=True)
-            self._give_up(error)
+            self._give_up(f"the decoder cannot go on: {type(error).__name__}", "failed")
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, message: str, fault: str) -> None:
         """Tell everybody who waits. Whoever looks at `load().alive` ends the process."""
         with self._condition:
             self._ending = True
             left = [*self._tickets.values(), *self._arrived]
             work = list(self._work)
-        message = f"the decoder cannot go on: {type(error).__name__}"
         for ticket in left:
             ids = ticket.request.prompt_ids
-            self._hear(ticket.on_done, Completion(ticket.request.id, 0, 0, ids, error=message, fault="failed"))
+            self._hear(ticket.on_done, Completion(ticket.request.id, 0, 0, ids, error=message, fault=fault))
         for _, on_done in work:
-            self._hear(on_done, None, error)
+            self._hear(on_done, None, RuntimeError(message))
 
     @staticmethod
     def _hear(listener: Callable[..., None], *news: Any) -> None:

@@ -143,7 +143,7 @@ class Service:
         Raises `ApiError` (400).
         """
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], dict)):
-            self._check_length(prompt, params)
+            self._check_length(prompt)
         try:
             ids = self._ids(prompt, chat=chat)
             prepared = self._prepared(ids, params, params.stop)
@@ -160,14 +160,14 @@ class Service:
             return self.codec.encode(prompt)
         return tuple(prompt)
 
-    def _check_length(self, prompt: Any, params: SamplingParams) -> None:
+    def _check_length(self, prompt: Any) -> None:
         """Refuse a text that cannot fit whatever its tokens are, before they are counted."""
         texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
         characters = sum(map(len, texts))
         if characters > self._most_characters:
             raise ApiError(
-                400, f"the prompt has {characters} characters, which no more than max_model_len="
-                f"{self.max_model_len} tokens less gen_length={params.gen_length} can hold; shorten it",
+                400, f"the prompt has {characters} characters, more than the {self.max_model_len} tokens of this model "
+                "can hold; shorten it",
                 param="prompt", code="context_length_exceeded",
             )  # fmt: skip
 
