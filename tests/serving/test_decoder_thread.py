@@ -1,0 +1,218 @@
+"""The decoder's thread: waiting for a batch, failures in mid-batch, other work between steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from dlm.decoding.decoder import Decoder
+from dlm.decoding.engines import DualCache
+from dlm.decoding.options import DecoderOptions
+from dlm.decoding.request import Completion, Request, SamplingParams
+from dlm.decoding.samplers import Fixed, Threshold
+from dlm.serving.decoder_thread import DecoderThread, Draining, QueueFull
+from tests.decoding.worlds import SPECIAL, tiny_model
+from tests.running import wait_until
+
+PARAMS = SamplingParams(gen_length=16, block_length=8, steps=16, temperature=0.0, ignore_eos=True, seed=1)
+
+
+def ask(name: str, prompt: tuple[int, ...] = (5, 6, 7), **more: Any) -> Request:
+    return Request(name, prompt, dataclasses.replace(PARAMS, **more), DualCache(), Fixed())
+
+
+class Heard:
+    """Completions, as they come."""
+
+    def __init__(self) -> None:
+        self.all: list[Completion] = []
+        self.times: list[float] = []
+
+    def __call__(self, completion: Completion) -> None:
+        self.all.append(completion)
+        self.times.append(time.monotonic())
+
+    def wait(self, count: int) -> list[Completion]:
+        wait_until(lambda: len(self.all) >= count, 30, f"{count} completions were heard")
+        return self.all
+
+
+@pytest.fixture(name="make")
+def maker() -> Iterator[Callable[..., DecoderThread]]:
+    made: list[DecoderThread] = []
+
+    def make(**options: Any) -> DecoderThread:
+        seqs = options.pop("max_num_seqs", 4)
+        decoder = Decoder(tiny_model().backbone, SPECIAL, DecoderOptions(max_num_seqs=seqs, arena_tokens=2000))
+        made.append(DecoderThread(decoder, **options))
+        return made[-1]
+
+    yield make
+    for thread in made:
+        if thread.load().alive:
+            thread.drain(30)
+
+
+def solo(request: Request) -> tuple[int, ...]:
+    decoder = Decoder(tiny_model().backbone, SPECIAL, DecoderOptions(arena_tokens=2000))
+    [completion] = decoder.run([request])
+    return completion.token_ids
+
+
+def test_idle_requests_start_at_once_and_join_those_that_run(make: Callable[..., DecoderThread]) -> None:
+    thread, heard = make(), Heard()
+    thread.start()
+    requests = [ask(f"r{index}", (5, 6, index + 7)) for index in range(10)]
+    for request in requests:
+        thread.submit(request, heard)
+    done = {one.request_id: one.token_ids for one in heard.wait(10)}
+    assert done == {request.id: solo(request) for request in requests}
+    load = thread.load()
+    assert (load.running, load.waiting, load.arena_used) == (0, 0, 0)
+    assert sum(size * count for size, count in load.sizes.items()) == load.canvases
+
+
+def test_a_batch_fires_when_the_oldest_has_waited_long_enough(make: Callable[..., DecoderThread]) -> None:
+    thread, heard = make(max_wait_time=0.6), Heard()
+    thread.start()
+    begun = time.monotonic()
+    thread.submit(ask("a"), heard)
+    time.sleep(0.2)
+    thread.submit(ask("b"), heard)
+    assert thread.load().waiting == 2
+    heard.wait(2)
+    assert 0.6 <= heard.times[0] - begun < 5
+    assert thread.load().sizes == {2: 16}
+
+
+def test_a_full_batch_fires_before_that(make: Callable[..., DecoderThread]) -> None:
+    thread, heard = make(max_wait_time=60.0), Heard()
+    thread.start()
+    for name in "abcd":
+        thread.submit(ask(name), heard)
+    heard.wait(4)
+    assert thread.load().sizes == {4: 16}
+
+
+def test_the_queue_is_bounded(make: Callable[..., DecoderThread]) -> None:
+    thread, heard = make(max_wait_time=60.0, queue_size=3, max_num_seqs=100), Heard()
+    thread.start()
+    thread.decoder.options = dataclasses.replace(thread.decoder.options, max_num_seqs=0)
+    thread.submit(ask("a", n=2), heard)
+    with pytest.raises(QueueFull):
+        thread.submit(ask("b", n=2), heard)
+    thread.submit(ask("c"), heard)
+    thread.decoder.options = dataclasses.replace(thread.decoder.options, max_num_seqs=1)
+    thread.cancel("a")
+    thread.cancel("c")
+    wait_until(lambda: thread.load().waiting == 0, 10, "the queue was empty")
+
+
+def test_a_failing_request_is_told_alone(make: Callable[..., DecoderThread], monkeypatch: pytest.MonkeyPatch) -> None:
+    thread, heard = make(), Heard()
+    forward = thread.decoder.backbone.forward
+
+    def raising(token_ids: Tensor, *arguments: Any) -> Tensor:
+        if (token_ids == 3).any():
+            raise RuntimeError("broken")
+        return forward(token_ids, *arguments)
+
+    monkeypatch.setattr(thread.decoder.backbone, "forward", raising)
+    thread.start()
+    requests = [ask("bad", (3, 4)), ask("good", (5, 6)), ask("better", (7, 8))]
+    for request in requests:
+        thread.submit(request, heard)
+    done = {one.request_id: one for one in heard.wait(3)}
+    assert done["bad"].fault == "failed"
+    assert [done[name].error for name in ("good", "better")] == [None, None]
+    assert done["good"].token_ids == solo(requests[1])
+    thread.submit(ask("later", (5, 6)), heard)
+    assert heard.wait(4)[-1].token_ids == solo(requests[1])
+
+
+def test_other_work_goes_on_between_steps(make: Callable[..., DecoderThread]) -> None:
+    thread, heard = make(), Heard()
+    results: list[Any] = []
+    seen: list[int] = []
+
+    def slices() -> Iterator[int | None]:
+        for _ in range(5):
+            seen.append(thread.decoder.stats.num_steps)
+            yield None
+        yield 42
+
+    def broken() -> Iterator[None]:
+        yield None
+        raise ValueError("no")
+
+    thread.start()
+    thread.submit(ask("a"), heard)
+    thread.work(slices(), lambda *news: results.append(news))
+    thread.work(broken(), lambda *news: results.append(news))
+    heard.wait(1)
+    wait_until(lambda: len(results) == 2, 10, "the work was done")
+    assert results[0] == (42, None)
+    assert isinstance(results[1][1], ValueError)
+    assert len(set(seen)) > 1
+
+
+def test_a_listener_that_is_gone_harms_nobody(make: Callable[..., DecoderThread]) -> None:
+    thread, heard = make(), Heard()
+
+    def gone(completion: Completion) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    thread.start()
+    thread.submit(ask("a"), gone)
+    thread.submit(ask("b"), heard)
+    assert heard.wait(1)[0].error is None
+    assert thread.load().alive
+
+
+def test_a_decoder_that_cannot_go_on_tells_everybody(
+    make: Callable[..., DecoderThread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread, heard = make(), Heard()
+
+    def dead(*_: Any) -> Any:
+        raise RuntimeError("dead")
+
+    monkeypatch.setattr(thread.decoder, "step", dead)
+    monkeypatch.setattr(thread.decoder, "step_apart", dead)
+    thread.start()
+    thread.submit(ask("a"), heard)
+    assert heard.wait(1)[0].fault == "failed"
+    wait_until(lambda: not thread.load().alive, 10, "the thread ended")
+    with pytest.raises(Draining):
+        thread.submit(ask("b"), heard)
+
+
+def test_draining_finishes_what_is_here_and_takes_no_more(make: Callable[..., DecoderThread]) -> None:
+    thread, heard = make(), Heard()
+    thread.start()
+    for index in range(8):
+        thread.submit(ask(f"r{index}"), heard)
+    ends = threading.Thread(target=thread.drain, args=(30,))
+    ends.start()
+    wait_until(lambda: thread._ending, 5, "it drained")
+    with pytest.raises(Draining):
+        thread.submit(ask("late"), heard)
+    ends.join(30)
+    assert len(heard.all) == 8
+    assert not thread.load().alive
+
+
+def test_what_is_not_finished_in_time_is_told(make: Callable[..., DecoderThread]) -> None:
+    thread, heard = make(), Heard()
+    thread.start()
+    requests = [Request("a", (5, 6), dataclasses.replace(PARAMS, gen_length=400), DualCache(), Threshold(1.0))]
+    thread.submit(requests[0], heard)
+    wait_until(lambda: thread.load().running == 1, 10, "it ran")
+    assert not thread.drain(0.0)
+    assert [one.fault for one in heard.all] == ["draining"]
