@@ -47,7 +47,7 @@ class Decoder:
         special: its mask id and the ids that end an answer.
         options: limits.
         backend: the attention to use; None chooses by device and dtype.
-        recorder: what records forwards that repeat; None chooses by device. `options.enforce_eager` goes before it.
+        recorder: what records forwards that repeat (see `choose_recorder`); None chooses by device.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Decoder:
             device=backbone.device,
             poison=self.options.poison,
         )
-        recorder = None if self.options.enforce_eager else recorder or choose_recorder(backbone, self.backend)
-        self.graphs = Graphs(backbone, self.arena, recorder)
+        chosen = None if self.options.enforce_eager else choose_recorder(backbone, self.backend, recorder)
+        self.graphs = Graphs(backbone, self.arena, chosen)
         self.sharing = PromptSharing(self.arena)
         self.scheduler: Scheduler[Canvas] = Scheduler(self.options.max_num_seqs, self.options.max_num_batched_tokens)
         row_bytes = config.vocab_size * max(4, backbone.dtype.itemsize)

@@ -58,7 +58,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Play) -> Play:
@@ -77,11 +77,14 @@ class CudaRecorder:
         return graph.replay
 
 
-def choose_recorder(backbone: Backbone, backend: AttentionBackend) -> Recorder | None:
-    """What records on the model's device; None where it has nothing to record with, or a forward waits for the host:
-    where processes share the model, and where the rows of each expert are counted there."""
-    if backbone.device.type != "cuda" or backend is not VarlenAttention:
-        return None
+def choose_recorder(backbone: Backbone, backend: AttentionBackend, given: Recorder | None = None) -> Recorder | None:
+    """What records the model's forwards; None where a recording would not do what they do.
+
+    Recordings attend as `VarlenAttention` does. Without a recorder that is given there is one on CUDA, unless a forward
+    waits for the host: where processes share the model, and where the rows of each expert are counted there.
+    """
+    if given is not None or backend is not VarlenAttention or backbone.device.type != "cuda":
+        return given if backend is VarlenAttention else None
     if any(layer.total is not None for layer in backbone.layers):
         return None
     if backbone.config.experts is not None:

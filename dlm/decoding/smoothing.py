@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.packing import Batch
 from dlm.models.backbone import Backbone
+from dlm.models.devices import upload
 
 
 def embed(backbone: Backbone, batch: Batch, token_ids: Tensor) -> Tensor | None:
@@ -43,14 +45,14 @@ def remember(canvas: Canvas, backbone: Backbone, share: float) -> None:
     if canvas.request.engine.smoothing is None:
         return
     device, embedding = backbone.device, backbone.embedding
-    tokens = torch.from_numpy(canvas.tokens).to(device)
+    tokens = upload(canvas.tokens, device)
     inputs: Tensor = embedding(tokens)
     kept = canvas.tensors.get("inputs")
     undecided = (tokens == canvas.mask_id).unsqueeze(1)
     if kept is not None:
         inputs = torch.where(undecided, kept, inputs)
     positions, expected = canvas.tensors.pop("expected")
-    still = torch.from_numpy(positions[canvas.tokens[positions] == canvas.mask_id]).to(device)
-    rows = torch.from_numpy(canvas.tokens[positions] == canvas.mask_id).to(device)
+    undone = np.flatnonzero(canvas.tokens[positions] == canvas.mask_id)
+    still, rows = upload(positions[undone], device), upload(undone, device)
     inputs[still] = embedding.weight[canvas.mask_id] + share * expected[rows]
     canvas.tensors["inputs"] = inputs

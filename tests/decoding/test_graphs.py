@@ -24,6 +24,7 @@ from dlm.decoding.samplers import Fixed, LLaDA2, Threshold
 from dlm.llm import LLM
 from dlm.models.attention import SdpaAttention, VarlenAttention, kernels
 from dlm.models.backbone import Backbone
+from dlm.models.deterministic import SeparateAttention
 from dlm.models.loading import Checkpoint
 from tests.decoding.drawing import draw_request, facts
 from tests.decoding.worlds import BY_NAME, tiny_model
@@ -263,7 +264,9 @@ def copy_of(backbone: Backbone) -> Backbone:
 
 
 def test_nothing_records_on_a_cpu_or_with_another_backend() -> None:
-    backbone = tiny_model().backbone
+    backbone, recorder = tiny_model().backbone, Repeating()
     assert choose_recorder(backbone, VarlenAttention) is None
-    assert choose_recorder(backbone, SdpaAttention) is None
+    assert choose_recorder(backbone, VarlenAttention, recorder) is recorder
+    for backend in (SdpaAttention, SeparateAttention):
+        assert choose_recorder(backbone, backend) is choose_recorder(backbone, backend, recorder) is None
     assert Decoder(backbone, tiny_model().special, DecoderOptions(**LIMITS)).graphs.recorder is None

@@ -20,6 +20,9 @@ class VarlenKernel(Protocol):
     def takes_used(self) -> bool:
         """It takes `used`."""
 
+    def __hash__(self) -> int:
+        """What is found out about it is kept by it."""
+
     def __call__(
         self,
         query: Tensor,
