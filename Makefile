@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help predict test lint typecheck bench clean
+.PHONY: help predict serve test lint typecheck bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,13 @@ $(VENV)/.dev: $(VENV)/.package
 
 predict: $(VENV)/.package  ## decode the bundled prompts with the bundled checkpoint
 	$(BIN)/python -m dlm.predict $(ARGS)
+
+$(VENV)/.serve: $(VENV)/.package
+	$(PIP) -e '.[serve]'
+	@touch $@
+
+serve: $(VENV)/.serve  ## serve the bundled checkpoint on http://127.0.0.1:8000
+	$(BIN)/python -m dlm.serve $(ARGS)
 
 bench: $(VENV)/.package  ## time the decoder against a plain reference loop
 	$(BIN)/python -m dlm.bench $(ARGS)
