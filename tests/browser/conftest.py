@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
 import sys
 import time
 import urllib.error
@@ -12,12 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from tests.browser.mock_server import Mock, serving
-from tests.running import started
-
-pytest.importorskip("playwright", reason="playwright is not installed: pip install 'dlm[dev]'")
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from tests.running import environment
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 READY_WITHIN = 120.0
@@ -45,15 +44,25 @@ def real_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("serve")
-    command = [sys.executable, "-m", "dlm.serve", "device=cpu", f"port={port}", f"hydra.run.dir={folder}"]
-    with started(command, Path(__file__).parents[2]) as process:
-        until = time.monotonic() + READY_WITHIN
-        while not _ready(port):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < until, f"not ready within {READY_WITHIN} s"
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/"
+    log = tmp_path_factory.mktemp("serve") / "log"
+    command = [sys.executable, "-m", "dlm.serve", "device=cpu", f"port={port}"]
+    with (
+        log.open("w") as out,
+        subprocess.Popen(command, cwd=Path(__file__).parents[2], env=environment(), stdout=out, stderr=out) as process,
+    ):
+        try:
+            until = time.monotonic() + READY_WITHIN
+            while not _ready(port):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < until, f"not ready within {READY_WITHIN} s: {log.read_text()}"
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            finally:
+                process.kill()
 
 
 def _ready(port: int) -> bool:

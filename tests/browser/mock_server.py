@@ -22,116 +22,54 @@ STATIC = Path(dlm.serving.__file__).parent / "static"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
-ANSWER = """A photograph develops the way\nthis answer does: the whole of it at once, faint, and then\nsharper wherever \
-the light was strong. Nobody writes the left edge first.\n\nWhat is certain comes early; what leans on it waits."""
+ANSWER = (
+    "A photograph develops the way\nthis answer does: the whole of it at once, faint, and then\nsharper wherever the "
+    "light was strong. Nobody writes the left edge first.\n\nWhat is certain comes early; what leans on it waits."
+)
+
+
+def _parameter(name: str, kind: str, default: Any, low: float | None, high: float | None, about: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": kind,
+        "default": default,
+        "minimum": low,
+        "maximum": high,
+        "choices": ["low_confidence", "random", "entropy", "margin"] if name == "remasking" else None,
+        "description": about,
+    }
+
+
+def _algorithm(name: str, source: str, *parameters: dict[str, Any], available: bool = True) -> dict[str, Any]:
+    return {
+        "name": name,
+        "aliases": [],
+        "source": source,
+        "available": available,
+        "reason": None if available else "a model trained on blocks is needed",
+        "parameters": list(parameters),
+    }
+
 
 CATALOGUE: dict[str, Any] = {
     "model": "mock-8b",
     "default": "dual_cache",
     "algorithms": [
-        {
-            "name": "dual_cache",
-            "aliases": ["dual"],
-            "engine": "dual_cache",
-            "sampler": "threshold",
-            "source": "Fast-dLLM",
-            "available": True,
-            "reason": None,
-            "parameters": [
-                {
-                    "name": "threshold",
-                    "type": "number",
-                    "default": 0.9,
-                    "minimum": 0,
-                    "maximum": 1,
-                    "choices": None,
-                    "of": "sampler",
-                    "description": "Positions at least so confident are revealed.",
-                },
-                {
-                    "name": "remasking",
-                    "type": "string",
-                    "default": "low_confidence",
-                    "minimum": None,
-                    "maximum": None,
-                    "choices": ["low_confidence", "random", "entropy", "margin"],
-                    "of": "sampler",
-                    "description": "What ranks positions.",
-                },
-            ],
-        },
-        {
-            "name": "basic",
-            "aliases": ["no_cache"],
-            "engine": "full",
-            "sampler": "fixed",
-            "source": "LLaDA",
-            "available": True,
-            "reason": None,
-            "parameters": [],
-        },
-        {
-            "name": "sdar",
-            "aliases": [],
-            "engine": "block_causal",
-            "sampler": "sdar",
-            "source": "SDAR",
-            "available": False,
-            "reason": "a model trained on blocks is needed",
-            "parameters": [],
-        },
+        _algorithm(
+            "dual_cache",
+            "Fast-dLLM",
+            _parameter("threshold", "number", 0.9, 0, 1, "Positions at least so confident are revealed."),
+            _parameter("remasking", "string", "low_confidence", None, None, "What ranks positions."),
+        ),
+        _algorithm("basic", "LLaDA"),
+        _algorithm("sdar", "SDAR", available=False),
     ],
     "parameters": [
-        {
-            "name": "max_tokens",
-            "type": "integer",
-            "default": 128,
-            "minimum": 1,
-            "maximum": 8192,
-            "choices": None,
-            "of": "request",
-            "description": "The answer is cut there.",
-        },
-        {
-            "name": "block_length",
-            "type": "integer",
-            "default": 32,
-            "minimum": 1,
-            "maximum": 8192,
-            "choices": None,
-            "of": "request",
-            "description": "Positions of a block.",
-        },
-        {
-            "name": "temperature",
-            "type": "number",
-            "default": 0.0,
-            "minimum": 0,
-            "maximum": 2,
-            "choices": None,
-            "of": "request",
-            "description": "0 takes the most probable token.",
-        },
-        {
-            "name": "ignore_eos",
-            "type": "boolean",
-            "default": False,
-            "minimum": None,
-            "maximum": None,
-            "choices": None,
-            "of": "request",
-            "description": "Decode the whole canvas.",
-        },
-        {
-            "name": "seed",
-            "type": "integer",
-            "default": None,
-            "minimum": 0,
-            "maximum": None,
-            "choices": None,
-            "of": "request",
-            "description": "Of the noise.",
-        },
+        _parameter("max_tokens", "integer", 128, 1, 8192, "The answer is cut there."),
+        _parameter("block_length", "integer", 32, 1, 8192, "Positions of a block."),
+        _parameter("temperature", "number", 0.0, 0, 2, "0 takes the most probable token."),
+        _parameter("ignore_eos", "boolean", False, None, None, "Decode the whole canvas."),
+        _parameter("seed", "integer", None, 0, None, "Of the noise."),
     ],
 }
 
@@ -263,12 +201,18 @@ def _chunks(server: Mock, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     used = -(-(len(tokens) + 1) // server.block_length) * server.block_length
     tokens += ["<|endoftext|>"] * (used - len(tokens))
     start = {"event": "start", "index": 0, "prompt_tokens": 17, "gen_length": server.length, "tokens": []}
-    start |= {"block_length": server.block_length, "algorithm": body.get("generation_algorithm", "dual_cache"), "seed": 5}
+    start |= {
+        "block_length": server.block_length,
+        "algorithm": body.get("generation_algorithm", "dual_cache"),
+        "seed": 5,
+    }
     yield _chunk({"role": "assistant", "content": ""}, start)
     nfe = 0
     for block in range(used // server.block_length):
         first = block * server.block_length
-        order = sorted(range(first, first + server.block_length), key=lambda at: tokens[at].startswith("<") + rng.random())
+        order = sorted(
+            range(first, first + server.block_length), key=lambda at: tokens[at].startswith("<") + rng.random()
+        )
         while order:
             nfe += 1
             count = 1 if one_by_one else rng.choice((1, 1, 2, 3, 4, 6, 8))
@@ -288,7 +232,13 @@ def _chunks(server: Mock, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _chunk(delta: dict[str, str], event: dict[str, Any] | None = None, reason: str | None = None) -> dict[str, Any]:
     choice = {"index": 0, "delta": delta, "finish_reason": reason}
-    chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0, "model": "mock-8b", "choices": [choice]}
+    chunk = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 0,
+        "model": "mock-8b",
+        "choices": [choice],
+    }
     return chunk if event is None else {**chunk, "dlm": event}
 
 

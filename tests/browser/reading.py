@@ -38,8 +38,11 @@ def steps(page: Page) -> int:
 
 def cells(page: Page, lane: int = 0) -> list[str]:
     """Labels of the cells of a canvas, by position."""
-    return page.locator(".lane").nth(lane).locator(".cell").evaluate_all(
-        "(cells) => cells.map((cell) => cell.getAttribute('aria-label'))"
+    return (
+        page.locator(".lane")
+        .nth(lane)
+        .locator(".cell")
+        .evaluate_all("(cells) => cells.map((cell) => cell.getAttribute('aria-label'))")
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
+import urllib.request
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -35,5 +38,32 @@ def test_each_example_of_the_empty_page_is_one_the_demo_can_answer(page: Page, r
     for index in range(count):
         page.locator(".chip").nth(index).click()
         answered(page)
-        expect(page.locator(".answer-text")).to_contain_text(re.compile(r"^(Grid|Words|Parts|Sorted|Reversed|Capital):"))
+        expect(page.locator(".answer-text")).to_contain_text(
+            re.compile(r"^(Grid|Words|Parts|Sorted|Reversed|Capital):")
+        )
         page.click("#clear")
+
+
+def test_stop_frees_the_server(page: Page, real_url: str) -> None:
+    visit(page, real_url)
+    page.click("#panel-toggle")
+    page.fill("#field-gen_length", "896")
+    page.fill("#field-steps", "896")
+    page.select_option("#field-ignore_eos", "true")
+    page.select_option("#algorithm", "basic")
+    page.fill("#prompt", "Hello")
+    page.press("#prompt", "Enter")
+    expect(page.locator(".cell[data-level]").first).to_be_visible()
+    assert _running(real_url) == 1
+    page.click("#stop")
+    answered(page)
+    expect(page.locator(".caption")).to_contain_text("stopped")
+    until = time.monotonic() + 10
+    while _running(real_url) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert _running(real_url) == 0
+
+
+def _running(url: str) -> int:
+    with urllib.request.urlopen(f"{url}batch/stats", timeout=10) as reply:
+        return int(json.load(reply)["running_requests"])

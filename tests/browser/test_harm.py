@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.mock_server import Mock
-from tests.browser.reading import answered, ask, cells, masks, visit
+from tests.browser.reading import answered, ask, cells, masks, sent, visit
 
 pytestmark = pytest.mark.browser
 
@@ -74,8 +74,8 @@ def test_the_key_is_asked_for_kept_in_the_tab_and_sent_as_bearer(page: Page, moc
     urls: list[str] = []
     page.on("request", lambda request: urls.append(request.url))
     page.goto(mock.url)
-    for key in ("wrong", "sesame"):
-        expect(page.locator("#key-dialog")).to_be_visible()
+    for key, reason in (("wrong", "was started with"), ("sesame", "is not the right one")):
+        expect(page.locator("#key-reason")).to_contain_text(reason)
         page.fill("#key", key)
         page.keyboard.press("Enter")
     expect(page.locator("#send")).to_be_enabled()
@@ -120,3 +120,15 @@ def test_white_space_and_tokens_of_control_are_seen(page: Page, mock: Mock) -> N
     assert "“⏎” (white space)" in labels[1]
     assert "<|endoftext|> (special token)" in labels[3]
     expect(page.locator(".lane .cell.end")).to_have_count(29)
+
+
+def test_a_value_out_of_range_is_named_and_not_sent(page: Page, mock: Mock) -> None:
+    bodies = sent(page)
+    visit(page, mock.url)
+    page.click("#panel-toggle")
+    page.fill("#field-block_length", "0")
+    expect(page.locator("#field-block_length-problem")).to_be_visible()
+    page.fill("#prompt", "Hello")
+    page.press("#prompt", "Enter")
+    expect(page.locator("#field-block_length")).to_be_focused()
+    assert bodies == []

@@ -159,3 +159,14 @@ def test_edited_and_inserted_tokens_are_replayed(page: Page, mock: Mock) -> None
     expect(page.locator(".cell.edited")).to_have_text("z")
     assert shown(4) == ["z", "", "", "", "", "q", *[""] * 6]
     assert shown(0) == [""] * 8
+
+
+def test_the_parameters_open_and_close_by_key(page: Page, mock: Mock) -> None:
+    visit(page, mock.url)
+    page.focus("#panel-toggle")
+    page.keyboard.press("Enter")
+    expect(page.locator("#panel")).to_be_visible()
+    expect(page.locator("#panel-close")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator("#panel")).to_be_hidden()
+    expect(page.locator("#panel-toggle")).to_be_focused()

@@ -21,7 +21,33 @@ export function storeKey(key) {
   }
 }
 
-/** A failure of a request. `status` is 0 where no answer came, and null for an error inside a stream. */
+const LOST = -1;
+const IN_STREAM = -2;
+
+/** Title and advice by status; `{wait}` and `{param}` are filled in. */
+const WORDS = {
+  [LOST]: [
+    "The connection was lost",
+    "What had arrived is kept above. Try again; if it happens often, look at the server's log.",
+  ],
+  [IN_STREAM]: ["The server stopped in the middle of the answer", "What had arrived is kept above. Try again."],
+  0: [
+    "No connection to the server",
+    "See that the server is running and that this page's address is its address, then try again.",
+  ],
+  400: ["The server did not accept the request", "Change {param} and try again."],
+  401: ["The server asks for a key", "Give the key that the server was started with."],
+  404: ["There is no such model here", "Choose another model at the top of the page."],
+  413: ["The message is too long for this server", "Shorten it, or begin a new chat."],
+  429: ["The server is busy", "Its queue is full. Try again {wait}."],
+  503: [
+    "The server is not ready",
+    "It is starting, stopping or short of memory. Try again {wait}, or ask for fewer tokens.",
+  ],
+  504: ["The answer took too long", "Ask for fewer tokens, fewer steps or a faster algorithm."],
+};
+
+/** A failure of a request. `status` is that of HTTP, 0 where no answer came, or one of the two constants above. */
 export class ApiError extends Error {
   constructor(status, message, { param = null, retryAfter = null } = {}) {
     super(message);
@@ -32,37 +58,11 @@ export class ApiError extends Error {
 
   /** @returns {{title: string, detail: string, advice: string}} */
   get words() {
-    const [title, advice] = this.#titleAndAdvice();
-    return { title, detail: this.message, advice };
-  }
-
-  #titleAndAdvice() {
+    const other = [`The server answered with ${this.status}`, "Try again; if it stays, look at the server's log."];
+    const [title, advice] = WORDS[this.status] ?? other;
     const wait = this.retryAfter ? `in ${this.retryAfter} s` : "in a moment";
-    switch (this.status) {
-      case 0:
-        return ["No connection to the server", "See that the server is running and that this page's address is its address, then try again."];
-      case -1:
-        return ["The connection was lost", "What had arrived is kept above. Try again; if it happens often, look at the server's log."];
-      case null:
-        return ["The server stopped in the middle of the answer", "What had arrived is kept above. Try again."];
-      case 400:
-      case 422:
-        return ["The server did not accept the request", this.param ? `Change ${this.param} in Parameters and try again.` : "Change the message or the parameters and try again."];
-      case 401:
-        return ["The server asks for a key", "Give the key that the server was started with."];
-      case 404:
-        return ["There is no such model here", "Choose another model at the top of the page."];
-      case 413:
-        return ["The message is too long for this server", "Shorten it, or begin a new chat."];
-      case 429:
-        return ["The server is busy", `Its queue is full. Try again ${wait}.`];
-      case 503:
-        return ["The server is not ready", `It is starting, stopping or short of memory. Try again ${wait}, or ask for fewer tokens.`];
-      case 504:
-        return ["The answer took too long", "Ask for fewer tokens, fewer steps or a faster algorithm."];
-      default:
-        return [`The server answered with ${this.status}`, "Try again; if it stays, look at the server's log."];
-    }
+    const param = this.param ? `${this.param} in Parameters` : "the message or the parameters";
+    return { title, detail: this.message, advice: advice.replace("{wait}", wait).replace("{param}", param) };
   }
 }
 
@@ -116,10 +116,10 @@ export async function streamChat(body, signal, onChunk) {
   for await (const data of serverEvents(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
-    if (chunk.error) throw new ApiError(null, chunk.error.message ?? "No reason was given.");
+    if (chunk.error) throw new ApiError(IN_STREAM, chunk.error.message ?? "No reason was given.");
     onChunk(chunk);
   }
-  throw new ApiError(-1, "The answer ended before its last chunk.");
+  throw new ApiError(LOST, "The answer ended before its last chunk.");
 }
 
 /** The `data` of each event of an event stream. */
@@ -144,7 +144,7 @@ async function* serverEvents(body) {
     }
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(-1, "The server closed the connection before the answer was complete.");
+    throw new ApiError(LOST, "The server closed the connection before the answer was complete.");
   } finally {
     reader.cancel().catch(() => undefined); // a stream that has failed cannot be cancelled, and need not be
   }

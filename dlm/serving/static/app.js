@@ -1,7 +1,7 @@
 /** The page: one conversation, the canvas of the answer that is looked at, and the parameters of the next one. */
 
 import { ApiError, getJson, streamChat } from "./api.js";
-import { Conversation } from "./conversation.js";
+import { Conversation, problemNodes } from "./conversation.js";
 import { find, make } from "./dom.js";
 import { conversesWell, examplesFor } from "./examples.js";
 import { askForKey } from "./keys.js";
@@ -25,7 +25,10 @@ function showCount() {
 }
 
 function showTurn(turn) {
-  stage.show(turn.runs, turn.runs.some((run) => run.status === "running"));
+  stage.show(
+    turn.runs,
+    turn.runs.some((run) => run.status === "running"),
+  );
   stage.update();
   conversation.mark(turn);
 }
@@ -43,12 +46,12 @@ async function connect() {
     showExamples();
     setReady(true);
   } catch (error) {
-    if (error instanceof ApiError && error.status === 401 && (await askForKey(error.message))) {
+    if (error instanceof ApiError && error.status === 401 && (await askForKey())) {
       await connect();
       return;
     }
     model.replaceChildren(make("option", {}, "not connected"));
-    showNotice(wordsOf(error), connect);
+    showNotice(wordsOf(error));
     setReady(false);
   }
 }
@@ -56,16 +59,15 @@ async function connect() {
 function wordsOf(error) {
   if (error instanceof ApiError) return error.words;
   console.error(error);
-  return { title: "The page could not read the server's answer", detail: String(error.message), advice: "Page and server may be of different versions: load the page again." };
+  return {
+    title: "The page could not read the server's answer",
+    detail: String(error.message),
+    advice: "Page and server may be of different versions: load the page again.",
+  };
 }
 
-function showNotice(words, again) {
-  find("notice").replaceChildren(
-    make("strong", {}, words.title),
-    make("p", {}, words.detail),
-    make("p", { class: "advice" }, words.advice),
-    make("button", { type: "button", class: "quiet bordered", onclick: again }, "Try again"),
-  );
+function showNotice(words) {
+  find("notice").replaceChildren(...problemNodes(words, connect));
   find("notice").hidden = false;
 }
 
@@ -100,16 +102,25 @@ async function send(text) {
   controller = new AbortController();
   setBusy(true);
   const { signal } = controller;
-  const outcomes = await Promise.all(runs.map((run, index) => answer(turn, run, messages, settings.body(names[index]), signal)));
+  const outcomes = await Promise.all(
+    runs.map((run, index) => answer(turn, run, messages, settings.body(names[index]), signal)),
+  );
   controller = null;
   setBusy(false);
   const refused = outcomes.find((error) => error instanceof ApiError && error.status === 401);
-  if (refused && (await askForKey(refused.message))) retry(turn);
+  if (refused && (await askForKey())) retry(turn);
 }
 
 /** Fill a run from the server. @returns {Promise<Error|null>} what went wrong; it has been shown already. */
 async function answer(turn, run, messages, options, signal) {
-  const body = { model: model.value, messages, ...options, stream: true, stream_options: { include_usage: true }, dlm_events: true };
+  const body = {
+    model: model.value,
+    messages,
+    ...options,
+    stream: true,
+    stream_options: { include_usage: true },
+    dlm_events: true,
+  };
   let failure = null;
   try {
     await streamChat(body, signal, (chunk) => {
@@ -133,7 +144,8 @@ function take(run, chunk) {
   const choice = chunk.choices?.[0];
   if (choice?.delta?.content) run.text += choice.delta.content;
   if (choice?.finish_reason) run.finishReason = choice.finish_reason;
-  if (chunk.usage) [run.promptTokens, run.completionTokens] = [chunk.usage.prompt_tokens, chunk.usage.completion_tokens];
+  if (chunk.usage)
+    [run.promptTokens, run.completionTokens] = [chunk.usage.prompt_tokens, chunk.usage.completion_tokens];
 }
 
 function retry(turn) {
@@ -176,6 +188,7 @@ find("clear").addEventListener("click", () => {
 });
 model.addEventListener("change", showExamples);
 new ResizeObserver(([{ target }]) => {
-  document.body.style.setProperty("--composer-height", `${target.offsetHeight}px`); // the replay stands on it on a phone
+  // on a phone the replay stands on the composer
+  document.body.style.setProperty("--composer-height", `${target.offsetHeight}px`);
 }).observe(find("composer"));
 connect();

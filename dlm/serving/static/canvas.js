@@ -56,7 +56,8 @@ export class Canvas {
     this.#hideUnborn();
     this.#markBlocks();
     const waiting = this.blocks.querySelector(".waiting");
-    if (waiting) waiting.textContent = run.status === "running" ? "Waiting for the first step…" : "Nothing was decoded.";
+    if (waiting)
+      waiting.textContent = run.status === "running" ? "Waiting for the first step…" : "Nothing was decoded.";
     if (this.#pointed) this.#point(this.#pointed);
   }
 
@@ -64,12 +65,19 @@ export class Canvas {
   #build(run) {
     [this.#run, this.#forward, this.#fresh] = [run, 0, []];
     this.#places = new Map(run.order.map((cell, position) => [cell, position]));
-    this.#cells = run.order.map((_, position) => make("span", { role: "img", tabIndex: -1, "data-position": position }));
+    this.#cells = run.order.map((_, position) =>
+      make("span", { role: "img", tabIndex: -1, "data-position": position }),
+    );
     this.#blocks = run.blocks.map(([start, stop], index) => {
       const state = make("span", { class: "block-state" });
       const head = make("div", { class: "block-head" }, make("span", {}, `Block ${index + 1}`), state);
       const cells = make("div", { class: "cells" }, ...this.#cells.slice(start, stop));
-      return { element: make("section", { class: "block", "aria-label": `Block ${index + 1}` }, head, cells), state, start, stop };
+      return {
+        element: make("section", { class: "block", "aria-label": `Block ${index + 1}` }, head, cells),
+        state,
+        start,
+        stop,
+      };
     });
     this.blocks.replaceChildren(...this.#blocks.map((block) => block.element));
     this.blocks.classList.toggle("dense", run.length > DENSE);
@@ -124,7 +132,8 @@ export class Canvas {
         block.element.dataset.state = state;
         if (state === "active") this.#bringIntoView(block.element);
       }
-      block.state.textContent = over && untouched ? "not needed" : untouched ? "" : `${here.length - open} of ${here.length}`;
+      block.state.textContent =
+        over && untouched ? "not needed" : untouched ? "" : `${here.length - open} of ${here.length}`;
     });
   }
 

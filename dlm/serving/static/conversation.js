@@ -2,6 +2,16 @@
 
 import { find, make } from "./dom.js";
 
+/** What went wrong in words, and the button to try again. */
+export function problemNodes({ title, detail, advice }, again) {
+  return [
+    make("strong", {}, title),
+    make("p", {}, detail),
+    make("p", { class: "advice" }, advice),
+    make("button", { type: "button", class: "quiet bordered", onclick: again }, "Try again"),
+  ];
+}
+
 export class Conversation {
   #turns = [];
 
@@ -75,12 +85,7 @@ export class Conversation {
   /** Say under an answer what went wrong, and what to do. */
   fail(turn, run, words) {
     const part = turn.parts[turn.runs.indexOf(run)];
-    part.problem.replaceChildren(
-      make("strong", {}, words.title),
-      make("p", {}, words.detail),
-      make("p", { class: "advice" }, words.advice),
-      make("button", { type: "button", class: "quiet bordered", onclick: () => this.handlers.onRetry(turn) }, "Try again"),
-    );
+    part.problem.replaceChildren(...problemNodes(words, () => this.handlers.onRetry(turn)));
     part.problem.hidden = false;
     this.update(turn, run);
     part.problem.scrollIntoView({ block: "nearest" });
@@ -96,7 +101,14 @@ export class Conversation {
       onclick: () => this.handlers.onShow(turn),
     });
     const problem = make("div", { class: "problem-box", role: "alert", hidden: true });
-    const element = make("div", { class: "answer" }, make("span", { class: "unseen" }, "Model: "), text, problem, caption);
+    const element = make(
+      "div",
+      { class: "answer" },
+      make("span", { class: "unseen" }, "Model: "),
+      text,
+      problem,
+      caption,
+    );
     turn.element.append(element);
     return { element, text, caption, problem };
   }
@@ -109,7 +121,8 @@ function captionOf(run) {
     if (run.status === "stopped") parts.push("stopped");
     const forwards = run.totals?.nfe ?? run.forwards;
     parts.push(forwards === 1 ? "1 forward" : `${forwards} forwards`);
-    if (run.totals?.tokens_per_forward !== undefined) parts.push(`${run.totals.tokens_per_forward.toFixed(2)} tokens each`);
+    if (run.totals?.tokens_per_forward !== undefined)
+      parts.push(`${run.totals.tokens_per_forward.toFixed(2)} tokens each`);
     if (run.finishReason === "length") parts.push("cut at the length asked for");
     if (run.status === "done" && !run.text) parts.push("an empty answer");
   }

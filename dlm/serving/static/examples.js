@@ -10,7 +10,11 @@ const DEMO = [
 ];
 
 const GENERAL = [
-  ["A word problem", "A farmer has 17 eggs. She eats three for breakfast, bakes with four and sells the rest for $2 each. How much does she earn? Reason step by step."],
+  [
+    "A word problem",
+    "A farmer has 17 eggs. She eats three for breakfast, bakes with four and sells the rest for $2 each. " +
+      "How much does she earn? Reason step by step.",
+  ],
   ["A function", "Write a Python function that returns the n-th Fibonacci number, with a docstring."],
   ["A short poem", "Write a poem of four lines about a photograph that develops."],
   ["A plan", "List five things to check before a long bicycle tour, one a line."],

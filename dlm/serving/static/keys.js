@@ -1,20 +1,23 @@
 /** Asking for the key of a server that wants one. */
 
-import { storeKey } from "./api.js";
+import { storeKey, storedKey } from "./api.js";
 import { find } from "./dom.js";
 
 /** Ask for a key and keep it for this tab. @returns {Promise<boolean>} false where none was given. */
-export function askForKey(reason) {
+export function askForKey() {
   const [dialog, form, input] = [find("key-dialog"), find("key-form"), find("key")];
   if (dialog.open) return Promise.resolve(false);
-  find("key-reason").textContent = reason;
+  const given = storedKey() !== "";
+  find("key-reason").textContent = given
+    ? "The key that was given is not the right one."
+    : "Give the key that the server was started with.";
   input.value = "";
   dialog.showModal();
   input.focus();
   return new Promise((resolve) => {
-    let given = false;
+    let submitted = false;
     const submit = () => {
-      given = true;
+      submitted = true;
       storeKey(input.value.trim());
     };
     const cancel = () => dialog.close();
@@ -26,7 +29,7 @@ export function askForKey(reason) {
         form.removeEventListener("submit", submit);
         find("key-cancel").removeEventListener("click", cancel);
         input.value = "";
-        resolve(given);
+        resolve(submitted);
       },
       { once: true },
     );

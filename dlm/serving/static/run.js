@@ -54,7 +54,9 @@ export class Run {
 
   /** Cells that forwards have filled. */
   get revealed() {
-    return this.#history.filter((entries) => entries.length && entries.at(-1).text !== null && entries.at(-1).forward > 0).length;
+    return this.#history.filter(
+      (entries) => entries.length && entries.at(-1).text !== null && entries.at(-1).forward > 0,
+    ).length;
   }
 
   /** What a cell held after a forward: an entry, or null while it was a mask. */
@@ -101,7 +103,8 @@ export class Run {
     this.#count(forward);
     this.blockOf[forward] = event.block ?? null;
     for (const position of event.cleared ?? []) this.#write(position, { forward, text: null, confidence: null });
-    for (const [position, text, confidence] of event.revealed ?? []) this.#write(position, { forward, text, confidence: confidence ?? null });
+    for (const [position, text, confidence] of event.revealed ?? [])
+      this.#write(position, { forward, text, confidence: confidence ?? null });
     if (event.inserted) this.#putIn(event.inserted[0], event.inserted[1], forward);
   }
 

@@ -35,10 +35,12 @@ export class Settings {
     this.#default = catalogue.default ?? "";
     const options = (first) => [
       make("option", { value: "" }, first),
-      ...this.#algorithms.filter((one) => one.available).map((one) => make("option", { value: one.name, title: one.source ?? "" }, one.name)),
+      ...this.#algorithms
+        .filter((one) => one.available)
+        .map((one) => make("option", { value: one.name, title: one.source ?? "" }, one.name)),
       ...this.#unavailable(),
     ];
-    this.algorithm.replaceChildren(...options(this.#default ? `default (${this.#default})` : "default"));
+    this.algorithm.replaceChildren(...options(this.#default ? `${this.#default} (default)` : "default"));
     this.compare.replaceChildren(...options("nothing"));
     this.algorithm.disabled = this.compare.disabled = false;
     this.#build();
@@ -83,13 +85,6 @@ export class Settings {
     return body;
   }
 
-  /** Bring the field of a parameter into view; false where there is none. */
-  focus(name) {
-    const field = this.fields.elements.namedItem(name);
-    if (field) field.focus();
-    return Boolean(field);
-  }
-
   #unavailable() {
     const missing = this.#algorithms.filter((one) => !one.available);
     if (!missing.length) return [];
@@ -112,7 +107,14 @@ export class Settings {
       const source = found?.source ? `From ${found.source}.` : "";
       groups.push(this.#group(this.label(name), source, parameters, "It has no parameters of its own."));
     }
-    groups.push(this.#group("Every algorithm", "", this.#common.filter((one) => !taken.has(one.name)), ""));
+    groups.push(
+      this.#group(
+        "Every algorithm",
+        "",
+        this.#common.filter((one) => !taken.has(one.name)),
+        "",
+      ),
+    );
     groups.push(
       make(
         "fieldset",
@@ -140,7 +142,7 @@ export class Settings {
     return make(
       "div",
       { class: "field" },
-      make("label", { for: id }, parameter.name),
+      make("label", { for: id }, ...breakable(parameter.name)),
       input,
       make("p", { class: "problem", id: `${id}-problem`, role: "alert", hidden: true }),
       description ? make("p", { class: "note", id: `${id}-about` }, description) : null,
@@ -184,6 +186,11 @@ export class Settings {
   }
 }
 
+/** A name that may be broken behind its underscores. */
+function breakable(name) {
+  return name.split(/(?<=_)/).flatMap((part) => [part, make("wbr")]);
+}
+
 function typed(type, text) {
   if (type === "number" || type === "integer") return Number(text);
   return type === "boolean" ? text === "true" : text;
@@ -191,7 +198,7 @@ function typed(type, text) {
 
 function rangeOf({ minimum: low, maximum: high, choices }) {
   if (choices?.length) return "";
-  const [from, to] = [low !== null && low !== undefined, high !== null && high !== undefined];
+  const [from, to] = [Number.isFinite(low), Number.isFinite(high) && high <= Number.MAX_SAFE_INTEGER];
   if (from && to) return `${low} to ${high}.`;
   if (from) return `${low} or more.`;
   return to ? `${high} or less.` : "";

@@ -16,9 +16,17 @@ function figuresOf(run, forward) {
   const shown = run.status === "running" ? run.forwards : Math.min(forward, forwards);
   return {
     large: [
-      ["forwards", shown < forwards ? `${shown} / ${forwards}` : whole(forwards), "Forward passes of the network (NFE)"],
+      [
+        "forwards",
+        shown < forwards ? `${shown} / ${forwards}` : whole(forwards),
+        "Forward passes of the network (NFE)",
+      ],
       ["tokens per forward", number(perForward, 2), "Tokens of the answer divided by forwards"],
-      ["tokens/s", number(totals?.tokens_per_second, totals?.tokens_per_second >= 100 ? 0 : 1), "Tokens of the answer in a second"],
+      [
+        "tokens/s",
+        number(totals?.tokens_per_second, totals?.tokens_per_second >= 100 ? 0 : 1),
+        "Tokens of the answer in a second",
+      ],
       ["seconds", number(totals?.seconds, totals?.seconds < 1 ? 3 : 2), "From admission to the end"],
     ],
     small: [
@@ -79,7 +87,9 @@ export class Stage {
       this.player.speed = Number(event.target.value);
     });
     for (const input of document.querySelectorAll('input[name="view"]')) {
-      input.addEventListener("change", () => find("lanes").classList.toggle("as-text", input.value === "text" && input.checked));
+      input.addEventListener("change", () =>
+        find("lanes").classList.toggle("as-text", input.value === "text" && input.checked),
+      );
     }
     for (let level = 0; level < 10; level += 1) find("scale").append(make("span", { "data-level": level }));
     new ResizeObserver(() => this.#drawTimeline()).observe(find("timeline"));
@@ -96,12 +106,16 @@ export class Stage {
     this.player.load(0);
     const cells = Array.from({ length: EMPTY_CELLS }, () => make("span", { class: "cell mask" }));
     const ghost = make("div", { class: "ghost", "aria-hidden": "true" }, make("div", { class: "cells" }, ...cells));
-    find("lanes").replaceChildren(make("div", { class: "nothing" }, make("p", {}, "The canvas of the answer appears here."), ghost));
+    find("lanes").replaceChildren(
+      make("div", { class: "nothing" }, make("p", {}, "The canvas of the answer appears here."), ghost),
+    );
   }
 
   /** Show runs; `live` follows them while they arrive, otherwise they are shown at their end. */
   show(runs, live) {
-    this.#lanes = runs.map((run, index) => new Lane(run, runs.length > 1 ? `Canvas ${index + 1}` : "Canvas of the answer"));
+    this.#lanes = runs.map(
+      (run, index) => new Lane(run, runs.length > 1 ? `Canvas ${index + 1}` : "Canvas of the answer"),
+    );
     find("lanes").replaceChildren(...this.#lanes.map((lane) => lane.element));
     find("lanes").classList.toggle("pair", runs.length > 1);
     if (live) this.player.follow();
@@ -152,7 +166,19 @@ export class Stage {
     };
     svg.setAttribute("viewBox", `0 0 ${Math.max(1, length)} 1`);
     const [ahead, played] = svg.children;
-    ahead.setAttribute("d", counts.slice(position + 1).map((count, index) => bar(count, index + position + 1)).join(""));
-    played.setAttribute("d", counts.slice(0, position + 1).map(bar).join(""));
+    ahead.setAttribute(
+      "d",
+      counts
+        .slice(position + 1)
+        .map((count, index) => bar(count, index + position + 1))
+        .join(""),
+    );
+    played.setAttribute(
+      "d",
+      counts
+        .slice(0, position + 1)
+        .map(bar)
+        .join(""),
+    );
   }
 }

@@ -22,7 +22,9 @@ export function tokenNodes(text) {
   return text
     .split(/(\s)/)
     .filter((piece) => piece !== "")
-    .map((piece) => (piece.trim() === "" ? make("i", { class: "sign" }, SIGNS[piece] ?? "·") : document.createTextNode(piece)));
+    .map((piece) =>
+      piece.trim() === "" ? make("i", { class: "sign" }, SIGNS[piece] ?? "·") : document.createTextNode(piece),
+    );
 }
 
 /** A token in words, for a tool tip and for screen readers. */
