@@ -69,8 +69,7 @@ class LLM:
         max_num_batched_tokens: positions recomputed in one forward; a prompt longer than that goes alone.
         gpu_memory_utilization: above 0 and at most 1. On a GPU the share of its memory that weights, key/value memory,
             logits and activations take together, memory that others use there included. On a CPU the share of the
-            memory that is free once the weights are loaded. Changes speed, never an answer. The algorithm `klass`
-            takes more (see `dlm.memory`).
+            memory that is free once the weights are loaded. Changes speed, never an answer.
         enforce_eager: True: no CUDA graph is captured. Otherwise steps that reuse the cache are, on a GPU in half
             precision; on a CPU there are none.
         trust_remote_code: must stay False: code of a checkpoint is never run, every family has a native model.

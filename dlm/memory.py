@@ -1,8 +1,8 @@
 """How much the decoder may hold, from the memory of the device and what a user lets it take.
 
-Beside the weights a forward needs: the arena of keys and values; rows of logits and what is made of them; and the
-activations of the packed batch. The last two are bounded first, the arena takes no more than what then remains. Not
-counted is what an algorithm keeps for each prompt: `klass` a float32 row of the vocabulary for each mask of the block.
+Beside the weights a forward needs: the arena of keys and values; rows of logits and what is made of them; the
+activations of the packed batch; and what some algorithms keep of a canvas between two forwards. The last three are
+bounded first, the arena takes no more than what then remains.
 """
 
 from __future__ import annotations
@@ -85,10 +85,16 @@ def activation_bytes(config: BackboneConfig, dtype: torch.dtype, rows: int) -> i
     return rows * (config.hidden_size * (4 * size + 2 * wide) + heads * (size + 2 * wide) + inner * 4 * size)
 
 
+def kept_bytes(config: BackboneConfig, dtype: torch.dtype, limits: Limits) -> int:
+    """The most that canvases keep besides keys and values: two rows of hidden states for each position, of `klass` with
+    guidance or of soft inputs."""
+    return 2 * limits.max_num_seqs * limits.max_model_len * config.hidden_size * dtype.itemsize
+
+
 def plan_memory(
     whole: BackboneConfig, dtype: torch.dtype, limits: Limits, available: int, parallel: int = 1
 ) -> DecoderOptions:
-    """Sizes of arena and logits that fit in `available` bytes together with the activations.
+    """Sizes of arena and logits that fit in `available` bytes together with the activations and what canvases keep.
 
     The arena is no larger than `max_num_seqs` canvases of `max_model_len` can use, each with its guided twin.
 
@@ -104,19 +110,19 @@ def plan_memory(
     """
     config = Shard(0, parallel).config(whole)
     rows = max(limits.max_num_batched_tokens, 2 * limits.max_model_len)
-    activations = activation_bytes(config, dtype, rows)
+    fixed = activation_bytes(config, dtype, rows) + kept_bytes(config, dtype, limits)
     row_bytes = config.vocab_size * max(4, dtype.itemsize)
     # Flash kernels read one layer's keys and values from a gathered copy.
     slot_bytes = config.kv_values_per_token * dtype.itemsize * (config.num_layers + 1) // config.num_layers
     least_arena, least_mib = limits.max_model_len * slot_bytes, -(-4 * row_bytes // MIB)
-    left = available - activations
+    left = available - fixed
     needed = least_arena + least_mib * MIB * SCORING_COPIES
     if left < needed:
         raise ConfigError(
             f"gpu_memory_utilization={limits.utilization} leaves {available // MIB} MiB beside the weights, and one "
             f"canvas of max_model_len={limits.max_model_len} with max_num_batched_tokens="
-            f"{limits.max_num_batched_tokens} needs {-(-(activations + needed) // MIB)} MiB; raise the first or lower "
-            "one of the others"
+            f"{limits.max_num_batched_tokens} and what max_num_seqs={limits.max_num_seqs} may keep needs "
+            f"{-(-(fixed + needed) // MIB)} MiB; raise the first or lower one of the others"
         )
     share = min(left // 8, left - least_arena) // SCORING_COPIES // MIB
     logits_mib = max(least_mib, min(LOGITS_MIB, share))

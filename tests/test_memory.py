@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dlm.errors import ConfigError
-from dlm.memory import MIB, SCORING_COPIES, Limits, activation_bytes, budget, plan_memory, weight_bytes
+from dlm.memory import MIB, SCORING_COPIES, Limits, activation_bytes, budget, kept_bytes, plan_memory, weight_bytes
 from dlm.models.loading import random_checkpoint
 from dlm.models.sizes import SIZES
 
@@ -31,6 +31,7 @@ def test_the_plan_stays_inside_the_budget() -> None:
         rows = max(limits.max_num_batched_tokens, 2 * limits.max_model_len)
         taken = slots * config.kv_values_per_token * dtype.itemsize
         taken += options.logits_mib * MIB * SCORING_COPIES + activation_bytes(config, dtype, rows)
+        taken += kept_bytes(config, dtype, limits)
         assert taken <= available
     assert planned > 200
 

@@ -233,7 +233,7 @@ class Canvas:
         self.given = np.insert(self.given, at, np.zeros(count, dtype=np.bool_))
         self.step_map = np.insert(self.step_map, at, np.zeros(count, dtype=np.int64))
         self.logprobs = np.insert(self.logprobs, at, np.full(count, np.nan))
-        self.tensors.pop("rows", None)
+        self.tensors.pop("track", None)
         self.inserted = (at, count)
         self._begin_block()
         return True

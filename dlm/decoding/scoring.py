@@ -116,12 +116,14 @@ class Rows:
         twin: the same positions of the unconditional twins, when guided.
         keys: `[rows]` int64 noise keys, when the temperature is above 0.
         boosts: rows and tokens `[k]` int64 and amounts `[k]` float32, when boosted.
+        before: the same positions in an earlier forward, when their divergence is observed.
     """
 
     hidden: Tensor
     twin: Tensor | None = None
     keys: Tensor | None = None
     boosts: tuple[Tensor, Tensor, Tensor] | None = None
+    before: Rows | None = None
 
     def slice(self, start: int, stop: int) -> Rows:
         """Rows `[start, stop)`."""
@@ -131,7 +133,8 @@ class Rows:
             boosts = (boosts[0][here] - start, boosts[1][here], boosts[2][here])
         part = slice(start, stop)
         twin = None if self.twin is None else self.twin[part]
-        return Rows(self.hidden[part], twin, None if self.keys is None else self.keys[part], boosts)
+        before = None if self.before is None else self.before.slice(start, stop)
+        return Rows(self.hidden[part], twin, None if self.keys is None else self.keys[part], boosts, before)
 
 
 def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tensor, Tensor | None]:
@@ -152,12 +155,9 @@ def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tens
     parts, observed = [], []
     for start in range(0, rows.hidden.shape[0], max_rows):
         chunk = rows.slice(start, start + max_rows)
-        logits = model.head(chunk.hidden)
-        if chunk.twin is not None:
-            unconditional = model.head(chunk.twin)
-            logits = unconditional + (spec.cfg_scale + 1.0) * (logits - unconditional)
+        logits = _logits(model, chunk, spec)
         if spec.observe:
-            observed.append(OBSERVERS[spec.observe](model, logits))
+            observed.append(OBSERVERS[spec.observe](model, logits, chunk, spec))
         step = logits.shape[0]
         if logits.device.type == "cpu":
             step = max(1, SLICE_BYTES // (logits.shape[1] * logits.element_size()))
@@ -167,6 +167,15 @@ def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tens
             parts.append(_score_fused(part, spec) if one_pass else _score_slice(part, members, spec))
     table = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return table, torch.cat(observed) if observed else None
+
+
+def _logits(model: Head, rows: Rows, spec: ScoreSpec) -> Tensor:
+    """`[rows, vocab]`, after guidance."""
+    logits = model.head(rows.hidden)
+    if rows.twin is None:
+        return logits
+    unconditional = model.head(rows.twin)
+    return unconditional + (spec.cfg_scale + 1.0) * (logits - unconditional)
 
 
 def _score_fused(logits: Tensor, spec: ScoreSpec) -> Tensor:
@@ -255,21 +264,27 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {"entropy": _negative_entrop
 """Orders that rank by another quantity than the proposal's odds."""
 
 
-def _log_probabilities(model: Head, logits: Tensor) -> Tensor:
-    """log softmax in at least float32, `[rows, vocab]`."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return wide.log_softmax(-1)
+def _divergence(model: Head, logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
+    """KL(p_now || p_before) in at least float32, `[rows]`."""
+    if rows.before is None:
+        raise RuntimeError("rows without an earlier forward have no divergence")
+    now, before = (_log_softmax(each) for each in (logits, _logits(model, rows.before, spec)))
+    return (now.exp() * (now - before)).sum(-1)
 
 
-def _expected_embedding(model: Head, logits: Tensor) -> Tensor:
+def _log_softmax(logits: Tensor) -> Tensor:
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+
+
+def _expected_embedding(model: Head, logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
     """softmax(logits) E, `[rows, hidden]`; rows are rounded up to whole tiles, so that neighbours do not matter."""
     spare = -logits.shape[0] % ROW_TILE
     probability = F.pad(logits.softmax(-1), (0, 0, 0, spare))
     return F.linear(probability, model.embedding.weight.t())[: logits.shape[0]]
 
 
-OBSERVERS: dict[str, Callable[[Head, Tensor], Tensor]] = {
-    "log_probabilities": _log_probabilities,
+OBSERVERS: dict[str, Callable[[Head, Tensor, Rows, ScoreSpec], Tensor]] = {
+    "divergence": _divergence,
     "expected_embedding": _expected_embedding,
 }
 """What can be asked of the raw logits (after guidance) besides proposals."""

@@ -19,6 +19,7 @@ from dlm.decoding.packing import Batch
 from dlm.decoding.samplers import Boost, Scores
 from dlm.decoding.samplers.base import NONE
 from dlm.decoding.scoring import Head, Proposals, Rows, ScoreSpec, score
+from dlm.decoding.tracking import Track, rows_of
 from dlm.models.devices import upload
 from dlm.models.families import SpecialTokens
 
@@ -84,7 +85,7 @@ class Selector:
         """
         asked = []
         for canvas in canvases:
-            observe = "log_probabilities" if canvas.request.sampler.track else ""
+            observe = "divergence" if track_of(canvas) is not None else ""
             observe = "expected_embedding" if canvas.request.engine.smoothing else observe
             sampler = canvas.request.sampler
             banned = sampler.self_paced or canvas.plan.first_only
@@ -109,8 +110,8 @@ class Selector:
                 choices[index] = choose(question, self._scores(question, candidates[index]), memories[index])
         for canvas, question, choice in zip(canvases, asked, choices, strict=True):
             canvas.memory = choice.memory
-            if question.observe == "log_probabilities" and question.observed is not None:
-                canvas.tensors["rows"] = (canvas.block_index, question.positions, question.observed)
+            if canvas.request.sampler.track and not canvas.plan.probe:
+                canvas.tensors["track"] = self._track(batch, question, hidden)
             if question.observe == "expected_embedding":
                 canvas.tensors["expected"] = (question.positions, question.observed)
         for question in outlooks:
@@ -156,17 +157,19 @@ class Selector:
 
     def _divergence(self, question: Question) -> npt.NDArray[np.float64]:
         """KL(p_now || p_before) of each position against the forward before in the same block, where it is tracked."""
-        canvas, now = question.canvas, question.observed
-        nothing = np.full(len(question.positions), np.inf)
-        if question.observe != "log_probabilities" or now is None:
-            return nothing
-        block, positions, rows = canvas.tensors.get("rows", (None, None, None))
-        if block != canvas.block_index:
-            return nothing
-        at = np.minimum(np.searchsorted(positions, question.positions), len(positions) - 1)
-        before = rows[upload(at, now.device)]
-        divergence = (now.exp() * (now - before)).sum(-1).double().cpu().numpy()
-        return np.where(positions[at] == question.positions, divergence, nothing)
+        track, observed = track_of(question.canvas), question.observed
+        if question.observe != "divergence" or track is None or observed is None:
+            return np.full(len(question.positions), np.inf)
+        return np.where(track.knows(question.positions), observed.double().cpu().numpy(), np.inf)
+
+    def _track(self, batch: Batch, question: Question, hidden: Tensor) -> Track:
+        """What the next forward is compared with."""
+        canvas, positions = question.canvas, question.positions
+        rows, *twins = (
+            hidden[upload(batch.rows(canvas, positions, twin=twin), hidden.device)]
+            for twin in (False, True)[: 1 + canvas.guided]
+        )
+        return Track(canvas.block_index, positions, rows, twins[0] if twins else None)
 
     def _answer(self, batch: Batch, questions: Sequence[Question], hidden: Tensor) -> None:
         """Fill in proposals, scored together where the specs agree."""
@@ -212,7 +215,11 @@ class Selector:
             at = np.concatenate([boost.rows + first for first, boost in given])
             amounts = upload(np.concatenate([boost.amounts for _, boost in given]), device)
             boosts = (upload(at, device), upload(np.concatenate([b.tokens for _, b in given]), device), amounts)
-        return Rows(hidden[upload(rows, device)], twin, keys, boosts)
+        before = None
+        if spec.observe == "divergence":
+            tracks = [(track_of(one.canvas), one.positions) for one in members]
+            before = rows_of([(track, upload(track.find(at), device)) for track, at in tracks if track is not None])
+        return Rows(hidden[upload(rows, device)], twin, keys, boosts, before)
 
     def _spec(self, question: Question) -> ScoreSpec:
         canvas, special = question.canvas, self.special
@@ -233,6 +240,12 @@ class Selector:
             boosted=question.boost is not None,
             observe=question.observe,
         )
+
+
+def track_of(canvas: Canvas) -> Track | None:
+    """What was kept of the forward before, if that was in the same block."""
+    track: Track | None = canvas.tensors.get("track")
+    return None if track is None or track.block_index != canvas.block_index else track
 
 
 def lacking(canvas: Canvas, choice: Choice) -> bool:

@@ -158,7 +158,7 @@ def test_full_precision_and_other_devices_stay_with_torch(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("sampler", [Fixed(), Threshold(0.3), Hierarchy(0.5, 0.2), Credit(0.3), Klass(0.2)])
 def test_decodes_are_the_same(sampler: Any, on_a_cpu: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In bfloat16; samplers that boost or track go through the torch code where they need more."""
+    """In bfloat16; samplers that boost or track go through the torch code in forwards where they need more."""
     model, results = tiny_model("bfloat16"), []
     for fuse in (True, False):
         if not fuse:
@@ -170,4 +170,4 @@ def test_decodes_are_the_same(sampler: Any, on_a_cpu: list[int], monkeypatch: py
         theirs = results[1][name]
         assert (mine.canvas_ids, mine.step_map, mine.nfe) == (theirs.canvas_ids, theirs.step_map, theirs.nfe)
         assert mine.logprobs == pytest.approx(theirs.logprobs, rel=1e-5, abs=1e-5)
-    assert bool(on_a_cpu) != isinstance(sampler, Klass)
+    assert on_a_cpu
