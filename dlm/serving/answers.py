@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlm.answers import sample_of
+from dlm.decoding.canvas import Canvas
 from dlm.decoding.request import Completion, Progress
 from dlm.serving.service import Prepared
 from dlm.text import TextCodec
@@ -186,4 +187,14 @@ def revealed(news: Progress, index: int, codec: TextCodec) -> dict[str, Any]:
         "num_blocks": news.num_blocks,
         "revealed": [[position, codec.piece(token), chance] for position, token, chance in written],
         "cleared": list(news.cleared),
+        "inserted": news.inserted,
     }
+
+
+def opening(canvas: Canvas) -> dict[str, Any]:
+    """Lengths behind the prompt: of a canvas before its first forward, of its first block and of the others."""
+    prompt = canvas.prompt_length
+    blocks = [block for block in canvas.blocks if block.stop > prompt]
+    first = blocks[0].stop - max(blocks[0].start, prompt)
+    others = blocks[1].stop - blocks[1].start if len(blocks) > 1 else first
+    return {"gen_length": canvas.length - prompt, "first_block": first, "block_length": others}

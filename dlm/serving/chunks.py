@@ -7,8 +7,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from dlm.decoding.canvas import Canvas
 from dlm.decoding.request import Completion, Progress
-from dlm.serving.answers import Header, Sample, chat_logprobs, figures, revealed, text_logprobs, usage
+from dlm.serving.answers import Header, Sample, chat_logprobs, figures, opening, revealed, text_logprobs, usage
 from dlm.serving.call import Call
 from dlm.serving.errors import ApiError
 from dlm.serving.service import Prepared, Service
@@ -97,8 +98,7 @@ class Chunks:
             "event": "start",
             "index": self._place(key),
             "prompt_tokens": len(request.prompt_ids),
-            "gen_length": request.params.gen_length,
-            "block_length": request.params.block_length,
+            **opening(Canvas(request, key[1], 0, self.service.thread.decoder.special.mask_id)),
             "algorithm": one.algorithm,
             "seed": request.params.seed,
         }

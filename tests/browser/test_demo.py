@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.reading import answered, ask, visit
+from tests.browser.reading import answered, ask, cells, figure, seek, visit
 
 pytestmark = pytest.mark.browser
 
@@ -67,3 +67,29 @@ def test_stop_frees_the_server(page: Page, real_url: str) -> None:
 def _running(url: str) -> int:
     with urllib.request.urlopen(f"{url}batch/stats", timeout=10) as reply:
         return int(json.load(reply)["running_requests"])
+
+
+def test_blocks_that_begin_inside_the_prompt_are_drawn_where_they_lie(page: Page, real_url: str) -> None:
+    visit(page, real_url)
+    page.click("#panel-toggle")
+    page.select_option("#field-align_blocks", "true")
+    ask(page, "Capital of France?")
+    prompt = int(figure(page, "prompt"))
+    sizes = page.locator(".block").evaluate_all("(all) => all.map((one) => one.querySelectorAll('.cell').length)")
+    assert sizes[0] == 32 - prompt % 32
+    assert set(sizes[1:-1]) == {32}
+    assert sum(sizes) == 128
+
+
+def test_an_answer_that_grows_is_replayed_from_its_short_canvas(page: Page, real_url: str) -> None:
+    visit(page, real_url)
+    page.click("#panel-toggle")
+    for name, value in (("initial_gen_length", "4"), ("block_length", "4"), ("eos_check_tokens", "2")):
+        page.fill(f"#field-{name}", value)
+    ask(page, "Name one drink 9 times.")
+    page.get_by_text("Text", exact=True).click()
+    text = page.locator(".lane .cell:not(.mask):not(.end)").all_text_contents()
+    assert "".join(text).replace("·", " ") == page.locator(".answer-text").inner_text()
+    assert len(cells(page)) > 4
+    seek(page, 0)
+    expect(page.locator(".lane .cell:visible")).to_have_count(4)
