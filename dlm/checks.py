@@ -112,7 +112,7 @@ def _trainer_faults(config: DictConfig) -> list[str]:
     if trainer.strategy == "ddp" and in_multirun() and not _launched():
         faults.append(
             "trainer=ddp with -m: each process that it starts would run the whole sweep again. Use one process a job, "
-            "or hydra/launcher=submitit_slurm, which starts the processes of each job itself"
+            "or hydra/launcher=slurm, which starts the processes of each job itself"
         )
     if trainer.strategy not in ("auto", "ddp"):
         faults.append(f"trainer.strategy={trainer.strategy}: auto (one process) or ddp")

@@ -135,7 +135,8 @@ fi
 
 "${tunnel[@]}" </dev/null &
 pid=$!
-trap 'kill "$pid" 2>/dev/null || :' EXIT
+children=("$pid")
+trap 'kill "${children[@]}" 2>/dev/null || :' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
@@ -156,8 +157,10 @@ case $code in
 esac
 export DLM_BASE_URL=$url/v1 OPENAI_BASE_URL=$url/v1
 if [ ${#command[@]} -gt 0 ]; then
+  "${command[@]}" <&0 & # in the background, so that a signal reaches it at once
+  children+=("$!")
   code=0
-  "${command[@]}" || code=$?
+  wait "$!" || code=$?
   exit "$code"
 fi
 say "open until Ctrl-C: export DLM_BASE_URL=$url/v1"

@@ -149,7 +149,8 @@ if [ -n "$gpu_ids" ]; then
   commas=${gpu_ids//[0-9]/}
   count=$((${#commas} + 1))
   [ "${devices:-$count}" -eq "$count" ] || die "--gpus $devices and --gpu-ids $gpu_ids differ"
-  devices=$count settings+=("gpu_ids=[$gpu_ids]")
+  devices=$count
+  if [ "$count" -eq 1 ]; then settings+=("device=cuda:$gpu_ids"); else settings+=("gpu_ids=[$gpu_ids]"); fi
 fi
 : "${devices:=1}"
 arguments=("${model[@]}" "algorithm=$algorithm" "${settings[@]}" "${extra[@]}")
