@@ -10,7 +10,7 @@ Every operation here treats rows one by one, so that a row's result does not dep
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from dlm.decoding import fused
 from dlm.decoding.noise import gumbel
+from dlm.decoding.rows import Rows
 from dlm.models.backbone import ROW_TILE
 
 SLICE_BYTES = 4 << 20
@@ -50,7 +51,7 @@ class ScoreSpec:
         banned: ids whose logit becomes -inf before anything else.
         deferred: ids whose logit becomes -inf once the proposal is made: positions proposing them get confidence 0.
         record: the log-probability of the proposal under the raw logits is wanted too.
-        boosted: amounts are added to single logits first.
+        boosted: amounts are added to single logits first; they may depend on what is proposed without them.
         observe: what else is wanted of the raw logits, a key of `OBSERVERS`; empty for nothing.
     """
 
@@ -69,6 +70,11 @@ class ScoreSpec:
     def alters_logits(self) -> bool:
         """Whether log-probabilities under the raw logits need a pass of their own."""
         return self.record and bool(self.banned or self.deferred or self.boosted)
+
+    @property
+    def unboosted(self) -> ScoreSpec:
+        """What the amounts depend on: the most probable tokens and their odds."""
+        return ScoreSpec(self.order, banned=self.banned, deferred=self.deferred)
 
     @property
     def greedy_odds(self) -> bool:
@@ -107,36 +113,6 @@ class Proposals:
         return cls(tokens.astype(np.int64), rank if spec.order in STATISTICS else -log_odds, log_odds, logprobs)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The candidates of one spec, on the device.
-
-    Attributes:
-        hidden: `[rows, hidden]`.
-        twin: the same positions of the unconditional twins, when guided.
-        keys: `[rows]` int64 noise keys, when the temperature is above 0.
-        boosts: rows and tokens `[k]` int64 and amounts `[k]` float32, when boosted.
-        before: the same positions in an earlier forward, when their divergence is observed.
-    """
-
-    hidden: Tensor
-    twin: Tensor | None = None
-    keys: Tensor | None = None
-    boosts: tuple[Tensor, Tensor, Tensor] | None = None
-    before: Rows | None = None
-
-    def slice(self, start: int, stop: int) -> Rows:
-        """Rows `[start, stop)`."""
-        boosts = self.boosts
-        if boosts is not None:
-            here = (boosts[0] >= start) & (boosts[0] < stop)
-            boosts = (boosts[0][here] - start, boosts[1][here], boosts[2][here])
-        part = slice(start, stop)
-        twin = None if self.twin is None else self.twin[part]
-        before = None if self.before is None else self.before.slice(start, stop)
-        return Rows(self.hidden[part], twin, None if self.keys is None else self.keys[part], boosts, before)
-
-
 def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tensor, Tensor | None]:
     """Score the rows of one spec.
 
@@ -158,15 +134,27 @@ def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tens
         logits = _logits(model, chunk, spec)
         if spec.observe:
             observed.append(OBSERVERS[spec.observe](model, logits, chunk, spec))
-        step = logits.shape[0]
-        if logits.device.type == "cpu":
-            step = max(1, SLICE_BYTES // (logits.shape[1] * logits.element_size()))
-        for first in range(0, logits.shape[0], step):
-            part, members = logits[first : first + step], chunk.slice(first, first + step)
-            one_pass = spec.greedy_odds and fused.fusible(part)
-            parts.append(_score_fused(part, spec) if one_pass else _score_slice(part, members, spec))
+        if rows.boosting is not None:
+            plain = _score_chunk(logits, replace(chunk, keys=None), spec.unboosted, keep=True)
+            chunk = replace(chunk, boosts=rows.boosting(start, plain))
+        parts.append(_score_chunk(logits, chunk, spec))
     table = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return table, torch.cat(observed) if observed else None
+
+
+def _score_chunk(logits: Tensor, rows: Rows, spec: ScoreSpec, *, keep: bool = False) -> Tensor:
+    """`[6, rows]`; `logits` are used up unless they are to be kept."""
+    step = logits.shape[0]
+    if logits.device.type == "cpu":
+        step = max(1, SLICE_BYTES // (logits.shape[1] * logits.element_size()))
+    parts = []
+    for first in range(0, logits.shape[0], step):
+        part = logits[first : first + step]
+        if spec.greedy_odds and fused.fusible(part):
+            parts.append(_score_fused(part, spec))
+        else:
+            parts.append(_score_slice(part.clone() if keep else part, rows.slice(first, first + step), spec))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _logits(model: Head, rows: Rows, spec: ScoreSpec) -> Tensor:

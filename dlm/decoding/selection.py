@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from dlm.decoding.canvas import Canvas
 from dlm.decoding.expansion import Outlook
 from dlm.decoding.layout import IntArray
 from dlm.decoding.packing import Batch
+from dlm.decoding.questions import Question, track_of
+from dlm.decoding.rows import Boosts, Rows
 from dlm.decoding.samplers import Boost, Scores
 from dlm.decoding.samplers.base import NONE
-from dlm.decoding.scoring import Head, Proposals, Rows, ScoreSpec, score
+from dlm.decoding.scoring import Head, Proposals, ScoreSpec, score
 from dlm.decoding.tracking import Track, rows_of
 from dlm.models.devices import upload
 from dlm.models.families import SpecialTokens
@@ -36,35 +39,6 @@ class Choice:
     memory: Any
 
 
-NO_PROPOSALS = Proposals(NONE, *(np.zeros(0) for _ in range(3)))
-
-
-@dataclass
-class Question:
-    """What is asked about one canvas in one forward, and what came back.
-
-    Attributes:
-        canvas: which.
-        positions: those to score.
-        ban_mask: the mask id may not be proposed.
-        plain: the most probable tokens are wanted, whatever the temperature.
-        raw: those of the logits as they are are wanted, and nothing else.
-        boost: added to single logits first; its rows count `positions`.
-        observe: also wanted of the raw logits.
-        proposals, observed: the answer.
-    """
-
-    canvas: Canvas
-    positions: IntArray
-    ban_mask: bool = False
-    plain: bool = False
-    raw: bool = False
-    boost: Boost | None = None
-    observe: str = ""
-    proposals: Proposals | None = None
-    observed: Tensor | None = None
-
-
 class Selector:
     """Chooses for all canvases of a step at once.
 
@@ -80,34 +54,25 @@ class Selector:
     def select(self, batch: Batch, canvases: Sequence[Canvas], hidden: Tensor) -> list[Choice]:
         """What each canvas writes after a forward that gave `hidden [num_rows, hidden]`.
 
-        One transfer from the device; one more for canvases whose sampler boosts logits, and one for canvases whose
-        proposals are mask ids only.
+        One transfer from the device; one more where samplers boost logits, and one for canvases whose proposals are
+        mask ids only.
         """
         asked = []
         for canvas in canvases:
             observe = "divergence" if track_of(canvas) is not None else ""
             observe = "expected_embedding" if canvas.request.engine.smoothing else observe
-            sampler = canvas.request.sampler
-            banned = sampler.self_paced or canvas.plan.first_only
-            asked.append(Question(canvas, canvas.scored(), banned, plain=sampler.boosts, observe=observe))
+            banned = canvas.request.sampler.self_paced or canvas.plan.first_only
+            asked.append(Question(canvas, canvas.scored(), banned, observe=observe))
         outlooks = [Question(canvas, canvas.generated(), raw=True) for canvas in canvases if canvas.may_grow]
         self._answer(batch, [*asked, *outlooks], hidden)
         candidates = [canvas.candidates() for canvas in canvases]
-        scores = [self._scores(*each) for each in zip(asked, candidates, strict=True)]
-        memories = [canvas.memory for canvas in canvases]
-        boosts = self._boosts(asked, candidates, scores, memories)
-        if boosts:
-            self._answer(batch, list(boosts.values()), hidden)
-            for index, question in boosts.items():
-                scores[index] = self._scores(question, candidates[index])
-        answers = [boosts.get(index, question) for index, question in enumerate(asked)]
-        choices = [choose(*each) for each in zip(answers, scores, memories, strict=True)]
+        choices = [choose(question, question.scores(at)) for question, at in zip(asked, candidates, strict=True)]
         barred = [i for i, one in enumerate(choices) if lacking(canvases[i], one)]
         if barred:
-            again = [replace(answers[i], positions=candidates[i], ban_mask=True, observe="") for i in barred]
+            again = [replace(asked[i], positions=candidates[i], ban_mask=True, observe="") for i in barred]
             self._answer(batch, again, hidden)
             for index, question in zip(barred, again, strict=True):
-                choices[index] = choose(question, self._scores(question, candidates[index]), memories[index])
+                choices[index] = choose(question, question.scores(candidates[index]))
         for canvas, question, choice in zip(canvases, asked, choices, strict=True):
             canvas.memory = choice.memory
             if canvas.request.sampler.track and not canvas.plan.probe:
@@ -115,52 +80,9 @@ class Selector:
             if question.observe == "expected_embedding":
                 canvas.tensors["expected"] = (question.positions, question.observed)
         for question in outlooks:
-            if question.proposals is not None and self.special.eos_id is not None:
+            if self.special.eos_id is not None:
                 question.canvas.outlook = Outlook.of(question.positions, question.proposals, self.special.eos_id)
         return choices
-
-    def _boosts(
-        self,
-        asked: Sequence[Question],
-        candidates: Sequence[IntArray],
-        scores: Sequence[Scores],
-        memories: list[Any],
-    ) -> dict[int, Question]:
-        """Questions to be asked again with boosted logits, by index; `memories` moves on."""
-        again = {}
-        for index, question in enumerate(asked):
-            sampler = question.canvas.request.sampler
-            if sampler.boosts and not question.canvas.plan.probe:
-                boost, memories[index] = sampler.boost(scores[index], memories[index])
-                again[index] = Question(question.canvas, candidates[index], boost=boost)
-        return again
-
-    def _scores(self, question: Question, candidates: IntArray) -> Scores:
-        """What the sampler sees of a canvas's candidates."""
-        canvas, proposals = question.canvas, question.proposals
-        if proposals is None:
-            raise RuntimeError("a question was not answered")
-        where = np.searchsorted(question.positions, candidates)
-        tokens, before = proposals.tokens[where], canvas.tokens[candidates]
-        uniform = canvas.uniform(canvas.block_steps, candidates)
-        return Scores(
-            positions=candidates,
-            rank=uniform if canvas.request.sampler.order == "random" else proposals.rank[where],
-            log_odds=proposals.log_odds[where],
-            tokens=tokens,
-            proposes_mask=tokens == canvas.mask_id,
-            masked=before == canvas.mask_id,
-            differs=tokens != before,
-            uniform=uniform,
-            divergence=self._divergence(question),
-        )
-
-    def _divergence(self, question: Question) -> npt.NDArray[np.float64]:
-        """KL(p_now || p_before) of each position against the forward before in the same block, where it is tracked."""
-        track, observed = track_of(question.canvas), question.observed
-        if question.observe != "divergence" or track is None or observed is None:
-            return np.full(len(question.positions), np.inf)
-        return np.where(track.knows(question.positions), observed.double().cpu().numpy(), np.inf)
 
     def _track(self, batch: Batch, question: Question, hidden: Tensor) -> Track:
         """What the next forward is compared with."""
@@ -175,9 +97,8 @@ class Selector:
         """Fill in proposals, scored together where the specs agree."""
         groups: dict[ScoreSpec, list[Question]] = {}
         for question in questions:
-            question.proposals = NO_PROPOSALS
             if len(question.positions):
-                groups.setdefault(self._spec(question), []).append(question)
+                groups.setdefault(question.spec(self.special), []).append(question)
         if not groups:
             return
         parts: list[Tensor] = []
@@ -200,7 +121,7 @@ class Selector:
         """The rows of questions that share a spec, on the device."""
         device = hidden.device
         rows = np.concatenate([batch.rows(one.canvas, one.positions) for one in members])
-        twin = keys = boosts = None
+        twin = keys = before = None
         if spec.cfg_scale:
             twin_rows = np.concatenate([batch.rows(one.canvas, one.positions, twin=True) for one in members])
             twin = hidden[upload(twin_rows, device)]
@@ -209,43 +130,40 @@ class Selector:
                 noise.keys(one.canvas.seed, one.canvas.sample, one.canvas.nfe + 1, one.positions) for one in members
             ]
             keys = upload(np.concatenate(row_keys).view(np.int64), device)
-        if spec.boosted:
-            firsts = np.cumsum([0, *(len(one.positions) for one in members[:-1])])
-            given = [(first, one.boost) for first, one in zip(firsts, members, strict=True) if one.boost is not None]
-            at = np.concatenate([boost.rows + first for first, boost in given])
-            amounts = upload(np.concatenate([boost.amounts for _, boost in given]), device)
-            boosts = (upload(at, device), upload(np.concatenate([b.tokens for _, b in given]), device), amounts)
-        before = None
         if spec.observe == "divergence":
             tracks = [(track_of(one.canvas), one.positions) for one in members]
             before = rows_of([(track, upload(track.find(at), device)) for track, at in tracks if track is not None])
-        return Rows(hidden[upload(rows, device)], twin, keys, boosts, before)
-
-    def _spec(self, question: Question) -> ScoreSpec:
-        canvas, special = question.canvas, self.special
-        params = canvas.request.params
-        if question.raw:
-            return ScoreSpec("low_confidence", cfg_scale=params.cfg_scale)
-        warm = params.temperature > 0 and not question.plain
-        banned = (special.eos_id,) if params.logits_eos_inf and special.eos_id is not None else ()
-        return ScoreSpec(
-            order=canvas.request.sampler.order,
-            temperature=params.temperature if warm else 0.0,
-            top_k=params.top_k if warm else 0,
-            top_p=params.top_p if warm else 1.0,
-            cfg_scale=params.cfg_scale,
-            banned=(*banned, special.mask_id) if question.ban_mask else banned,
-            deferred=special.end_ids if params.confidence_eos_eot_inf else (),
-            record=params.record,
-            boosted=question.boost is not None,
-            observe=question.observe,
-        )
+        boosts = boosting = None
+        firsts = np.cumsum([0, *(len(one.positions) for one in members[:-1])]).tolist()
+        known = [(one, one.boost, first) for one, first in zip(members, firsts, strict=True) if one.boost is not None]
+        if known:
+            boosts = placed(known, device)
+        elif spec.boosted:
+            boosting = partial(learn, members, firsts, spec.unboosted)
+        return Rows(hidden[upload(rows, device)], twin, keys, boosts, boosting, before)
 
 
-def track_of(canvas: Canvas) -> Track | None:
-    """What was kept of the forward before, if that was in the same block."""
-    track: Track | None = canvas.tensors.get("track")
-    return None if track is None or track.block_index != canvas.block_index else track
+def learn(members: Sequence[Question], firsts: Sequence[int], spec: ScoreSpec, start: int, table: Tensor) -> Boosts:
+    """What samplers add to rows `[start, start + rows)` of questions that are scored together, whose rows begin at
+    `firsts`, now that it is known what they propose without: `table [6, rows]` by `spec`."""
+    plain, parts = table.cpu().numpy(), []
+    for question, first in zip(members, firsts, strict=True):
+        begin, end = max(start, first), min(start + plain.shape[1], first + len(question.positions))
+        if begin < end:
+            proposals = Proposals.from_table(plain[:, begin - start : end - start], spec)
+            parts.append((question, question.learn(begin - first, proposals), first - start))
+    return placed(parts, table.device)
+
+
+def placed(parts: Sequence[tuple[Question, Boost, int]], device: torch.device) -> Boosts:
+    """Boosts of questions whose rows begin where it says, as rows, tokens and amounts on the device."""
+    rows = [np.searchsorted(question.positions, boost.rows) + first for question, boost, first in parts]
+    tokens, amounts = [boost.tokens for _, boost, _ in parts], [boost.amounts for _, boost, _ in parts]
+    return (
+        upload(np.concatenate(rows), device),
+        upload(np.concatenate(tokens), device),
+        upload(np.concatenate(amounts), device),
+    )
 
 
 def lacking(canvas: Canvas, choice: Choice) -> bool:
@@ -256,12 +174,13 @@ def lacking(canvas: Canvas, choice: Choice) -> bool:
     return decided - len(choice.cleared) < canvas.demanded()
 
 
-def choose(question: Question, scores: Scores, memory: Any) -> Choice:
+def choose(question: Question, scores: Scores) -> Choice:
     """Ask the canvas's sampler; drop mask proposals; keep the budget of `max_nfe` and the guarantee of progress.
 
     Fewer masks than `canvas.demanded()` are decided only where mask proposals stand in the way.
     """
     canvas = question.canvas
+    memory = question.memory if canvas.request.sampler.boosts else canvas.memory
     if canvas.plan.probe:
         return Choice(NONE, NONE, NONE, None, memory)
     if canvas.plan.first_only:
@@ -280,7 +199,7 @@ def choose(question: Question, scores: Scores, memory: Any) -> Choice:
             decided += len(spare[:short])
         cleared = cleared[: max(0, decided - demanded)]
     logprobs = None
-    if canvas.request.params.record and question.proposals is not None:
+    if canvas.request.params.record:
         at = np.searchsorted(question.positions, scores.positions[chosen])
         logprobs = question.proposals.logprobs[at]
     return Choice(scores.positions[chosen], scores.tokens[chosen], scores.positions[cleared], logprobs, memory)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dlm.decoding.layout import IntArray
-from dlm.decoding.scoring import Rows
+from dlm.decoding.rows import Rows
 
 
 @dataclass(frozen=True)

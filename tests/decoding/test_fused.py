@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from dlm.decoding import fused, scoring
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderOptions
+from dlm.decoding.rows import Rows
 from dlm.decoding.samplers import Credit, Fixed, Hierarchy, Klass, Threshold
-from dlm.decoding.scoring import Proposals, Rows, ScoreSpec, score
+from dlm.decoding.scoring import Proposals, ScoreSpec, score
 from tests.decoding import stand_in_triton
 from tests.decoding.test_graphs import asked
 from tests.decoding.worlds import tiny_model

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dlm.decoding import fused
-from dlm.decoding.scoring import Proposals, Rows, ScoreSpec, score
+from dlm.decoding.rows import Rows
+from dlm.decoding.scoring import Proposals, ScoreSpec, score
 from tests.gpu import CUDA, ON_CUDA
 
 pytestmark = [*ON_CUDA, pytest.mark.skipif(not fused.available(), reason="needs triton")]

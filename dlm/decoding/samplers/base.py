@@ -146,6 +146,14 @@ class Boost:
     tokens: Indices
     amounts: npt.NDArray[np.float32]
 
+    def joined(self, other: Boost) -> Boost:
+        """Both."""
+        return Boost(
+            np.concatenate((self.rows, other.rows)),
+            np.concatenate((self.tokens, other.tokens)),
+            np.concatenate((self.amounts, other.amounts)),
+        )
+
 
 class Ordinary:
     """What most samplers share: ranked by confidence, blocks, no schedule, no edits, done when no mask is left."""

@@ -36,18 +36,19 @@ class Credit(Ordinary):
     def boost(self, scores: Scores, memory: Any) -> tuple[Boost, Any]:
         beta, before = np.float32(self.decay_beta), memory or {}
         credits: Credits = {
-            place: {token: value * beta for token, value in tokens.items()} for place, tokens in before.items()
+            place: {token: value * beta for token, value in before.get(place, {}).items()}
+            for place in scores.positions.tolist()
         }
         gains = scores.confidence.astype(np.float32) ** np.float32(self.boost_gamma)
         rows, tokens_out, values = [], [], []
         for row, (position, token) in enumerate(zip(scores.positions.tolist(), scores.tokens.tolist(), strict=True)):
-            table = credits.setdefault(position, {})
+            table = credits[position]
             table[token] = table.get(token, np.float32(0)) + gains[row]
             rows += [row] * len(table)
             tokens_out += list(table)
             values += list(table.values())
         amounts = np.float32(self.credit_alpha) * np.log1p(np.array(values, dtype=np.float32))
-        return Boost(np.array(rows), np.array(tokens_out), amounts), credits
+        return Boost(np.array(rows, dtype=np.int64), np.array(tokens_out, dtype=np.int64), amounts), credits
 
     def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
         return near_best(scores, max(self.threshold, turn.floor)), memory

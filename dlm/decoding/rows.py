@@ -1,0 +1,43 @@
+"""The rows of a packed forward that are scored together, and what goes with each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Boosts = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The candidates of one spec, on the device.
+
+    Attributes:
+        hidden: `[rows, hidden]`.
+        twin: the same positions of the unconditional twins, when guided.
+        keys: `[rows]` int64 noise keys, when the temperature is above 0.
+        boosts: rows and tokens `[k]` int64 and amounts `[k]` float32, when boosted.
+        boosting: gives `boosts` of some rows, from the first of them and what they propose without, `[6, rows]`.
+        before: the same positions in an earlier forward, when their divergence is observed.
+    """
+
+    hidden: Tensor
+    twin: Tensor | None = None
+    keys: Tensor | None = None
+    boosts: Boosts | None = None
+    boosting: Callable[[int, Tensor], Boosts] | None = None
+    before: Rows | None = None
+
+    def slice(self, start: int, stop: int) -> Rows:
+        """Rows `[start, stop)`."""
+        boosts = self.boosts
+        if boosts is not None:
+            here = (boosts[0] >= start) & (boosts[0] < stop)
+            boosts = (boosts[0][here] - start, boosts[1][here], boosts[2][here])
+        part = slice(start, stop)
+        twin = None if self.twin is None else self.twin[part]
+        before = None if self.before is None else self.before.slice(start, stop)
+        keys = None if self.keys is None else self.keys[part]
+        return Rows(self.hidden[part], twin, keys, boosts, before=before)
