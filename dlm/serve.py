@@ -13,6 +13,7 @@ KEYS = """\
   model.dcp_path=folder                    weights of a torch.distributed checkpoint, with model.base_model=folder
   algorithm=auto                           of requests that name none
   host=127.0.0.1 port=8000                 where it listens
+  devices=2 worker_base_port=8001          workers, one a GPU (or a CPU process), behind a router on port
   batch_size=8                             sequences decoded at once
   max_wait_time=0                          seconds that the oldest request waits for others
   request_timeout=300                      seconds until a request is given up
@@ -36,16 +37,25 @@ def main() -> None:
 def run(config: DictConfig, overrides: Sequence[str]) -> int:
     """Serve until told to stop; returns the exit code."""
     from dlm.config import instantiate
-    from dlm.serving.config import to_settings
+    from dlm.pipeline.ranks import die_with
+    from dlm.serving.config import to_fleet, to_settings
+    from dlm.serving.settings import Identity
 
     settings = to_settings(config)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        from dlm.serving.fleet import Fleet
         from dlm.serving.worker import bind, serve
     except ModuleNotFoundError as error:
         from dlm.errors import MissingExtraError
 
         raise MissingExtraError(str(error.name), "serve", "the server") from error
+    one = Identity.here()
+    if one is not None:
+        die_with(one.parent)
+    elif config.devices > 1:
+        instantiate(config.model).tokenizer_folder()  # what has to be fetched is fetched once
+        return Fleet(to_fleet(config, settings), overrides, settings.drain_timeout).run()
     return serve(instantiate(config.model), settings, bind(config.host, config.port))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, get_type_hints
 
@@ -11,7 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from dlm.config import instantiate
 from dlm.errors import ConfigError, RequestError
 from dlm.sampling import SamplingParams
-from dlm.serving.settings import ServerSettings
+from dlm.serving.settings import POLICIES, FleetSettings, Identity, ServerSettings
 
 FORMATS = ("text", "json")
 EACH_REQUEST = ("algorithm", "max_tokens", "seed", "n", "record", "stop")
@@ -38,6 +39,12 @@ class ServeConfig:
     generation: Generation = field(default_factory=Generation)  # type: ignore[valid-type]  # made above
     host: str = "127.0.0.1"
     port: int = 8000
+    devices: int = 1
+    gpu_ids: list[int] | None = None
+    worker_base_port: int = 8001
+    policy: str = "round_robin"
+    health_check_interval: float = 30.0
+    run_dir: str | None = None
     device: str = "auto"
     batch_size: int = 8
     max_wait_time: float = 0.0
@@ -85,6 +92,7 @@ def to_settings(config: DictConfig) -> ServerSettings:
         faults.append(f"gpu_memory_utilization={values['gpu_memory_utilization']}: must be above 0 and at most 1")
     if not 0 <= values["port"] < 2**16:
         faults.append(f"port={values['port']}: must be 0..65535; 0 takes a free one")
+    faults += _fleet_faults(values)
     if values["log_format"] not in FORMATS:
         faults.append(f"log_format={values['log_format']}: choose one of {', '.join(FORMATS)}")
     if faults:
@@ -92,8 +100,53 @@ def to_settings(config: DictConfig) -> ServerSettings:
     known = {one.name for one in fields(ServerSettings)}
     chosen = {key: value for key, value in values.items() if key in known}
     names = values["names"] or served_names(config.model)
-    return ServerSettings(
-        **{**chosen, "generation": generation, "names": tuple(names), "cors_origins": tuple(values["cors_origins"])}
+    one = Identity.here()
+    fleet = {} if one is None else {"index": one.index, "workers": one.workers, "peers": one.peers}
+    if one is not None:
+        fleet |= {"restarts": one.restarts, "behind_router": True}
+    lists = {"names": tuple(names), "cors_origins": tuple(values["cors_origins"])}
+    return ServerSettings(**{**chosen, "generation": generation, **lists, **fleet})
+
+
+def _fleet_faults(values: dict[str, Any]) -> list[str]:
+    faults = []
+    devices, ids = values["devices"], values["gpu_ids"]
+    if devices < 1:
+        faults.append(f"devices={devices}: must be at least 1")
+    if ids is not None and devices > 1 and (len(ids) != devices or len(set(ids)) != len(ids) or min(ids) < 0):
+        faults.append(f"gpu_ids={ids}: name {devices} different GPUs, one for each of devices={devices}")
+    if ids is not None and devices == 1:
+        faults.append(f"gpu_ids={ids}: for one worker write device=cuda:<n>; with devices=2 and more, one each")
+    if devices > 1 and values["port"] == 0:
+        faults.append("port=0: the router needs a port; write port=<port>")
+    last = values["worker_base_port"] + devices - 1
+    if not 1 <= values["worker_base_port"] <= last < 2**16:
+        faults.append(f"worker_base_port={values['worker_base_port']}: it and those that follow must be 1..65535")
+    elif devices > 1 and values["worker_base_port"] <= values["port"] <= last:
+        faults.append(f"port={values['port']}: worker {values['port'] - values['worker_base_port']} has it; move one")
+    if values["policy"] not in POLICIES:
+        faults.append(f"policy={values['policy']}: choose one of {', '.join(POLICIES)}")
+    if not values["health_check_interval"] > 0:
+        faults.append(f"health_check_interval={values['health_check_interval']}: must be above 0")
+    return faults
+
+
+def to_fleet(config: DictConfig, settings: ServerSettings) -> FleetSettings:
+    """The values of a fleet, from a configuration that `to_settings` has checked."""
+    run_dir = config.run_dir or f"outputs/serve/{time.strftime('%Y%m%d_%H%M%S')}"
+    return FleetSettings(
+        devices=config.devices,
+        gpu_ids=tuple(config.gpu_ids or ()),
+        host=config.host,
+        port=config.port,
+        worker_base_port=config.worker_base_port,
+        policy=config.policy,
+        health_check_interval=config.health_check_interval,
+        request_timeout=settings.request_timeout,
+        max_body_mib=settings.max_body_mib,
+        cors_origins=settings.cors_origins,
+        model=settings.names[0],
+        run_dir=run_dir,
     )
 
 

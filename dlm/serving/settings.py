@@ -3,11 +3,17 @@ read from the environment variable `DLM_API_KEY`."""
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 KEY_VARIABLE = "DLM_API_KEY"
+IDENTITY_VARIABLE = "DLM_WORKER"
+"""Tells a worker process which one of a fleet it is."""
+POLICIES = ("round_robin", "random", "power_of_two", "consistent_hash", "sticky_least_loaded")
+"""How the router chooses a worker; `power_of_two` is the less loaded of two drawn ones."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,101 @@ class ServerSettings:
     peers: tuple[str, ...] = ()
     restarts: int = 0
     behind_router: bool = False
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which worker of a fleet a process is.
+
+    Attributes:
+        index, workers, peers, restarts: as in `ServerSettings`.
+        parent: process whose end ends this one.
+    """
+
+    index: int
+    workers: int
+    peers: tuple[str, ...]
+    restarts: int
+    parent: int
+
+    def text(self) -> str:
+        """For the environment variable."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def here(cls) -> Identity | None:
+        """That of this process; None outside a fleet."""
+        text = os.environ.get(IDENTITY_VARIABLE)
+        if text is None:
+            return None
+        values = json.loads(text)
+        return cls(**{**values, "peers": tuple(values["peers"])})
+
+
+@dataclass(frozen=True)
+class FleetSettings:
+    """Several workers and the router in front of them.
+
+    Attributes:
+        devices: workers.
+        gpu_ids: of the workers, in order; empty takes the first where there are any.
+        host, port: where the router listens.
+        worker_base_port: of worker 0; the others follow.
+        policy: of `POLICIES`.
+        health_check_interval: seconds between the router's looks at a worker.
+        request_timeout: seconds until the router gives a request up.
+        max_body_mib: larger bodies are refused by the router already.
+        cors_origins: as in `ServerSettings`.
+        model: what is served, for `server.json`.
+        run_dir: folder of `server.json` and `logs/`.
+    """
+
+    devices: int
+    gpu_ids: tuple[int, ...]
+    host: str
+    port: int
+    worker_base_port: int
+    policy: str
+    health_check_interval: float
+    request_timeout: float
+    max_body_mib: float
+    cors_origins: tuple[str, ...]
+    model: str
+    run_dir: str
+
+    own_keys: ClassVar[tuple[str, ...]] = (
+        "devices", "gpu_ids", "host", "port", "worker_base_port", "policy", "health_check_interval",
+        "cors_origins",
+    )  # fmt: skip
+    """Keys that the workers do not get."""
+
+    @property
+    def url(self) -> str:
+        """Where clients on this machine find the router."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        return f"http://{host}:{self.port}"
+
+    def router_command(self, program: str, workers: Sequence[str], own_metrics: int) -> list[str]:
+        """The router's command line. It holds no key: clients' keys are passed on to the workers, which check them.
+
+        Args:
+            program: the router.
+            workers: their URLs.
+            own_metrics: port of the router's own metrics; its default is one for all routers of a machine.
+        """
+        origins = self.cors_origins or (self.url,)  # without any the router would let every page in
+        return [
+            program,
+            *("--host", self.host, "--port", str(self.port)),
+            *("--policy", self.policy),
+            *("--health-check-interval-secs", str(max(1, round(self.health_check_interval)))),
+            *("--health-check-timeout-secs", "5", "--health-failure-threshold", "1", "--health-success-threshold", "1"),
+            *("--request-timeout-secs", str(max(1, round(self.request_timeout + 5)))),
+            *("--max-payload-size", str(int((self.max_body_mib + 1) * 2**20))),
+            *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(own_metrics)),
+            *("--cors-allowed-origins", *origins),
+            *("--worker-urls", *workers),
+        ]
 
 
 def api_key() -> str | None:
