@@ -36,6 +36,7 @@ job=$(sed -n 's/^job \([0-9]*\);.*/\1/p' <<<"$submitted")
 }
 printf 'job %s is submitted\n' "$job"
 connection=''
+# shellcheck disable=SC2329  # the trap calls it
 end() {
   [ -z "$connection" ] || kill "$connection" 2>/dev/null || :
   scancel --state=PENDING "$job" || :
