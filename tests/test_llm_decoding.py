@@ -164,7 +164,7 @@ def test_a_family_without_sparse_attention_refuses_it() -> None:
 
 def test_more_prompts_than_the_memory_holds_wait(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, params = PROMPTS * 3, [SamplingParams(gen_length=32, temperature=1.5, seed=n) for n in range(15)]
-    monkeypatch.setattr("dlm.llm.budget", lambda *arguments: 29 << 20)
+    monkeypatch.setattr("dlm.llm.budget", lambda *arguments: 30 << 20)
     with LLM("demo", device="cpu", max_model_len=128, max_num_seqs=16, max_num_batched_tokens=64) as small:
         assert small.options.arena_tokens is not None
         assert 128 <= small.options.arena_tokens < 15 * 44

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from dlm.decoding import selection
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import Autoregressive, BlockCausal, CausalCommit, DualCache, Engine, Full
 from dlm.decoding.options import DecoderOptions
+from dlm.decoding.questions import Question
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.decoding.samplers import Fixed, LLaDA21Edit, RemaskHierarchy
 from dlm.decoding.scoring import ScoreSpec
 from dlm.errors import RequestError
 from dlm.likelihood import Likelihood
+from dlm.models.families import SpecialTokens
 from tests.decoding.drawing import draw_params, draw_prompt, draw_sampler
 from tests.decoding.worlds import BY_NAME, World
 from tests.likelihood.models import FAMILIES, MASK, causal_before, likelihood, naive, predicted, small
@@ -71,15 +72,15 @@ def block_length(request: Request) -> int | None:
 def altered(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Requests of which some log-probability was recorded from logits kept aside, by another formula."""
     found: set[str] = set()
-    spec_of = selection.Selector._spec
+    spec_of = Question.spec
 
-    def watch(self: selection.Selector, question: selection.Question) -> ScoreSpec:
-        spec = spec_of(self, question)
+    def watch(self: Question, special: SpecialTokens) -> ScoreSpec:
+        spec = spec_of(self, special)
         if spec.alters_logits:
-            found.add(question.canvas.request.id)
+            found.add(self.canvas.request.id)
         return spec
 
-    monkeypatch.setattr(selection.Selector, "_spec", watch)
+    monkeypatch.setattr(Question, "spec", watch)
     return found
 
 
