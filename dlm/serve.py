@@ -14,6 +14,7 @@ KEYS = """\
   algorithm=auto                           of requests that name none
   host=127.0.0.1 port=8000                 where it listens
   devices=2 worker_base_port=8001          workers, one a GPU (or a CPU process), behind a router on port
+  router=none, router=only                 several machines: workers alone, or a router for worker_urls=[...]
   batch_size=8                             sequences decoded at once
   max_wait_time=0                          seconds that the oldest request waits for others
   request_timeout=300                      seconds until a request is given up
@@ -53,8 +54,9 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
     one = Identity.here()
     if one is not None:
         die_with(one.parent)
-    elif config.devices > 1:
-        instantiate(config.model).tokenizer_folder()  # what has to be fetched is fetched once
+    elif config.devices > 1 or config.router != "auto":
+        if config.router != "only":
+            instantiate(config.model).tokenizer_folder()  # what has to be fetched is fetched once
         return Fleet(to_fleet(config, settings), overrides, settings.drain_timeout).run()
     return serve(instantiate(config.model), settings, bind(config.host, config.port))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, get_type_hints
+from urllib.parse import urlsplit
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -12,7 +13,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from dlm.config import instantiate
 from dlm.errors import ConfigError, RequestError
 from dlm.sampling import SamplingParams
-from dlm.serving.settings import POLICIES, FleetSettings, Identity, ServerSettings
+from dlm.serving.settings import POLICIES, ROUTERS, FleetSettings, Identity, ServerSettings, near
 
 FORMATS = ("text", "json")
 EACH_REQUEST = ("algorithm", "max_tokens", "seed", "n", "record", "stop")
@@ -40,6 +41,10 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     devices: int = 1
+    router: str = "auto"
+    worker_urls: list[str] = field(default_factory=list)
+    first_worker: int = 0
+    start_timeout: float = 1800.0
     gpu_ids: list[int] | None = None
     worker_base_port: int = 8001
     policy: str = "round_robin"
@@ -85,7 +90,7 @@ def to_settings(config: DictConfig) -> ServerSettings:
             faults.append(f"{key}={values[key]}: must be at least {least}")
     if values["max_model_len"] is not None and values["max_model_len"] < 1:
         faults.append(f"max_model_len={values['max_model_len']}: must be at least 1, or null for what the model has")
-    for key in ("request_timeout", "max_body_mib", "header_timeout", "drain_timeout", "result_ttl"):
+    for key in ("start_timeout", "request_timeout", "max_body_mib", "header_timeout", "drain_timeout", "result_ttl"):
         if not values[key] > 0:
             faults.append(f"{key}={values[key]}: must be above 0")
     if not 0 < values["gpu_memory_utilization"] <= 1:
@@ -110,32 +115,72 @@ def to_settings(config: DictConfig) -> ServerSettings:
 
 def _fleet_faults(values: dict[str, Any]) -> list[str]:
     faults = []
-    devices, ids = values["devices"], values["gpu_ids"]
+    devices, ids, router, port = values["devices"], values["gpu_ids"], values["router"], values["port"]
+    alone = router == "auto" and devices == 1
+    if router not in ROUTERS:
+        faults.append(f"router={router}: choose one of {', '.join(ROUTERS)}")
     if devices < 1:
         faults.append(f"devices={devices}: must be at least 1")
-    if ids is not None and devices > 1 and (len(ids) != devices or len(set(ids)) != len(ids) or min(ids) < 0):
-        faults.append(f"gpu_ids={ids}: name {devices} different GPUs, one for each of devices={devices}")
-    if ids is not None and devices == 1:
+    if ids is not None and alone:
         faults.append(f"gpu_ids={ids}: for one worker write device=cuda:<n>; with devices=2 and more, one each")
-    if devices > 1 and values["port"] == 0:
+    elif ids is not None and router != "only" and (len(ids) != devices or len(set(ids)) != len(ids) or min(ids) < 0):
+        faults.append(f"gpu_ids={ids}: name {devices} different GPUs, one for each of devices={devices}")
+    if router != "none" and not alone and port == 0:
         faults.append("port=0: the router needs a port; write port=<port>")
     last = values["worker_base_port"] + devices - 1
     if not 1 <= values["worker_base_port"] <= last < 2**16:
         faults.append(f"worker_base_port={values['worker_base_port']}: it and those that follow must be 1..65535")
-    elif devices > 1 and values["worker_base_port"] <= values["port"] <= last:
-        faults.append(f"port={values['port']}: worker {values['port'] - values['worker_base_port']} has it; move one")
+    elif router == "auto" and devices > 1 and values["worker_base_port"] <= port <= last:
+        faults.append(f"port={port}: worker {port - values['worker_base_port']} has it; move one")
     if values["policy"] not in POLICIES:
         faults.append(f"policy={values['policy']}: choose one of {', '.join(POLICIES)}")
     if not values["health_check_interval"] > 0:
         faults.append(f"health_check_interval={values['health_check_interval']}: must be above 0")
+    return faults + _url_faults(values)
+
+
+def _url_faults(values: dict[str, Any]) -> list[str]:
+    """Of `worker_urls` and `first_worker`."""
+    urls, first, router = values["worker_urls"], values["first_worker"], values["router"]
+    if router == "only" and not urls:
+        return ["router=only: where are the workers? write worker_urls=[http://host:8001,...]"]
+    if router == "auto" and urls:
+        return ["worker_urls goes with router=only (a router for them) or router=none (they know each other) alone"]
+    if first and (router != "none" or not urls):
+        return [f"first_worker={first} goes with router=none and worker_urls alone"]
+    faults = []
+    for url in urls:
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme == "http" and parts.hostname and parts.port and not parts.path
+        except ValueError:
+            good = False
+        if not good:
+            faults.append(f"worker_urls: {url} is not http://host:port")
+    if len(set(urls)) != len(urls):
+        faults.append("worker_urls: some worker is there twice")
+    if router == "none" and urls and not faults:
+        mine = [urlsplit(url).port for url in urls[first:] if first >= 0][: values["devices"]]
+        ports = [values["worker_base_port"] + index for index in range(values["devices"])]
+        if mine != ports:
+            faults.append(
+                f"worker_urls from first_worker={first} on have the ports {mine}, and devices={values['devices']} and "
+                f"worker_base_port={values['worker_base_port']} make {ports}; they must agree"
+            )
     return faults
 
 
 def to_fleet(config: DictConfig, settings: ServerSettings) -> FleetSettings:
     """The values of a fleet, from a configuration that `to_settings` has checked."""
     run_dir = config.run_dir or f"outputs/serve/{time.strftime('%Y%m%d_%H%M%S')}"
+    host = config.host if config.router == "none" else "127.0.0.1"
+    own = [near(host, config.worker_base_port + index) for index in range(config.devices)]
     return FleetSettings(
+        router=config.router,
         devices=config.devices,
+        peers=tuple(config.worker_urls) or tuple(own),
+        first_worker=config.first_worker,
+        start_timeout=config.start_timeout,
         gpu_ids=tuple(config.gpu_ids or ()),
         host=config.host,
         port=config.port,

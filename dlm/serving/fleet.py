@@ -1,16 +1,16 @@
-"""Several workers on one machine behind one router: started, watched, started again when they die, and all stopped.
+"""Workers behind one router: started, watched, started again when they die, and all stopped.
 
-Each worker is `python -m dlm.serve` in a process of its own, told by an environment variable which one it is.
+Each worker is `python -m dlm.serve` in a process of its own, told by an environment variable which one it is. Workers
+and router may be of different fleets, on different machines: `router=none` and `router=only`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
+import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
-from dlm.errors import ConfigError, MissingExtraError, RunError
+from dlm.errors import MissingExtraError, RunError
+from dlm.serving.processes import answers, check_free, count_gpus, die_with_parent, free_port, send
 from dlm.serving.settings import IDENTITY_VARIABLE, FleetSettings, Identity
 
 LOOK_EVERY = 0.2
@@ -34,12 +33,14 @@ GRACE = 15.0
 
 @dataclass
 class Worker:
-    """One worker process.
+    """One worker.
 
     Attributes:
-        index, url: which, and where it listens.
-        process: it; None before the first start.
+        index, url: which of all, and where the router finds it.
+        port: on this machine; 0 for a worker that another fleet has started.
+        process: it; None before the first start, and for another fleet's.
         ready: it has answered that it is.
+        looked: `time.monotonic()` of the last look at another fleet's.
         restarts: how often it was started again.
         failures: deaths since it was last ready.
         not_before: `time.monotonic()` before which it is not started again.
@@ -47,15 +48,17 @@ class Worker:
 
     index: int
     url: str
+    port: int
     process: subprocess.Popen[bytes] | None = None
     ready: bool = False
+    looked: float = -math.inf
     restarts: int = 0
     failures: int = 0
     not_before: float = 0.0
 
 
 class Fleet:
-    """The processes of one server.
+    """The processes of one server on this machine.
 
     Args:
         settings: how many, where, and behind which router.
@@ -66,11 +69,18 @@ class Fleet:
     def __init__(self, settings: FleetSettings, overrides: Sequence[str], drain_timeout: float) -> None:
         self.settings, self.drain_timeout = settings, drain_timeout
         self._overrides = [one for one in overrides if one.partition("=")[0] not in settings.own_keys]
-        urls = [f"http://127.0.0.1:{settings.worker_base_port + index}" for index in range(settings.devices)]
-        self.workers = [Worker(index, url) for index, url in enumerate(urls)]
+        ports = [settings.worker_base_port + index for index in range(settings.devices)]
+        if settings.router == "only":
+            self.workers = [Worker(index, url, 0) for index, url in enumerate(settings.peers)]
+        else:
+            places = enumerate(ports, start=settings.first_worker)
+            self.workers = [Worker(index, settings.peers[index], port) for index, port in places]
         self.folder = Path(settings.run_dir)
         self._router: subprocess.Popen[bytes] | None = None
         self._router_failures = 0
+        self._complete = self._up = False
+        """Every worker has been ready once; and clients can be served."""
+        self._started = 0.0
         self._stop = threading.Event()
 
     def run(self) -> int:
@@ -79,21 +89,31 @@ class Fleet:
         Raises:
             ConfigError: a port is taken.
             MissingExtraError: the router is not installed.
-            RunError: a worker dies again and again before it is ready; with the end of its log.
+            RunError: a worker dies again and again before it is ready (with the end of its log), or is not ready within
+                `start_timeout`.
         """
+        settings = self.settings
         router = shutil.which("vllm-router") or shutil.which("vllm-router", path=str(Path(sys.executable).parent))
-        if router is None:
-            raise MissingExtraError("vllm-router", "router", "a server of several workers")
-        for port in (self.settings.port, *(self.settings.worker_base_port + one.index for one in self.workers)):
-            _check_free(self.settings.host if port == self.settings.port else "127.0.0.1", port)
+        if router is None and settings.router != "none":
+            raise MissingExtraError("vllm-router", "router", "a router in front of the workers")
+        for port in [worker.port for worker in self.workers if worker.port]:
+            check_free(settings.worker_host, port)
+        if settings.router != "none":
+            check_free(settings.host, settings.port)
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: self._stop.set())
         self._tell("starting")
+        self._started = time.monotonic()
         try:
             while not self._stop.wait(LOOK_EVERY):
                 self._look_after_workers()
-                self._look_after_router(router)
+                if not self._complete and all(worker.ready for worker in self.workers):
+                    self._complete = True
+                    if router is None or settings.router == "none":
+                        self._say_ready(" ".join(worker.url for worker in self.workers))
+                if self._complete and router is not None and settings.router != "none":
+                    self._look_after_router(router)
         finally:
             self._tell("draining")
             codes = self._end()
@@ -104,12 +124,33 @@ class Fleet:
 
     def _look_after_workers(self) -> None:
         for worker in self.workers:
-            if worker.process is None or worker.process.poll() is not None:
+            if not worker.port:
+                self._look_at(worker)
+            elif worker.process is None or worker.process.poll() is not None:
                 self._revive(worker)
-            elif not worker.ready and _is_ready(worker.url):
-                worker.ready, worker.failures = True, 0
-                print(f"worker {worker.index} is ready: {worker.url}", flush=True)
-                self._tell(self._status())
+            elif not worker.ready and answers(f"{self.settings.own_url(worker.port)}/ready"):
+                worker.failures = 0
+                self._became(worker, True)
+        late = [worker for worker in self.workers if not worker.ready]
+        if late and not self._complete and time.monotonic() > self._started + self.settings.start_timeout:
+            raise RunError(
+                f"not ready within start_timeout={self.settings.start_timeout:g} seconds: "
+                f"{', '.join(worker.url for worker in late)}; see the logs of these workers"
+            )
+
+    def _look_at(self, worker: Worker) -> None:
+        """Another fleet's worker: ask it, often until it is ready and then as often as the router does."""
+        now = time.monotonic()
+        if now >= worker.looked + (self.settings.health_check_interval if worker.ready else LOOK_EVERY):
+            worker.looked = now
+            ready = answers(f"{worker.url}/ready")
+            if ready != worker.ready:
+                self._became(worker, ready)
+
+    def _became(self, worker: Worker, ready: bool) -> None:
+        worker.ready = ready
+        print(f"worker {worker.index} is {'ready' if ready else 'not ready'}: {worker.url}", flush=True)
+        self._tell(self._status())
 
     def _revive(self, worker: Worker) -> None:
         now = time.monotonic()
@@ -129,29 +170,28 @@ class Fleet:
 
     def _start(self, worker: Worker) -> None:
         settings = self.settings
-        identity = Identity(
-            worker.index, len(self.workers), tuple(one.url for one in self.workers), worker.restarts, os.getpid()
-        )
+        identity = Identity(worker.index, len(settings.peers), settings.peers, worker.restarts, os.getpid())
         environment = {**os.environ, IDENTITY_VARIABLE: identity.text()}
+        device = worker.index - settings.first_worker
         if settings.gpu_ids:
-            environment["CUDA_VISIBLE_DEVICES"] = str(settings.gpu_ids[worker.index])
+            environment["CUDA_VISIBLE_DEVICES"] = str(settings.gpu_ids[device])
         elif count_gpus():
-            environment["CUDA_VISIBLE_DEVICES"] = str(worker.index)
-        port = settings.worker_base_port + worker.index
-        command = [sys.executable, "-m", "dlm.serve", *self._overrides, "devices=1", "host=127.0.0.1", f"port={port}"]
+            environment["CUDA_VISIBLE_DEVICES"] = str(device)
+        place = (f"host={settings.worker_host}", f"port={worker.port}")
+        command = [sys.executable, "-m", "dlm.serve", *self._overrides, "devices=1", *place]
         with self._log(f"worker_{worker.index}").open("ab") as log:
             worker.process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
     def _look_after_router(self, program: str) -> None:
-        """Start it when every worker is ready for the first time, and again when it dies."""
+        """Start it, and again when it dies."""
         if self._router is not None and self._router.poll() is not None:
             self._router_failures += 1
             if self._router_failures >= PATIENCE:
                 raise RunError(f"the router ended {PATIENCE} times; its log ends:\n{self._tail('router')}")
             print(f"the router ended with {self._router.returncode}; starting it again", file=sys.stderr, flush=True)
-        elif self._router is not None or not all(worker.ready for worker in self.workers):
+        elif self._router is not None:
             return
         with self._log("router").open("ab") as log:
             self._router = subprocess.Popen(
@@ -160,19 +200,24 @@ class Fleet:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         while self._router.poll() is None and not self._stop.is_set():
-            if _answers(f"{self.settings.url}/health"):
+            if answers(f"{self.settings.url}/health"):
                 self._router_failures = 0
-                print(f"ready url={self.settings.url} workers={len(self.workers)}", flush=True)
-                self._tell(self._status())
+                self._say_ready(self.settings.url)
                 return
             time.sleep(LOOK_EVERY)
 
+    def _say_ready(self, urls: str) -> None:
+        self._up = True
+        print(f"ready url={urls} workers={len(self.workers)}", flush=True)
+        self._tell(self._status())
+
     def _status(self) -> str:
-        good = self._router is not None and all(worker.ready for worker in self.workers)
-        return "ready" if good else "degraded" if self._router is not None else "starting"
+        if not self._up:
+            return "starting"
+        return "ready" if all(worker.ready for worker in self.workers) else "degraded"
 
     # The end
 
@@ -180,21 +225,21 @@ class Fleet:
         """Stop all; exit codes of the workers. Those that were not started count as 0."""
         running = [worker.process for worker in self.workers if worker.process is not None]
         for process in running:
-            _signal(process, signal.SIGTERM)
+            send(process, signal.SIGTERM)
         until = time.monotonic() + self.drain_timeout + GRACE
         codes = []
         for process in running:
             try:
                 codes.append(process.wait(max(0.1, until - time.monotonic())))
             except subprocess.TimeoutExpired:
-                _signal(process, signal.SIGKILL)
+                send(process, signal.SIGKILL)
                 codes.append(process.wait())
         if self._router is not None:
-            _signal(self._router, signal.SIGTERM)
+            send(self._router, signal.SIGTERM)
             try:
                 self._router.wait(5)
             except subprocess.TimeoutExpired:
-                _signal(self._router, signal.SIGKILL)
+                send(self._router, signal.SIGKILL)
                 self._router.wait()
         return codes
 
@@ -219,49 +264,3 @@ class Fleet:
         draft = path.with_suffix(".part")
         draft.write_text(json.dumps(facts, indent=1) + "\n")
         draft.replace(path)
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
-def count_gpus() -> int:
-    """GPUs of this machine, without opening one."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-
-
-def _die_with_parent() -> None:
-    """In a new process on Linux: SIGTERM when the parent ends, however it ends (prctl 1, PR_SET_PDEATHSIG)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def _check_free(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            found.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"host={host} port={port}: {error.strerror}; choose another port or worker_base_port"
-            ) from error
-
-
-def _is_ready(url: str) -> bool:
-    return _answers(f"{url}/ready")
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=1.0, trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
-def _signal(process: subprocess.Popen[bytes], signum: int) -> None:
-    if process.poll() is None:
-        process.send_signal(signum)

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 KEY_VARIABLE = "DLM_API_KEY"
 IDENTITY_VARIABLE = "DLM_WORKER"
 """Tells a worker process which one of a fleet it is."""
+ROUTERS = ("auto", "none", "only")
+"""Whether a router stands in front of the workers: where there are several, never, or it alone without workers."""
 POLICIES = ("round_robin", "random", "power_of_two", "consistent_hash", "sticky_least_loaded")
 """How the router chooses a worker; `power_of_two` is the less loaded of two drawn ones."""
 
@@ -102,13 +104,17 @@ class Identity:
 
 @dataclass(frozen=True)
 class FleetSettings:
-    """Several workers and the router in front of them.
+    """Workers and the router in front of them.
 
     Attributes:
-        devices: workers.
+        router: of `ROUTERS`.
+        devices: workers that are started here; with `router=only` none is.
+        peers: URLs of all workers, also of those on other machines.
+        first_worker: index among them of the first that is started here.
+        start_timeout: seconds that the workers may take to be ready.
         gpu_ids: of the workers, in order; empty takes the first where there are any.
-        host, port: where the router listens.
-        worker_base_port: of worker 0; the others follow.
+        host, port: where the router listens; `router=none`: `host` is where the workers do, else they are on loopback.
+        worker_base_port: of the first worker that is started here; the others follow.
         policy: of `POLICIES`.
         health_check_interval: seconds between the router's looks at a worker.
         request_timeout: seconds until the router gives a request up.
@@ -118,7 +124,11 @@ class FleetSettings:
         run_dir: folder of `server.json` and `logs/`.
     """
 
+    router: str
     devices: int
+    peers: tuple[str, ...]
+    first_worker: int
+    start_timeout: float
     gpu_ids: tuple[int, ...]
     host: str
     port: int
@@ -132,16 +142,24 @@ class FleetSettings:
     run_dir: str
 
     own_keys: ClassVar[tuple[str, ...]] = (
-        "devices", "gpu_ids", "host", "port", "worker_base_port", "policy", "health_check_interval",
-        "cors_origins",
+        "router", "devices", "worker_urls", "first_worker", "start_timeout", "gpu_ids", "host", "port",
+        "worker_base_port", "policy", "health_check_interval", "cors_origins",
     )  # fmt: skip
     """Keys that the workers do not get."""
 
     @property
     def url(self) -> str:
         """Where clients on this machine find the router."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
-        return f"http://{host}:{self.port}"
+        return near(self.host, self.port)
+
+    @property
+    def worker_host(self) -> str:
+        """Where the workers listen."""
+        return self.host if self.router == "none" else "127.0.0.1"
+
+    def own_url(self, port: int) -> str:
+        """Where this machine finds a worker of its own."""
+        return near(self.worker_host, port)
 
     def router_command(self, program: str, workers: Sequence[str], own_metrics: int) -> list[str]:
         """The router's command line. It holds no key: clients' keys are passed on to the workers, which check them.
@@ -164,6 +182,12 @@ class FleetSettings:
             *("--cors-allowed-origins", *origins),
             *("--worker-urls", *workers),
         ]
+
+
+def near(host: str, port: int) -> str:
+    """URL on this machine of what listens on `host` and `port`."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
 
 
 def api_key() -> str | None:

@@ -18,7 +18,7 @@ from dlm.serving.app import build_app
 from dlm.serving.logs import set_up_logs
 from dlm.serving.patience import patient_for
 from dlm.serving.service import Service
-from dlm.serving.settings import ServerSettings
+from dlm.serving.settings import ServerSettings, near
 from dlm.serving.state import ServerState
 
 log = logging.getLogger("dlm.serving")
@@ -43,9 +43,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 def url_of(listening: socket.socket) -> str:
     """Where clients on this machine find it."""
-    host, port = listening.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
+    return near(*listening.getsockname()[:2])
 
 
 def serve(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,56 +15,12 @@ import httpx
 import pytest
 
 from tests.running import processes_of, python, run, started, wait_until
+from tests.serving.fleets import Fleet, free_ports
 
 pytestmark = pytest.mark.slow
 
 CHAT = "/v1/chat/completions"
 QUICK: dict[str, Any] = {"messages": [{"role": "user", "content": "Sort 7 3 12."}], "max_tokens": 16}
-
-
-def free_ports(count: int) -> int:
-    """The first of `count` free ports in a row."""
-    while True:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            first: int = found.getsockname()[1]
-        taken = []
-        try:
-            for port in range(first, first + count):
-                taken.append(socket.create_server(("127.0.0.1", port)))
-        except OSError:
-            continue
-        else:
-            return first
-        finally:
-            for one in taken:
-                one.close()
-
-
-class Fleet:
-    """A running fleet."""
-
-    def __init__(self, process: subprocess.Popen[str], port: int, folder: Path) -> None:
-        self.process, self.url, self.folder = process, f"http://127.0.0.1:{port}", folder
-
-    def info(self) -> dict[str, Any]:
-        path = self.folder / "server.json"
-        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        return found
-
-    def worker(self, index: int) -> int:
-        """Process id of a worker."""
-        port = int(self.info()["workers"][index].rpartition(":")[2])
-        for pid in processes_of(self.folder):
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if f"port={port}".encode() in arguments:
-                return pid
-        raise AssertionError(f"no worker {index}")
-
-    def healthy(self) -> int:
-        answer = httpx.get(f"{self.url}/stats", timeout=10)
-        count: int = answer.json()["healthy_workers"] if answer.status_code == 200 else 0
-        return count
 
 
 @pytest.fixture(scope="module", name="fleet")

@@ -1,0 +1,59 @@
+"""What a fleet needs of the operating system: ports, GPUs, signals, and whether something answers."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+from dlm.errors import ConfigError
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def count_gpus() -> int:
+    """GPUs of this machine, without opening one."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def die_with_parent() -> None:
+    """In a new process on Linux: SIGTERM when the parent ends, however it ends (prctl 1, PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise `ConfigError` when something listens there already."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"host={host} port={port}: {error.strerror}; choose another port or worker_base_port"
+            ) from error
+
+
+def answers(url: str) -> bool:
+    """Whether a GET of `url` is answered with 200 within a second."""
+    try:
+        return httpx.get(url, timeout=1.0, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def send(process: subprocess.Popen[bytes], signum: int) -> None:
+    """A signal to a process, unless it has ended."""
+    if process.poll() is None:
+        process.send_signal(signum)
