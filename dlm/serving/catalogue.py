@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 from dlm.decoding.algorithms import ALGORITHMS
 from dlm.decoding.engines import ENGINES, Smooth, Vicinity
-from dlm.decoding.request import PARAM_NAMES
+from dlm.decoding.request import MAX_LENGTH, PARAM_NAMES
 from dlm.decoding.request import SamplingParams as DecoderParams
 from dlm.decoding.samplers import SAMPLERS
 from dlm.errors import RequestError
 from dlm.models.architecture import AttentionKind
 from dlm.models.families import Family
 from dlm.sampling import SamplingParams
-from dlm.serving.defaults import MOST_SAMPLES, Defaults
+from dlm.serving.defaults import Defaults
+from dlm.serving.descriptions import OF_ALGORITHMS, OF_REQUESTS
 
 NUMBER = r"(-?[\d.]+(?:e-?\d+)?)"
 FLEXIBLE = ("fixed", "threshold", "factor")
@@ -28,6 +31,8 @@ FLEXIBLE = ("fixed", "threshold", "factor")
 KINDS = {int: "integer", float: "number", str: "string", bool: "boolean"}
 HIDDEN = ("record", "n")
 """Parameters of a request that clients do not write, or that OpenAI's documents explain."""
+WIDEST = {"gen_length": MAX_LENGTH, "block_length": MAX_LENGTH}
+"""The canvas with which ranges that depend on it are widest: any value in them is right for some request."""
 
 
 def catalogue(family: Family, attention: AttentionKind, defaults: Defaults) -> dict[str, Any]:
@@ -51,7 +56,8 @@ def _algorithm(name: str, family: Family, attention: AttentionKind, defaults: De
     for of, part in parts:
         for one in fields(part):  # type: ignore[arg-type]  # the protocols do not say that parts are dataclasses
             if one.name != "base" and one.name not in parameters:
-                parameters[one.name] = {**_described(part, one.name, one.default), "of": of}
+                told = _described(part, one.name, one.default, OF_ALGORITHMS[one.name])
+                parameters[one.name] = {**told, "of": of}
     if name == defaults.algorithm:
         for key, parameter in parameters.items():
             parameter["default"] = defaults.values.get(key, parameter["default"])
@@ -69,36 +75,42 @@ def _algorithm(name: str, family: Family, attention: AttentionKind, defaults: De
 
 def _of_request(name: str, defaults: Defaults) -> dict[str, Any]:
     default = next(one.default for one in fields(SamplingParams) if one.name == name)
-    described = _described(DecoderParams, name, defaults.values.get(name, default))
+    described = _described(DecoderParams, name, defaults.values.get(name, default), OF_REQUESTS[name], WIDEST)
     if name == "block_length":
         described["default"] = defaults.values.get(name, defaults.block_length)
+    if name == "max_tokens":
+        described["maximum"] = MAX_LENGTH
     return {**described, "of": "request"}
 
 
-def _described(part: type[Any], name: str, default: Any) -> dict[str, Any]:
-    """Type, default and range of a parameter."""
+def _described(
+    part: type[Any], name: str, default: Any, description: str, others: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Meaning, type, default and range of a parameter; `others` are given to `part` beside it."""
     hint = get_type_hints(part)[name]
     kinds = [kind for kind in getattr(hint, "__args__", (hint,)) if kind is not type(None)]
-    text = "" if kinds[0] is bool else _refusal(part, name)
-    below = re.search(rf"(?:at least|above) {NUMBER}", text)
+    text = "" if kinds[0] is bool else _refusal(part, {**others, name: math.nan}, name)
+    below = re.search(rf"(at least|above) {NUMBER}", text)
     above = re.search(rf"at most {NUMBER}", text)
     span = re.search(rf"{NUMBER}\.\.{NUMBER}", text)
     choices = re.search(r"one of (.+)$", text)
     whole = kinds[0] is int
     return {
         "name": name,
+        "description": description,
         "type": KINDS[kinds[0]],
         "default": default,
-        "minimum": _number(span[1] if span else below[1] if below else None, whole),
-        "maximum": MOST_SAMPLES if name == "n" else _number(span[2] if span else above[1] if above else None, whole),
+        "minimum": _number(span[1] if span else below[2] if below else None, whole),
+        "exclusive_minimum": bool(below and below[1] == "above"),
+        "maximum": _number(span[2] if span else above[1] if above else None, whole),
         "choices": choices[1].split(", ") if choices else None,
     }
 
 
-def _refusal(part: type[Any], name: str) -> str:
-    """What `part` says against a value that is in no range."""
+def _refusal(part: type[Any], values: Mapping[str, Any], name: str) -> str:
+    """What `part` says against the value of `name`, which is in no range."""
     try:
-        part(**{name: math.nan})
+        part(**values)
     except RequestError as error:
         return next((text for text in str(error).split("; ") if text.startswith(f"{name}=")), "")
     return ""
@@ -107,4 +119,4 @@ def _refusal(part: type[Any], name: str) -> str:
 def _number(text: str | None, whole: bool) -> int | float | None:
     if text is None:
         return None
-    return int(float(text)) if whole else float(text)
+    return int(text) if whole else float(text)
