@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 OF_REQUESTS: Mapping[str, str] = {
-    "gen_length": "Masked positions appended to the prompt. Left out, it is max_tokens rounded up to whole blocks, else the server's.",
+    "gen_length": "Masked positions behind the prompt; left out, max_tokens in whole blocks or the server's default.",
     "max_tokens": "At most so many tokens are returned.",
     "steps": "Forwards that the schedule spreads the answer over, for samplers that have a schedule.",
     "block_length": "Positions of a block; blocks are decoded from left to right.",
@@ -16,7 +16,7 @@ OF_REQUESTS: Mapping[str, str] = {
     "top_p": "Draw from the most probable tokens that make up this probability. Not used at temperature 0.",
     "cfg_scale": "Strength of classifier-free guidance; above 0 each forward is computed with and without the prompt.",
     "max_nfe": "At most so many forwards, at least one for each block; more is revealed at once where it must be.",
-    "initial_gen_length": "Begin with so many masked positions and grow to at most gen_length as the model asks for it.",
+    "initial_gen_length": "Begin with so many masked positions and grow, up to gen_length, as the model asks for it.",
     "expansion_factor": "Positions that a growing answer gains at once.",
     "eos_check_tokens": "Last positions whose confidence in the end says whether a growing answer is long enough.",
     "eos_confidence_threshold": "Before decoding, the answer grows while confidence in its end is below this.",
@@ -34,7 +34,7 @@ OF_ALGORITHMS: Mapping[str, str] = {
     "remasking": "Which positions are revealed first: those of highest probability (low_confidence), at random, of "
     "lowest entropy, or of the largest margin over the second token.",
     "threshold": "Positions whose proposed token has at least this probability are revealed together.",
-    "factor": "Reveals the more at once the larger it is: the position of rank r needs probability 1 - factor / (r + 1).",
+    "factor": "The larger, the more is revealed at once: rank r needs probability 1 - factor / (r + 1).",
     "low_threshold": "The best position of each run of masks is revealed if its probability is above this.",
     "remask_threshold": "Decided positions whose best token has a probability below this are decided again.",
     "credit_alpha": "Weight of the credit that is added to the logits.",
