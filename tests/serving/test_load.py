@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -94,6 +95,16 @@ def test_a_full_queue_is_told_and_health_answers_meanwhile(small: Server) -> Non
             client.leave()
     wait_until(lambda: idle(small), 20, "everybody's place was free")
     assert httpx.post(small.url + CHAT, json=QUICK, headers=AUTHORIZED).status_code == 200
+
+
+def test_answers_on_one_connection_do_not_wait_for_acknowledgements(small: Server) -> None:
+    seconds = []
+    with httpx.Client() as client:
+        for _ in range(60):
+            begun = time.perf_counter()
+            client.get(f"{small.url}/health")
+            seconds.append(time.perf_counter() - begun)
+    assert statistics.median(seconds) < 0.03  # with Nagle's algorithm on: 0.044
 
 
 def test_a_client_that_leaves_frees_its_place_within_a_forward_or_two(small: Server) -> None:
