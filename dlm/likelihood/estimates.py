@@ -36,6 +36,25 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """The estimate for one text, with what each token adds to it.
+
+    Attributes:
+        mean, stderr: as in `Scores`.
+        per_token: `[length of the completion]` float64, the terms.
+        best_logprobs: `[length]` float64, log-probability of the most probable token where each token is asked for once
+            with weight 1; elsewhere nan.
+        best: `[length]` int64, that token; elsewhere -1.
+    """
+
+    mean: float
+    stderr: float
+    per_token: npt.NDArray[np.float64]
+    best_logprobs: npt.NDArray[np.float64]
+    best: IntArray
+
+
+@dataclass(frozen=True)
 class Plan:
     """The log-probabilities that an estimate is made of.
 
@@ -57,6 +76,15 @@ class Plan:
         """`[length]` float64, what each token adds to the estimate, from `logprobs [m]`."""
         weighted = logprobs * torch.from_numpy(self.weights).to(logprobs.device)
         return logprobs.new_zeros(length).index_add(0, _on(self.places, logprobs), weighted)
+
+    def scored(self, measured: npt.NDArray[np.float64], length: int) -> Scored:
+        """The estimate from the `[3, m]` of `GivenTokens.measure`, for a completion of `length` tokens."""
+        logprobs = torch.from_numpy(measured[0])
+        terms = self.terms(logprobs, length)
+        best_logprobs, best = np.full(length, np.nan), np.full(length, -1)
+        if len(self.places) == length and (self.weights == 1.0).all():
+            best_logprobs[self.places], best[self.places] = measured[1], measured[2]
+        return Scored(float(terms.sum()), self.stderr(logprobs), terms.numpy(), best_logprobs, best)
 
     def stderr(self, logprobs: Tensor) -> float:
         """Standard error of the estimate (see `Scores`)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +79,19 @@ class GivenTokens:
         if gradients:
             return torch.cat([_again(self._differentiable, batch, temperature) for batch in batches]).double()
         with torch.no_grad():
-            return torch.from_numpy(np.concatenate([self._measured(batch, temperature) for batch in batches]))
+            return torch.from_numpy(np.concatenate([self._measured(batch, temperature)[0] for batch in batches]))
+
+    def measure(self, sheets: Iterable[Sheet]) -> Iterator[npt.NDArray[np.float64]]:
+        """As `logprobs`, one packed forward at a time, and what would have been more probable.
+
+        Yields:
+            `[3, m]` float64: log-probabilities of the batch's targets, those of the most probable tokens, their ids.
+            Where a target is the most probable token the two log-probabilities have the same bits.
+        """
+        for batch in pack(sheets, self.max_tokens):
+            with torch.no_grad():
+                measured = self._measured(batch, 1.0, best=True)
+            yield measured
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Hidden states `[m, hidden]` of the rows that are read."""
@@ -92,8 +104,8 @@ class GivenTokens:
         hidden: Tensor = self.backbone(upload(batch.token_ids, device), upload(batch.positions, device), attention)
         return hidden[upload(batch.reads, device)]
 
-    def _measured(self, batch: Batch, temperature: float) -> npt.NDArray[np.float64]:
-        """Without gradients; one transfer from the device."""
+    def _measured(self, batch: Batch, temperature: float, *, best: bool = False) -> npt.NDArray[np.float64]:
+        """Without gradients; `[1, m]`, or the `[3, m]` of `measure`; one transfer from the device."""
         hidden, targets = self._hidden(batch), upload(batch.targets, self.backbone.device)
         parts = []
         for rows, wanted in zip(torch.split(hidden, self.max_rows), torch.split(targets, self.max_rows), strict=True):
@@ -102,13 +114,13 @@ class GivenTokens:
             if logits.device.type == "cpu":
                 step = max(1, SLICE_BYTES // (logits.shape[1] * logits.element_size()))
             parts += [
-                _odds(*each, temperature)
+                _odds(*each, temperature, best=best)
                 for each in zip(torch.split(logits, step), torch.split(wanted, step), strict=True)
             ]
-        others, gap = torch.cat(parts, dim=1).cpu().numpy()
+        others, gap, *ids = torch.cat(parts, dim=1).cpu().numpy()
         with np.errstate(divide="ignore"):  # the logarithms are the host's, as in `decoding.scoring.Proposals`
-            logprobs: npt.NDArray[np.float64] = -np.logaddexp(0.0, np.log(others) + gap)
-        return logprobs
+            logprobs = -np.logaddexp(0.0, np.log(others) + gap)
+        return np.stack([logprobs, logprobs + gap, *ids] if best else [logprobs])
 
     def _differentiable(self, batch: Batch, temperature: float) -> Tensor:
         """`[m]` on the device, with the graph."""
@@ -132,13 +144,14 @@ def _wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
-def _odds(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """`[2, rows]` float64: the sum of exp(l_v - max) over v other than the target, and max - l_target; overwrites the
-    logits. The operations, and so the bits, of `decoding.scoring`."""
+def _odds(logits: Tensor, targets: Tensor, temperature: float, *, best: bool) -> Tensor:
+    """`[2, rows]` float64: the sum of exp(l_v - max) over v other than the target, and max - l_target; with `best` a
+    third row, the most probable token. Overwrites the logits. Operations, and so bits, are as in `decoding.scoring`."""
     if temperature != 1.0:
         logits.div_(temperature)
     at = targets.unsqueeze(1)
-    chosen, best = logits.gather(1, at), logits.amax(-1, keepdim=True)
-    gap = (best - chosen).squeeze(1)
-    others = logits.scatter_(1, at, -torch.inf).sub_(best).exp_().sum(-1)
-    return torch.stack((others.double(), gap.double()))
+    chosen, most = logits.gather(1, at), logits.amax(-1, keepdim=True)
+    gap = (most - chosen).squeeze(1)
+    ids = [torch.where(gap == 0, targets, logits.argmax(-1)).double()] if best else []
+    others = logits.scatter_(1, at, -torch.inf).sub_(most).exp_().sum(-1)
+    return torch.stack((others.double(), gap.double(), *ids))

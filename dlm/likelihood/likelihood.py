@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from dlm.decoding.layout import IntArray
 from dlm.decoding.request import check_real, check_whole
 from dlm.errors import RequestError
-from dlm.likelihood.estimates import Scores
+from dlm.likelihood.estimates import Plan, Scored, Scores
 from dlm.likelihood.given import GivenTokens
 from dlm.likelihood.presentation import Target, presentation_of
 from dlm.likelihood.replay import check_steps, replayed
@@ -84,21 +84,17 @@ class Likelihood:
         Raises:
             RequestError: pairs or settings that cannot be scored; names the first.
         """
-        check_whole("seed", seed, 0, 2**63 - 1)
         self._check_gradients(gradients)
         if len(prompts) != len(completions):
             raise RequestError(f"{len(prompts)} prompts and {len(completions)} completions; give as many of each")
-        targets = [self._target(*pair) for pair in zip(prompts, completions, strict=True)]
-        for index, target in enumerate(targets):
-            self._refuse_masks(f"completion {index}", target.tokens[target.prompt_length :])
-        plans = [scheme.plan(target, self.presentation, seed) for target in targets]
+        pairs = enumerate(zip(prompts, completions, strict=True))
+        plans = [self._plan(f"completion {index}", *pair, scheme, seed) for index, pair in pairs]
         if not plans:
             nothing = torch.zeros(0, dtype=torch.float64, device=self.backbone.device)
             return Scores(nothing, nothing, [] if per_token else None)
         logprobs = self.given.logprobs((plan.sheet for plan in plans), gradients=gradients)
         values = torch.split(logprobs, [len(plan.places) for plan in plans])
-        lengths = [target.length - target.prompt_length for target in targets]
-        terms = [plan.terms(each, length) for plan, each, length in zip(plans, values, lengths, strict=True)]
+        terms = [plan.terms(each, len(given)) for plan, each, given in zip(plans, values, completions, strict=True)]
         device = self.backbone.device
         errors = [plan.stderr(each) for plan, each in zip(plans, values, strict=True)]
         return Scores(
@@ -107,26 +103,35 @@ class Likelihood:
             [each.to(device) for each in terms] if per_token else None,
         )
 
-    def chain_logprobs(self, token_ids: Sequence[int]) -> Tensor:
-        """Left-to-right chain terms of a whole text: each token with itself and all later ones masked (one forward of
-        the text a token), or for models with a causal context the causal pass.
+    def score_in_slices(
+        self, prompt: Sequence[int], completion: Sequence[int], scheme: Scheme, *, seed: int = 0
+    ) -> Iterator[Scored | None]:
+        """What `score` estimates for one pair without gradients, one forward at a time.
 
         Args:
-            token_ids: `[length]`, at least one, no masks.
+            prompt, completion, scheme, seed: as in `score`.
 
-        Returns:
-            `[length]` float64; nan for the first token, which nothing stands before (OpenAI's null; clients skip it).
+        Yields:
+            None after each forward, and at last what was found.
 
         Raises:
-            RequestError: a text that cannot be scored.
+            RequestError: as `score`, before the first forward.
         """
-        target = self._target(token_ids[:1], token_ids[1:], least=0)
-        self._refuse_masks("the text", target.tokens)
-        first = torch.full((1,), torch.nan, dtype=torch.float64, device=self.backbone.device)
-        if target.length == 1:
-            return first
-        sheet = self.presentation.chain(target, target.completion)
-        return torch.cat((first, self.given.logprobs([sheet]).to(first.device)))
+        plan = self._plan("the completion", prompt, completion, scheme, seed)
+        return self._in_slices(plan, len(completion))
+
+    def _in_slices(self, plan: Plan, length: int) -> Iterator[Scored | None]:
+        parts = []
+        for part in self.given.measure([plan.sheet]):
+            parts.append(part)
+            yield None
+        yield plan.scored(np.concatenate(parts, axis=1), length)
+
+    def _plan(self, name: str, prompt: Sequence[int], completion: Sequence[int], scheme: Scheme, seed: int) -> Plan:
+        check_whole("seed", seed, 0, 2**63 - 1)
+        target = self._target(prompt, completion)
+        self._refuse_masks(name, target.tokens[target.prompt_length :])
+        return scheme.plan(target, self.presentation, seed)
 
     def replay_logprobs(
         self,
@@ -197,12 +202,12 @@ class Likelihood:
         places = np.concatenate([question.asked for question in questions]) - target.prompt_length
         return replay.index_copy(0, torch.from_numpy(places).to(replay.device), logprobs.to(replay.device))
 
-    def _target(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], *, least: int = 1) -> Target:
-        """Prompt and completion, checked against the model; the completion has `least` tokens or more."""
+    def _target(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Target:
+        """Prompt and completion, checked against the model."""
         config = self.backbone.config
         if not len(prompt_ids):
             raise RequestError("the prompt is empty; give at least one token")
-        if len(completion_ids) < least:
+        if not len(completion_ids):
             raise RequestError("the completion is empty; give at least one token")
         tokens: IntArray = np.array([*prompt_ids, *completion_ids], dtype=np.int64)
         outside = tokens[(tokens < 0) | (tokens >= config.vocab_size)]

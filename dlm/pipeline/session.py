@@ -139,7 +139,7 @@ class Session:
                 callbacks(trainer).append(progress)
                 heart.on_beat(lambda: self._watch(others))
             self._decode(trainer, claims, plan, heart)
-            if self.stop:
+            if self.stop and self.launch.array_task is not None:  # others of this task may not have heard of it yet
                 claims.give_back(plan, self._answered())
             heart.update(state="stopped" if self.stop else "done")
             if progress is None:

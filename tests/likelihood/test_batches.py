@@ -47,6 +47,13 @@ def test_invariance_of_scores(family: str, dtype: str) -> None:
             assert score([pool[index] for index in mix], scheme, **limits) == [alone[index] for index in mix]
 
 
+def chain(scorer: Likelihood, token_ids: list[int]) -> Tensor:
+    """Left-to-right terms of all but the first token."""
+    terms = scorer.score([token_ids[:1]], [token_ids[1:]], Ar(), per_token=True).per_token
+    assert terms is not None
+    return terms[0]
+
+
 @pytest.mark.parametrize("family", ["llada", "sdar", "nemotron"])
 def test_invariance_of_replays_and_chains(family: str) -> None:
     model, chance = BY_NAME[family].checkpoint(), random.Random(family)
@@ -56,7 +63,7 @@ def test_invariance_of_replays_and_chains(family: str) -> None:
         for max_tokens in (20, 200, 8192):
             scorer = Likelihood(model.backbone, model.special, max_tokens=max_tokens)
             replays.append(scorer.replay_logprobs(prompt, canvas, steps))
-            chains.append(scorer.chain_logprobs([*prompt, *canvas])[1:])
+            chains.append(chain(scorer, [*prompt, *canvas]))
         assert all(torch.equal(each, replays[0]) for each in replays)
         assert all(torch.equal(each, chains[0]) for each in chains)
 
@@ -111,14 +118,14 @@ def test_memory_is_bounded(family: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_view_longer_than_a_batch_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(monkeypatch)
-    likelihood("llada", max_tokens=5).chain_logprobs([1, 2, 3, 4, 5, 6, 7, 8])
+    chain(likelihood("llada", max_tokens=5), [1, 2, 3, 4, 5, 6, 7, 8])
     assert watch.rows == [8] * 7
 
 
 def test_views_of_one_text_share_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 tokens in blocks of 4: the clean text once and a block for each token, not the text for each."""
     watch = Watch(monkeypatch)
-    likelihood("sdar").chain_logprobs([1] * 64)
+    chain(likelihood("sdar"), [1] * 64)
     assert watch.rows == [60 + 63 * 4]
 
 

@@ -184,14 +184,14 @@ def test_chain_terms_equal_a_naive_loop(family: str) -> None:
         with torch.no_grad():
             expected = naive(small(family), TEXT, causal)[range(STOP - 1), TEXT[1:]].tolist()
     for max_tokens in (8192, 10):
-        chain = likelihood(family, max_tokens=max_tokens).chain_logprobs(TEXT)
-        assert chain.dtype == torch.float64
-        assert chain[0].isnan()
-        np.testing.assert_allclose(chain[1:].numpy(), expected, atol=1e-12)
+        scorer = likelihood(family, max_tokens=max_tokens)
+        chain = scorer.score([TEXT[:1]], [TEXT[1:]], Ar(), per_token=True).per_token
+        assert chain is not None
+        assert chain[0].dtype == torch.float64
+        np.testing.assert_allclose(chain[0].numpy(), expected, atol=1e-12)
     terms, _, error = scored(family, Ar())
     assert error == 0
     np.testing.assert_allclose(terms, expected[FIRST - 1 :], atol=1e-12)
-    assert likelihood(family).chain_logprobs([3]).isnan().tolist() == [True]
 
 
 def test_seeds_matter() -> None:
@@ -239,8 +239,40 @@ def test_pairs_that_cannot_be_scored_are_refused(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         likelihood("llada").score(prompts, completions, Ar(), **options)
-    with pytest.raises(RequestError, match="the text holds the mask id 10"):
-        likelihood("llada").chain_logprobs([1, MASK])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("scheme", [Ar(), LladaMC(8), BlockCausal(4), Coupled()], ids=lambda scheme: scheme.name)
+def test_in_slices_it_is_the_same_to_the_bit(family: str, scheme: Scheme) -> None:
+    scorer = likelihood(family, max_tokens=10)
+    whole = scorer.score([TEXT[:FIRST]], [TEXT[FIRST:]], scheme, seed=3, per_token=True)
+    *waits, found = scorer.score_in_slices(TEXT[:FIRST], TEXT[FIRST:], scheme, seed=3)
+    assert waits
+    assert set(waits) == {None}
+    assert found is not None
+    assert whole.per_token is not None
+    np.testing.assert_equal([found.mean, found.stderr], [whole.mean.item(), whole.stderr.item()])
+    assert found.per_token.tolist() == whole.per_token[0].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_most_probable_token_is_told(family: str) -> None:
+    """By definition: no other token in that place has more, and where it is the text's own the bits are equal."""
+    scorer = likelihood(family)
+    *_, found = scorer.score_in_slices(TEXT[:FIRST], TEXT[FIRST:], Ar())
+    assert found is not None
+    if small(family).backbone.config.attention != "bidirectional":  # what comes later is not seen
+        for index, token in enumerate(found.best.tolist()):
+            if token != MASK:
+                alone = scorer.score([TEXT[: FIRST + index]], [[token]], Ar()).mean.item()
+                assert abs(found.best_logprobs[index] - alone) < 1e-12
+    assert (found.best_logprobs >= found.per_token).all()
+    own = found.best == np.array(TEXT[FIRST:])
+    assert (found.best_logprobs[own] == found.per_token[own]).all()
+    assert (found.best_logprobs[~own] > found.per_token[~own]).all()
+    *_, drawn = scorer.score_in_slices(TEXT[:FIRST], TEXT[FIRST:], LladaMC(8))
+    assert drawn is not None
+    assert (drawn.best == -1).all()
 
 
 def test_nothing_to_score_gives_nothing() -> None:
