@@ -36,6 +36,9 @@ from dlm.paths import conf_dir
 Task = Callable[[DictConfig, Sequence[str]], int]
 """Takes the configuration and the overrides it came from; returns the exit code."""
 
+CHOSEN = r"^  - (?:override )?(\w+):"
+"""Lines of a primary file that choose from a group."""
+
 HELP = """{title}
 
 usage: python -m {module} [key=value ...]
@@ -126,12 +129,23 @@ def _hydra(extra_dir: str | None) -> Iterator[list[str]]:
 
 
 def _compose(name: str, overrides: list[str]) -> DictConfig:
+    plain = [one for one in overrides if one.partition("=")[0] in _plain_keys(name)]
     try:
-        config = compose(name, overrides=overrides)
+        config = compose(name, overrides=[one for one in overrides if one not in plain])
+        config.merge_with_dotlist(plain)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, name, overrides)) from error
     _refuse_unknown(config)
     return config
+
+
+def _plain_keys(name: str) -> set[str]:
+    """Keys of the primary file with one value and the name of another program's group: Hydra takes `key=value` for a
+    choice of that group, wherever there is a folder of the name."""
+    text = (conf_dir() / f"{name}.yaml").read_text()
+    keys = set(re.findall(r"^(\w+): *[^\s#]", text, re.MULTILINE))
+    chosen = set(re.findall(CHOSEN, text, re.MULTILINE))
+    return {key for key in keys - chosen if (conf_dir() / key).is_dir()}
 
 
 def _jobs(name: str, overrides: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -197,7 +211,7 @@ def _part(config: DictConfig, package: str) -> DictConfig:
 def _groups(config_name: str, module: str) -> Iterator[tuple[str, list[str]]]:
     """The groups that the primary file chooses from, with the choices in `conf/` that are not for another program."""
     foreign = re.compile(rf"^# python -m (?!{re.escape(module)}\b)", re.MULTILINE)
-    chosen = re.findall(r"^  - (?:override )?(\w+):", (conf_dir() / f"{config_name}.yaml").read_text(), re.MULTILINE)
+    chosen = re.findall(CHOSEN, (conf_dir() / f"{config_name}.yaml").read_text(), re.MULTILINE)
     for group in chosen:
         files = sorted((conf_dir() / group).glob("*.yaml"))
         names = [path.stem for path in files if not foreign.search(path.read_text())]

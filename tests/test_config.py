@@ -20,6 +20,7 @@ from dlm.decoding.request import PARAM_NAMES, SamplingParams
 from dlm.decoding.samplers import SAMPLERS
 from dlm.errors import ConfigError
 from dlm.paths import conf_dir
+from dlm.serving.config import register as register_serve
 
 GROUPS = ("model", "engine", "sampler", "algorithm", "data", "trainer", "logger")
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((conf_dir() / group).glob("*.yaml"))]
@@ -245,3 +246,11 @@ def test_choices_of_ones_own_come_from_another_folder(tmp_path: Path) -> None:
     assert instantiate(config.sampler).threshold == 0.42
     with pytest.raises(ConfigError, match="is no folder"):
         compose_config("predict", [], str(tmp_path / "nowhere"))
+
+
+def test_a_key_with_the_name_of_another_programs_group_is_a_key() -> None:
+    """`conf/algorithm/` is a group of `dlm.predict`; to `dlm.serve`, `algorithm` is a name."""
+    register_serve()
+    assert compose_config("serve", ["algorithm=klass", "batch_size=3"]).algorithm == "klass"
+    with pytest.raises(ConfigError, match="algorithm=null"):
+        compose_config("serve", ["algorithm=null"])
