@@ -49,6 +49,16 @@ def _model_faults(config: DictConfig) -> list[str]:
     return faults
 
 
+def _drafter_faults(config: DictConfig) -> list[str]:
+    """An adapter for drafts where nothing drafts."""
+    folder, engine = config.model.get("drafter_adapter_path"), config.engine._target_
+    if folder is None or engine.endswith(".LinearSpec"):
+        return []
+    return [
+        f"model.drafter_adapter_path={folder}: only linear_spec drafts; write algorithm=linear_spec, or leave it out"
+    ]
+
+
 def _data_faults(config: DictConfig) -> list[str]:
     faults: list[str] = instantiate(config.data).faults()
     limit = config.data.limit
@@ -135,6 +145,7 @@ def _progress_faults(config: DictConfig) -> list[str]:
 
 CHECKS: dict[tuple[str, ...], Callable[[DictConfig], list[str]]] = {
     ("model",): _model_faults,
+    ("model", "engine"): _drafter_faults,
     ("data",): _data_faults,
     ("generation", "engine", "sampler"): _generation_faults,
     ("decoder", "generation"): _decoder_faults,

@@ -72,6 +72,11 @@ def _check(config: DictConfig) -> None:
         faults.append("model: only checkpoints are converted; write model=checkpoint model.path=<folder>")
     else:
         faults += source.faults()
+        if source.drafter_adapter_path is not None:
+            faults.append(
+                f"model.drafter_adapter_path={source.drafter_adapter_path}: a drafter's adapter is not merged; leave "
+                "it out, or write model.adapter_path"
+            )
     if OmegaConf.is_missing(config, "output"):
         faults.append("output is not set: write output=<new folder>")
     if config.format is not None and config.format not in FORMATS:

@@ -16,6 +16,7 @@ KEYS = """\
   model=checkpoint model.path=folder       a checkpoint of yours, or a hub id with model.revision=commit
   model.dcp_path=folder                    weights of a torch.distributed checkpoint, with model.base_model=folder
   model.adapter_path=folder                a LoRA adapter, merged at load
+  model.drafter_adapter_path=folder        a LoRA adapter for the drafts of algorithm=linear_spec
   algorithm=auto                           engine and sampler of the model family's own algorithm
   data.path=file                           prompts, with data=jsonl
   generation.gen_length=128                length of an answer, in tokens

@@ -271,7 +271,9 @@ class Decoder:
         attention = self.backend(batch.segments, self.arena.keys, self.arena.values)
         token_ids, positions = upload(batch.token_ids(), device), upload(batch.positions(), device)
         embedded = smoothing.embed(self.backbone, batch, token_ids)
-        hidden: Tensor = self.backbone(token_ids, positions, attention, embedded)
+        drafts = batch.drafts() if self.backbone.has_drafter else None
+        flags = None if drafts is None else upload(drafts, device)
+        hidden: Tensor = self.backbone(token_ids, positions, attention, embedded, flags)
         return hidden
 
     def _commit(self, canvases: Sequence[Canvas], choices: Sequence[Choice]) -> int:

@@ -135,7 +135,8 @@ class Graphs:
             return None
         self._forget_what_moved()
         in_place = kernels.reads_in_place(kernel, self.backbone.device, self.backbone.dtype)
-        shape = FrameShape.of(segments, in_place=in_place)
+        drafts = batch.drafts() if self.backbone.has_drafter else None
+        shape = FrameShape.of(segments, in_place=in_place, drafts=drafts is not None)
         recording = self._recordings.get(shape)
         if recording is None:
             self._seen[shape] += 1
@@ -144,7 +145,7 @@ class Graphs:
             frame = Frame(shape, self.arena.spare, self.backbone.device)
         else:
             frame = recording.frame
-        frame.fill(segments, batch.token_ids(), batch.positions())
+        frame.fill(segments, batch.token_ids(), batch.positions(), drafts)
         if recording is None:
             recording = self._record(self.recorder, frame, kernel)
             if recording is None:
@@ -162,7 +163,7 @@ class Graphs:
         attention, output = FrameAttention(frame, kernel, keys, values), self._output()[: frame.shape.rows]
 
         def work() -> None:
-            output.copy_(self.backbone(frame.token_ids, frame.positions, attention))
+            output.copy_(self.backbone(frame.token_ids, frame.positions, attention, drafts=frame.drafts))
 
         try:
             recording = Recording(frame, recorder.record(work))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.engines import Window
@@ -83,6 +84,12 @@ class Batch:
     def positions(self) -> IntArray:
         """`[num_rows]`, each token's place in its canvas."""
         return np.concatenate([np.arange(entry.window.start, entry.window.stop) for entry in self.entries])
+
+    def drafts(self) -> npt.NDArray[np.bool_] | None:
+        """`[num_rows]`, which rows belong to windows that draft; None where none does."""
+        if not any(entry.window.drafts for entry in self.entries):
+            return None
+        return np.repeat([entry.window.drafts for entry in self.entries], [entry.rows for entry in self.entries])
 
     def rows(self, canvas: Canvas, positions: IntArray, *, twin: bool = False) -> IntArray:
         """Rows of the batch that predict the canvas's `positions`.

@@ -1,4 +1,6 @@
-"""LoRA adapters in PEFT's format, merged into the weights at load: `W += scale * B @ A` (arXiv 2106.09685).
+"""LoRA adapters in PEFT's format: `W + scale * B @ A` in place of W (arXiv 2106.09685).
+
+Merged into the weights at load, or kept beside them for some rows alone (`dlm.models.drafter`).
 
 `adapter_config.json` and `adapter_model.safetensors` are read; what they ask for beyond plain LoRA is refused by name.
 The model's module names are those of its checkpoint, so an adapter of `q_proj` finds its rows of the fused weight.
@@ -46,7 +48,7 @@ PLAIN: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class LoraAdapter:
-    """The adapter of one model, its names, kinds and shapes checked; its tensors are read when it is merged.
+    """The adapter of one model, its names, kinds and shapes checked; its tensors are read when they are used.
 
     Attributes:
         scales: the family's weight name -> what `B @ A` is multiplied by.
@@ -56,10 +58,13 @@ class LoraAdapter:
     scales: Mapping[str, float]
 
     @classmethod
-    def read(cls, folder: Path, family: Family, config: BackboneConfig) -> LoraAdapter:
-        """Check a folder against a model; `CheckpointError` names every setting, or the tensor, that does not fit."""
+    def read(cls, folder: Path, family: Family, config: BackboneConfig, key: str = "model.adapter_path") -> LoraAdapter:
+        """Check a folder, which the configuration's `key` names, against a model.
+
+        `CheckpointError` names every setting, or the tensor, that does not fit.
+        """
         if not folder.is_dir():
-            raise CheckpointError(f"model.adapter_path={folder}: no such folder; it holds {CONFIG} and {WEIGHTS}")
+            raise CheckpointError(f"{key}={folder}: no such folder; it holds {CONFIG} and {WEIGHTS}")
         settings = read_json(folder / CONFIG)
         _refuse_unsupported(folder, settings)
         if settings.get("base_model_name_or_path"):
@@ -80,6 +85,15 @@ class LoraAdapter:
             scales[f"{module}.weight"] = scale
         return cls(source, scales)
 
+    def rank(self, name: str) -> int:
+        """Rank of what is added to the checkpoint's tensor `name`."""
+        return self.source.shape(_names(name.removesuffix(".weight"))[0])[0]
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """A `[rank, in]` and B `[out, rank]` of the checkpoint's tensor `name`, as they are stored."""
+        down, up = (self.source.read(stored) for stored in _names(name.removesuffix(".weight")))
+        return down, up
+
     @torch.no_grad()
     def merged(self, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """`weight [out, in]`, the checkpoint's tensor `name`, with what the adapter adds to it, in `dtype`.
@@ -89,7 +103,7 @@ class LoraAdapter:
         if name not in self.scales:
             return weight.to(dtype)
         wide = torch.promote_types(torch.promote_types(weight.dtype, dtype), torch.float32)
-        down, up = (self.source.read(stored).to(wide) for stored in _names(name.removesuffix(".weight")))
+        down, up = (factor.to(wide) for factor in self.factors(name))
         return (weight.to(wide) + self.scales[name] * (up @ down)).to(dtype)
 
 

@@ -68,12 +68,14 @@ class Layer(nn.Module):
 
     Attributes:
         total: sums what the layer's two halves give over the processes that share the model; None where one has all.
+        drafter: what an adapter adds to a projection, by its name, in rows that draft (`dlm.models.drafter`).
     """
 
     def __init__(self, config: BackboneConfig, index: int) -> None:
         super().__init__()
         self.index = index
         self.total: Callable[[Tensor], Tensor] | None = None
+        self.drafter = nn.ModuleDict()
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         width, inner = config.hidden_size, config.intermediate_size
         self.attention_norm = RMSNorm(width, config.rms_norm_eps)
@@ -90,17 +92,23 @@ class Layer(nn.Module):
             self.down = nn.Linear(inner, width, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention, query_scale: Tensor | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attention: Attention,
+        query_scale: Tensor | None = None,
+        drafts: Tensor | None = None,
     ) -> Tensor:
         tiles = self._tiles(x)
         if len(tiles) == 1:
-            return self._finish(x, attention(self.index, *self._project(x, cos, sin, query_scale)))
-        parts = [self._project(x[t], cos[t], sin[t], None if query_scale is None else query_scale[t]) for t in tiles]
+            return self._finish(x, attention(self.index, *self._project(x, cos, sin, query_scale, drafts)), drafts)
+        parts = [self._project(x[t], cos[t], sin[t], _within(query_scale, t), _within(drafts, t)) for t in tiles]
         query, key, value = (torch.cat(part) for part in zip(*parts, strict=True))
         attended = attention(self.index, query, key, value)
         out = torch.empty_like(x)
         for tile in tiles:
-            out[tile] = self._finish(x[tile], attended[tile])
+            out[tile] = self._finish(x[tile], attended[tile], _within(drafts, tile))
         return out
 
     def _tiles(self, x: Tensor) -> list[slice]:
@@ -110,33 +118,40 @@ class Layer(nn.Module):
         step = x.shape[0] if whole else CACHE_TILE
         return [slice(first, first + step) for first in range(0, x.shape[0], step)]
 
+    def _linear(self, name: str, x: Tensor, drafts: Tensor | None) -> Tensor:
+        """`x` through a projection, and through what the drafter's adapter adds to it."""
+        out: Tensor = getattr(self, name)(x)
+        return out if drafts is None or name not in self.drafter else self.drafter[name](x, out, drafts)
+
     def _project(
-        self, x: Tensor, cos: Tensor, sin: Tensor, query_scale: Tensor | None
+        self, x: Tensor, cos: Tensor, sin: Tensor, query_scale: Tensor | None, drafts: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value `[rows, heads, head_dim]`, the first two rotated."""
-        qkv = self.qkv(self.attention_norm(x)).view(x.shape[0], -1, self.head_dim)
-        query, key, value = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        qkv = self._linear("qkv", self.attention_norm(x), drafts).view(x.shape[0], -1, self.head_dim)
+        query, key, value = torch.split(qkv, [self.heads, self.kv_heads, self.kv_heads], dim=1)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         return (query if query_scale is None else query * query_scale), key, value
 
-    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+    def _finish(self, x: Tensor, attended: Tensor, drafts: Tensor | None) -> Tensor:
         """The layer's output from its input and what attention gave."""
-        projected: Tensor = self.attention_out(attended.reshape(x.shape[0], -1))
+        projected = self._linear("attention_out", attended.reshape(x.shape[0], -1), drafts)
         x = x + (projected if self.total is None else self.total(projected))
-        fed = self.feed_forward(self.mlp_norm(x))
+        fed = self._feed_forward(self.mlp_norm(x), drafts)
         return x + (fed if self.total is None else self.total(fed))
 
-    def feed_forward(self, x: Tensor) -> Tensor:
+    def _feed_forward(self, x: Tensor, drafts: Tensor | None) -> Tensor:
         """`[rows, hidden]` to `[rows, hidden]`."""
-        fed: Tensor
         if self.experts is not None:
-            fed = self.experts(x)
+            fed: Tensor = self.experts(x)
             return fed
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        fed = self.down(F.silu(gate) * up)
-        return fed
+        gate, up = self._linear("gate_up", x, drafts).chunk(2, dim=-1)
+        return self._linear("down", F.silu(gate) * up, drafts)
+
+
+def _within(rows: Tensor | None, tile: slice) -> Tensor | None:
+    return None if rows is None else rows[tile]
 
 
 class Backbone(nn.Module):
@@ -160,6 +175,11 @@ class Backbone(nn.Module):
             self.lm_head.weight = nn.Parameter(self.lm_head.weight.detach().t().contiguous().t())
 
     @property
+    def has_drafter(self) -> bool:
+        """Whether rows that draft go through an adapter (`dlm.models.drafter`)."""
+        return any(isinstance(layer, Layer) and len(layer.drafter) > 0 for layer in self.layers)
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.embedding.weight.dtype
 
@@ -168,7 +188,12 @@ class Backbone(nn.Module):
         return self.embedding.weight.device
 
     def forward(
-        self, token_ids: Tensor, positions: Tensor, attention: Attention, embedded: Tensor | None = None
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        attention: Attention,
+        embedded: Tensor | None = None,
+        drafts: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the final norm.
 
@@ -177,6 +202,7 @@ class Backbone(nn.Module):
             positions: `[tokens]` int64, each token's place in its own canvas.
             attention: which rows attend to which keys.
             embedded: `[tokens, hidden]` in the model's dtype, taken instead of the embeddings of `token_ids`.
+            drafts: `[tokens]` bool, rows that go through the drafter's adapter; None: none do.
 
         Returns:
             `[tokens, hidden]` in the model's dtype.
@@ -186,12 +212,13 @@ class Backbone(nn.Module):
         if spare:
             token_ids, positions = F.pad(token_ids, (0, spare)), F.pad(positions, (0, spare))
             embedded = None if embedded is None else F.pad(embedded, (0, 0, 0, spare))
+            drafts = None if drafts is None else F.pad(drafts, (0, spare))
         x = self.embedding(token_ids) if embedded is None else embedded
         wide = torch.float32 if self.config.full_precision_rope and x.dtype != torch.float64 else x.dtype
         cos, sin = self.rotary.gather(positions, wide)
         query_scale = self.rotary.gather_query_scale(positions, x.dtype)
         for layer in self.layers:
-            x = layer(x, cos, sin, attention, query_scale)
+            x = layer(x, cos, sin, attention, query_scale, drafts)
         hidden: Tensor = self.final_norm(x)
         return hidden[:tokens]
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlm.models.attention import Run, SdpaAttention
-from dlm.models.backbone import Backbone
+from dlm.models.backbone import Backbone, Layer
+from dlm.models.drafter import LowRank
 from dlm.models.experts import Experts, Router
 from dlm.models.segments import Segment
 
@@ -71,6 +72,13 @@ def deterministic_copy(backbone: Backbone) -> Backbone:
     tile = CUDA_TILE if backbone.device.type == "cuda" else CPU_TILE
     with torch.device("meta"):
         copy = Backbone(backbone.config)
+    for ours, theirs in zip(copy.layers, backbone.layers, strict=True):
+        assert isinstance(ours, Layer)
+        assert isinstance(theirs, Layer)
+        ours.total = theirs.total
+        for name, part in theirs.drafter.items():
+            assert isinstance(part, LowRank)
+            ours.drafter[name] = LowRank(part.down.weight, part.up.weight)
     copy.load_state_dict(backbone.state_dict(), assign=True)
     copy.rotary = backbone.rotary
     for module in copy.modules():
@@ -78,8 +86,6 @@ def deterministic_copy(backbone: Backbone) -> Backbone:
         if tiled is not None:
             module.__class__ = tiled
             cast(TiledLinear, module).tile = tile
-    for ours, theirs in zip(copy.layers, backbone.layers, strict=True):
-        ours.total = theirs.total
     return copy.eval().requires_grad_(False)
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from dlm.errors import CheckpointError
 from dlm.models.backbone import Backbone, BackboneConfig
+from dlm.models.drafter import Drafter
 from dlm.models.families import FAMILIES, LLADA, Family, SpecialTokens, family_of
 from dlm.models.naming import family_places
 from dlm.models.parallel import Cut, Shard
@@ -97,6 +98,7 @@ def load_checkpoint(
     weights: TensorSource | None = None,
     prefix: str | None = None,
     adapter: Path | None = None,
+    drafter: Path | None = None,
     shard: Shard | None = None,
 ) -> Checkpoint:
     """The model of a folder on `device`.
@@ -109,6 +111,7 @@ def load_checkpoint(
         weights: tensors from elsewhere, such as a `DcpSource`.
         prefix: what stands in `weights` before the names; None finds it (see `dlm.models.naming`).
         adapter: folder of a LoRA adapter that is merged into the weights.
+        drafter: folder of a LoRA adapter for the drafts of `linear_spec` alone.
         shard: the part of the model to load; None loads all of it.
 
     Raises:
@@ -129,8 +132,11 @@ def load_checkpoint(
         adapter=adapter,
     )
     whole = config.backbone
+    drafting = None if drafter is None else Drafter.read(drafter, config.family, whole)
     backbone = empty_backbone(whole if shard is None else shard.config(whole), DTYPES[name], device)
     _fill(backbone, config.family, tensors, {} if shard is None else shard.tensor_cuts(config.family, whole))
+    if drafting is not None:
+        drafting.attach(backbone, None if shard is None else lambda parameter: shard.cut(parameter, whole))
     return Checkpoint(backbone.eval().requires_grad_(False), config.family, config.special, folder)
 
 

@@ -49,6 +49,7 @@ class CheckpointSource:
         base_model: with `dcp_path` and without `path`: folder or hub id of configuration and tokenizer alone.
         dcp_prefix: which of several sets of weights in `dcp_path`; None where there is one.
         adapter_path: folder of a LoRA adapter in PEFT's format, merged at load.
+        drafter_adapter_path: folder of one for the drafts of `linear_spec` alone, or its name inside the checkpoint.
     """
 
     path: str | None = None
@@ -59,6 +60,7 @@ class CheckpointSource:
     base_model: str | None = None
     dcp_prefix: str | None = None
     adapter_path: str | None = None
+    drafter_adapter_path: str | None = None
 
     def faults(self) -> list[str]:
         """What is wrong without looking at weights, each with its key and remedy."""
@@ -78,7 +80,17 @@ class CheckpointSource:
         for key, value in (("dcp_path", self.dcp_path), ("adapter_path", self.adapter_path)):
             if value is not None and not Path(value).expanduser().is_dir():
                 found.append(f"model.{key}={value}: no such folder")
-        return found
+        return found + self._drafter_faults()
+
+    def _drafter_faults(self) -> list[str]:
+        if self.drafter_adapter_path is None:
+            return []
+        given, (_, name) = Path(self.drafter_adapter_path).expanduser(), self._named
+        inside = CHECKPOINT if name == DEMO else Path(name or "").expanduser()
+        fetched = name is not None and not inside.exists()  # from the hub, so that nobody knows yet what is inside
+        if given.is_dir() or (inside / given).is_dir() or (fetched and not given.is_absolute()):
+            return []
+        return [f"model.drafter_adapter_path={self.drafter_adapter_path}: no such folder, nor one inside {name}"]
 
     def _named_faults(self) -> list[str]:
         key, name = self._named
@@ -148,7 +160,18 @@ class CheckpointSource:
             weights=self._source(),
             prefix=self.dcp_prefix,
             adapter=self._adapter(),
+            drafter=self._drafter(),
         )
+
+    def drafter_bytes(self) -> int:
+        """Memory of the drafter's adapter, from its shapes alone; 0 without one. Raises `CheckpointError`."""
+        folder = self._drafter()
+        if folder is None:
+            return 0
+        from dlm.models.drafter import Drafter
+
+        (family, _), (config, dtype) = self.traits(), self.architecture()
+        return Drafter.read(folder, family, config).num_bytes(dtype)
 
     def tensors(self, dtype: torch.dtype | None) -> ModelTensors:
         """The weights as they are stored, or cast to `dtype`, to be read one by one. Raises `CheckpointError`."""
@@ -176,6 +199,12 @@ class CheckpointSource:
 
     def _adapter(self) -> Path | None:
         return None if self.adapter_path is None else Path(self.adapter_path).expanduser()
+
+    def _drafter(self) -> Path | None:
+        if self.drafter_adapter_path is None:
+            return None
+        given = Path(self.drafter_adapter_path).expanduser()
+        return given if given.is_dir() else self.folder() / given
 
 
 @dataclass(frozen=True)
@@ -209,6 +238,10 @@ class RandomSource:
         from dlm.models.loading import DTYPES as KNOWN
 
         return SIZES[self.size], KNOWN["float32" if self.dtype == "auto" else self.dtype]
+
+    def drafter_bytes(self) -> int:
+        """0: it has no adapter."""
+        return 0
 
     def load(self, device: torch.device) -> Checkpoint:
         """Weights drawn from the seed, on `device`."""

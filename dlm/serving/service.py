@@ -88,7 +88,7 @@ class Service:
         config, dtype = source.architecture()
         longest = min(settings.max_model_len or 2**31, config.max_positions)
         limits = Limits(longest, settings.batch_size, settings.max_num_batched_tokens, settings.gpu_memory_utilization)
-        available = budget(device, settings.gpu_memory_utilization, config, dtype)
+        available = budget(device, settings.gpu_memory_utilization, config, dtype) - source.drafter_bytes()
         options = replace(plan_memory(config, dtype, limits, available), enforce_eager=settings.enforce_eager)
         checkpoint = source.load(device)
         codec = TextCodec.load(source.tokenizer_folder(), source.chat)

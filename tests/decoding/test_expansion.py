@@ -45,7 +45,14 @@ class Scripted(Backbone):
         self.rule = rule
         self.seen: list[list[int]] = []
 
-    def forward(self, token_ids: Tensor, positions: Tensor, attention: Any, embedded: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        attention: Any,
+        embedded: Tensor | None = None,
+        drafts: Tensor | None = None,
+    ) -> Tensor:
         self.seen.append(token_ids.tolist())
         hidden = torch.zeros(len(token_ids), self.config.hidden_size)
         hidden[:, :2] = torch.tensor(self.rule(token_ids.tolist()))

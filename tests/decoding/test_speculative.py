@@ -1,21 +1,28 @@
-"""`ar` is plain causal decoding, and `linear_spec` gives the same tokens."""
+"""`ar` is plain causal decoding, and `linear_spec` gives the same tokens, whatever drafts."""
 
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 
+from dlm.decoding import graphs
 from dlm.decoding.decoder import Decoder
-from dlm.decoding.engines import Autoregressive, Engine
+from dlm.decoding.engines import Autoregressive, CausalCommit, Engine
 from dlm.decoding.engines import LinearSpec as LinearSpecEngine
 from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Completion, Request, SamplingParams
-from dlm.decoding.samplers import Leftmost, LinearSpec, Sampler
-from dlm.models.attention import NaiveAttention
-from dlm.models.loading import Checkpoint, random_checkpoint
+from dlm.decoding.samplers import Leftmost, LinearSpec, Sampler, Threshold
+from dlm.models.attention import NaiveAttention, VarlenAttention, kernels
+from dlm.models.families import NEMOTRON
+from dlm.models.loading import Checkpoint, load_checkpoint, random_checkpoint, save_checkpoint
 from dlm.models.segments import Segment
+from tests.decoding.drawing import facts
+from tests.decoding.test_graphs import Repeating
+from tests.models.stand_in_kernel import KernelByDefinition
+from tests.models.test_drafter import PUBLISHED, TARGETS, write_drafter
 
 GEN = 21
 
@@ -87,3 +94,83 @@ def test_it_ends_with_the_answer(model: Checkpoint) -> None:
     end = expected.index(expected[4])
     assert (list(done.token_ids), done.finish_reason) == (expected[:end], "stop")
     assert model.special.mask_id in done.canvas_ids
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Nemotron of few words, so that drafts are right now and then, and random adapters for its drafts."""
+    folder = tmp_path_factory.mktemp("nemotron")
+    model = random_checkpoint("tiny_nemotron", seed=3)
+    with torch.no_grad():
+        model.backbone.lm_head.weight[4:] = 0
+    save_checkpoint(model.backbone, model.special, folder, family=NEMOTRON)
+    write_drafter(folder / "published", PUBLISHED, rank=8, strength=3.0)
+    write_drafter(folder / "all", *TARGETS, strength=3.0)
+    return folder
+
+
+def asked(seed: int, engine: Engine, sampler: Sampler, block: int = 7) -> Request:
+    chance = random.Random(seed)
+    prompt = tuple(chance.randrange(500) for _ in range(chance.randint(1, 30)))
+    params = SamplingParams(gen_length=48, block_length=block, temperature=0.0, ignore_eos=True, seed=seed)
+    return Request(str(seed), prompt, params, engine, sampler)
+
+
+def answers(model: Checkpoint, requests: list[Request], seqs: int = 4) -> dict[str, Completion]:
+    options = DecoderOptions(max_num_seqs=seqs, arena_tokens=600, poison=True)
+    return {one.request_id: one for one in Decoder(model.backbone, model.special, options).run(requests)}
+
+
+@pytest.mark.parametrize("adapter", ["published", "all"])
+def test_a_drafters_adapter_changes_how_many_forwards_and_no_token(folder: Path, adapter: str) -> None:
+    """A random one spoils some drafts and mends others."""
+    model = load_checkpoint(folder)
+    drafting = load_checkpoint(folder, drafter=folder / adapter)
+    plain = answers(model, [asked(seed, Autoregressive(), Leftmost(), 1) for seed in range(8)])
+    requests = [asked(seed, LinearSpecEngine(), LinearSpec()) for seed in range(8)]
+    without, given = answers(model, requests), answers(drafting, requests)
+    for name, one in plain.items():
+        assert one.canvas_ids == without[name].canvas_ids == given[name].canvas_ids
+    tokens = sum(len(one.token_ids) for one in plain.values())
+    forwards = [sum(one.nfe for one in each.values()) for each in (plain, without, given)]
+    print(f"{adapter}: {tokens} tokens in {forwards} forwards (ar, drafts, with an adapter)")
+    assert forwards[1] != forwards[2]
+    assert [without[name].nfe for name in plain] != [given[name].nfe for name in plain]
+
+
+def test_other_algorithms_do_not_see_the_adapter(folder: Path) -> None:
+    model, drafting = load_checkpoint(folder), load_checkpoint(folder, drafter=folder / "all")
+    parts: list[tuple[Engine, Sampler]] = [(Autoregressive(), Leftmost()), (CausalCommit(), Threshold(0.3))]
+    requests = [asked(seed, *parts[seed % 2]) for seed in range(6)]
+    theirs = answers(model, requests)
+    assert {name: facts(one) for name, one in answers(drafting, requests).items()} == {
+        name: facts(one) for name, one in theirs.items()
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_drafts_do_not_depend_on_what_they_are_batched_with(folder: Path, dtype: str) -> None:
+    """Drafts, verifying passes, prompts and other algorithms' blocks in one batch: each as alone, forwards too."""
+    drafting = load_checkpoint(folder, drafter=folder / "all", dtype=dtype)
+    parts: list[tuple[Engine, Sampler]] = [(LinearSpecEngine(), LinearSpec()), (CausalCommit(), Threshold(0.3))]
+    requests = [asked(seed, *parts[seed % 3 == 2], block=3 + seed % 5) for seed in range(12)]
+    alone = {name: facts(one) for each in requests for name, one in answers(drafting, [each], 1).items()}
+    mixed = answers(drafting, requests, 7)
+    assert {name: facts(one) for name, one in mixed.items()} == alone
+
+
+def test_drafts_are_recorded_with_the_adapter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of other algorithms are played beside drafts, and alone."""
+    monkeypatch.setattr(graphs, "PATIENCE", 1)
+    monkeypatch.setattr(kernels, "varlen_kernel", lambda: KernelByDefinition())
+    drafting = load_checkpoint(folder, drafter=folder / "all")
+    parts: list[tuple[Engine, Sampler]] = [(LinearSpecEngine(), LinearSpec()), (CausalCommit(), Threshold(0.3))]
+    requests = [asked(seed, *parts[seed // 4]) for seed in range(8)]
+    results, shapes = [], set()
+    for enforce_eager in (False, True):
+        options = DecoderOptions(max_num_seqs=2, arena_tokens=600, poison=True, enforce_eager=enforce_eager)
+        decoder = Decoder(drafting.backbone, drafting.special, options, backend=VarlenAttention, recorder=Repeating())
+        results.append({one.request_id: facts(one) for one in decoder.run(requests)})
+        shapes |= {shape.drafts for shape in decoder.graphs._recordings}
+    assert results[0] == results[1]
+    assert shapes == {False, True}

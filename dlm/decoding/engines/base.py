@@ -26,6 +26,7 @@ class Window:
             attends to the window itself.
         causal: the last query sees all keys, the one before it all but one, and so on.
         retain: thin the window's keys out and keep those that remain at the start of the range.
+        drafts: what it gives will be verified, so that a model's drafter may compute it (`dlm.models.drafter`).
     """
 
     start: int
@@ -34,6 +35,7 @@ class Window:
     keys: int | None = None
     causal: bool = False
     retain: Retain | None = None
+    drafts: bool = False
 
 
 @dataclass(frozen=True)

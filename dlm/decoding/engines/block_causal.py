@@ -90,7 +90,11 @@ class Autoregressive(CausalCommit):
 @dataclass(frozen=True)
 class LinearSpec(CausalCommit):
     """Goes with the sampler of the same name: a forward that drafts the next `block_length` positions at once, then a
-    causal one over the drafts, whose keys and values stay as far as it agrees (Nemotron's `linear_spec_generate`)."""
+    causal one over the drafts, whose keys and values stay as far as it agrees (Nemotron's `linear_spec_generate`).
+
+    That one writes over all keys and values of the draft, so that what drafts, a LoRA adapter too, decides how many
+    forwards it takes and never a token.
+    """
 
     name: ClassVar[str] = "linear_spec"
     one_block: ClassVar[bool] = True
@@ -102,7 +106,8 @@ class LinearSpec(CausalCommit):
         stop = min(known + canvas.request.params.block_length, canvas.length)
         drafting = (canvas.tokens[known + 1 : stop] == canvas.mask_id).any()
         if drafting:
-            return Plan((Window(known, stop, known, stop),), phase="reuse", reads=(known + 1, stop))
+            draft = Window(known, stop, known, stop, drafts=True)
+            return Plan((draft,), phase="reuse", reads=(known + 1, stop))
         window = Window(known, stop, known, stop, causal=True)
         return Plan((window,), shifted=True, phase="refresh", reads=(known + 1, min(stop + 1, canvas.length)))
 

@@ -32,6 +32,7 @@ class FrameShape:
         segments: windows, those of the rows that fill up included.
         keys: gathered keys; 0 where the kernel reads them in place.
         longest_query, longest_keys: rows and keys of one window.
+        drafts: whether some rows draft (`dlm.models.drafter`).
     """
 
     rows: int
@@ -39,9 +40,10 @@ class FrameShape:
     keys: int
     longest_query: int
     longest_keys: int
+    drafts: bool = False
 
     @classmethod
-    def of(cls, segments: Sequence[Segment], *, in_place: bool) -> FrameShape:
+    def of(cls, segments: Sequence[Segment], *, in_place: bool, drafts: bool = False) -> FrameShape:
         """The shape that a batch is filled up to. There are few: eight to a doubling of rows, four to a doubling of
         gathered keys, powers of two of the rest."""
         num_rows = segments[-1].row + segments[-1].rows
@@ -50,7 +52,8 @@ class FrameShape:
         count = rounded_up(len(segments) + -(-(rows - num_rows) // longest_query), LEAST_SEGMENTS, 1)
         num_keys = sum(s.num_keys for s in segments) + count - len(segments)
         keys = 0 if in_place else rounded_up(num_keys, LEAST_KEYS, 4)
-        return cls(rows, count, keys, longest_query, rounded_up(max(s.num_keys for s in segments), LEAST_KEYS, 1))
+        longest_keys = rounded_up(max(s.num_keys for s in segments), LEAST_KEYS, 1)
+        return cls(rows, count, keys, longest_query, longest_keys, drafts)
 
 
 def rounded_up(number: int, least: int, parts: int) -> int:
@@ -74,31 +77,40 @@ class Frame:
         queries: `[segments + 1]` int32, cumulative lengths.
         keys: the same of the gathered keys, or where each range begins.
         used: `[segments]` int32, lengths of the ranges; None where keys are gathered.
+        drafts: `[rows]` bool, which rows draft; None where none does.
         gather: `[keys]` int64, arena slots of the keys laid end to end; None where they are read in place.
     """
 
     def __init__(self, shape: FrameShape, spare: int, device: torch.device) -> None:
         self.shape, self.spare = shape, spare
         half = shape.segments // 2 + 1  # int64 words that hold segments + 1 numbers of int32
-        self._sizes = [shape.rows, shape.rows, shape.rows, half, half, half, shape.keys]
+        flags = -(-shape.rows // 8) if shape.drafts else 0  # words that hold a byte for each row
+        self._sizes = [shape.rows, shape.rows, shape.rows, half, half, half, flags, shape.keys]
         self._words = torch.zeros(sum(self._sizes), dtype=torch.int64, device=device)
         parts = torch.split(self._words, self._sizes)
         self.token_ids, self.positions, self.slots = parts[:3]
         self.queries, self.keys = (part.view(torch.int32)[: shape.segments + 1] for part in parts[3:5])
         in_place = shape.keys == 0
         self.used = parts[5].view(torch.int32)[: shape.segments] if in_place else None
-        self.gather = None if in_place else parts[6]
+        self.drafts = parts[6].view(torch.bool)[: shape.rows] if shape.drafts else None
+        self.gather = None if in_place else parts[7]
 
     def fill(
-        self, segments: Sequence[Segment], token_ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
+        self,
+        segments: Sequence[Segment],
+        token_ids: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        drafts: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         """Put a batch in: windows that attend to the arena, and the tokens `[num_rows]` and places `[num_rows]` of
-        their rows."""
+        their rows; where the frame is for drafts, which of them draft `[num_rows]`."""
         shape, count = self.shape, len(token_ids)
         host = np.zeros(sum(self._sizes), dtype=np.int64)
-        tokens, places, slots, *numbers, gather = np.split(host, np.cumsum(self._sizes[:-1]))
+        tokens, places, slots, *numbers, flags, gather = np.split(host, np.cumsum(self._sizes[:-1]))
         queries, keys, used = (part.view(np.int32) for part in numbers)
         tokens[:count], places[:count] = token_ids, positions
+        if drafts is not None:
+            flags.view(np.bool_)[:count] = drafts
         slots[:] = self.spare
         for segment in segments:
             if segment.slot is not None:

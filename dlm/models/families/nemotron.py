@@ -1,8 +1,9 @@
 """Nemotron-Labs-Diffusion: nvidia/Nemotron-Labs-Diffusion-3B, -8B and -14B, in the layout of Ministral 3.
 
 No released file was at hand when this was written: keys and tensor names are those that several public programs read
-from the released checkpoints, and the forward is held to the causal Ministral 3 of transformers. The LoRA weights that
-the instruct repositories hold for drafting are not read.
+from the released checkpoints, and the forward is held to the causal Ministral 3 of transformers. The instruct
+repositories hold a LoRA adapter for drafting in `linear_spec_lora` (rank 128, of each layer's `o_proj`);
+`model.drafter_adapter_path` reads it.
 """
 
 from __future__ import annotations
