@@ -59,9 +59,14 @@ def completion_of(canvas: Canvas, answer: IntArray, *, stopped: bool) -> Complet
 def failure_of(canvas: Canvas, error: Exception) -> Completion:
     """A request whose forward raised `error`."""
     request = canvas.request
-    fault = "out_of_memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "failed"
+    fault = "out_of_memory" if is_out_of_memory(error) else "failed"
     message = f"{type(error).__name__}: {error}"
     return Completion(request.id, 0, canvas.seed, request.prompt_ids, error=message, fault=fault)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short. torch has a type for it on GPUs alone; on a CPU there is the message."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def refusal_of(request: Request, error: Exception) -> Completion:

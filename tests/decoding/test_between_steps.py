@@ -67,8 +67,21 @@ def drive(subject: Decoder, each_step: Callable[[], None] = lambda: None) -> lis
     return done
 
 
+def cpu_is_full() -> Exception:
+    """What torch raises when a CPU has not enough memory."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    return caught.value
+
+
 @pytest.mark.parametrize(
-    ("error", "fault"), [(RuntimeError("broken kernel"), "failed"), (torch.OutOfMemoryError("full"), "out_of_memory")]
+    ("error", "fault"),
+    [
+        (RuntimeError("broken kernel"), "failed"),
+        (torch.OutOfMemoryError("full"), "out_of_memory"),
+        (cpu_is_full(), "out_of_memory"),
+    ],
+    ids=["broken", "gpu", "cpu"],
 )
 def test_a_forward_that_raises_ends_its_request_alone(
     subject: Decoder, monkeypatch: pytest.MonkeyPatch, error: Exception, fault: str
