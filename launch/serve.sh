@@ -17,6 +17,7 @@
 #   --gpus N, --num-gpus N one worker for each, and a router in front of several
 #   --gpu-ids 0,2          these GPUs (with --local)
 #   --batch-size N, --max-wait-time SECONDS, --port N, --worker-base-port N, --host ADDRESS
+#   --health-check-interval SECONDS             between two looks of the router at a worker
 #   --streaming            accepted: every server here answers "stream": true, and batches as well
 #   --nodes N, --mem SIZE, --time TIME, --account NAME ($ACCOUNT), --partition NAME ($PARTITION), --container-image IMAGE,
 #   --container-mounts HOST:CONTAINER,...       SLURM only
@@ -51,8 +52,8 @@ while [ $# -gt 0 ]; do
     --dry-run) dry_run=yes ;;
     --streaming) printf 'serve.sh: --streaming: every server here streams where a request says so; nothing to switch\n' >&2 ;;
     --model-path | --revision | --dcp-path | --base-model | --engine | --algorithm | --gpus | --num-gpus | --gpu-ids | \
-      --batch-size | --max-wait-time | --port | --worker-base-port | --host | --nodes | --mem | --time | --account | \
-      --partition | --container-image | --container-mounts)
+      --batch-size | --max-wait-time | --health-check-interval | --port | --worker-base-port | --host | --nodes | --mem | \
+      --time | --account | --partition | --container-image | --container-mounts)
       [ $# -gt 1 ] && [ -n "$2" ] || die "$1 needs a value"
       case $1 in
         --model-path) model_path=$2 ;;
@@ -75,9 +76,10 @@ while [ $# -gt 0 ]; do
           flag=${1#--}
           settings+=("${flag//-/_}=$2")
           ;;
-        --max-wait-time)
-          [[ $2 =~ ^[0-9]*\.?[0-9]+$ ]] || die "--max-wait-time $2 is no number of seconds"
-          settings+=("max_wait_time=$2")
+        --max-wait-time | --health-check-interval)
+          [[ $2 =~ ^[0-9]*\.?[0-9]+$ ]] || die "$1 $2 is no number of seconds"
+          flag=${1#--}
+          settings+=("${flag//-/_}=$2")
           ;;
         --host) settings+=("host=$2") ;;
         --nodes)
