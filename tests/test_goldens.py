@@ -136,7 +136,8 @@ def decoder_sampler(params: dict[str, Any]) -> Sampler | Unsupported:
         case "threshold":
             return DInferThreshold(params["threshold"])
         case "hierarchy":
-            return Hierarchy(params["threshold"], params["low_threshold"])
+            threshold, low_threshold = params["threshold"], params["low_threshold"]
+            return Hierarchy(1.0 if threshold is None else threshold, low_threshold or 0.0)
         case "credit":
             named = {name: params[name] for name in ("credit_alpha", "boost_gamma", "decay_beta") if name in params}
             return Credit(params["threshold"], **named)

@@ -108,6 +108,11 @@ def test_the_values_are_frozen_and_can_be_copied() -> None:
         ({"algorithm": "prefix", "threshold": 0.8}, engines.PrefixCache(), samplers.Threshold(0.8)),
         ({"algorithm": "dual", "factor": 0.5}, engines.DualCache(), samplers.Factor(0.5)),
         ({"algorithm": "hierarchy", "low_threshold": 0.2}, engines.DualCache(), samplers.Hierarchy(0.9, 0.2)),
+        (
+            {"algorithm": "hierarchy", "threshold": 1.0, "low_threshold": 0.0},  # what dInfer's program calls None
+            engines.DualCache(),
+            samplers.Hierarchy(1.0, 0.0),
+        ),
         ({"algorithm": "dinfer_vicinity", "prefix_look": 4}, engines.Vicinity(4), samplers.DInferThreshold()),
         ({"algorithm": "sparse", "retention_ratio": 0.3}, engines.Sparse(0.3), samplers.Fixed()),
         ({"algorithm": "klass", "history": 3}, engines.DualCache(), samplers.Klass(history=3)),

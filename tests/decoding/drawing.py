@@ -82,7 +82,7 @@ def draw_generic(chance: random.Random) -> list[Sampler]:
         Threshold(bar),
         Factor(chance.choice([0.5, 1.0, 2.0])),
         DInferThreshold(chance.choice([0.3, 0.9])),
-        Hierarchy(chance.choice([None, bar]), chance.choice([None, 0.1, 0.4])),
+        Hierarchy(chance.choice([1.0, bar]), chance.choice([0.0, 0.1, 0.4])),
         Credit(bar, chance.choice([0.7, 3.0]), decay_beta=chance.choice([0.5, 0.8])),
         EntropyBound(chance.choice([0.1, 2.0])),
         Klass(bar / 2, chance.choice([0.01, 1.0]), chance.choice([1, 2])),

@@ -106,9 +106,9 @@ RUNS = [10, 11, 12, 15, 16, 20]
         (Hierarchy(0.9, 0.4), [0.6, 0.6, 0.3, 0.2, 0.1, 0.1], [0, 1]),  # ties inside a run go together
         (Hierarchy(0.9, 0.4), [0.1, 0.2, 0.3, 0.3, 0.1, 0.1], [2]),  # no run is sure: the block's best, the lower one
         (Hierarchy(0.9, 0.6), [0.6, 0.1, 0.1, 0.1, 0.5, 0.6], [0]),  # strictly above
-        (Hierarchy(0.9, None), [0.1, 0.2, 0.3, 0.05, 0.06, 0.01], [2, 4, 5]),  # every run's best
-        (Hierarchy(None, 0.4), [0.99, 0.98, 0.3, 0.2, 0.3, 0.45], [0, 5]),  # nothing but the runs' best
-        (Hierarchy(None, None), [0.99, 0.98, 0.3, 0.2, 0.3, 0.01], [0, 4, 5]),
+        (Hierarchy(0.9, 0.0), [0.1, 0.2, 0.3, 0.05, 0.06, 0.01], [2, 4, 5]),  # every run's best
+        (Hierarchy(1.0, 0.4), [0.99, 0.98, 0.3, 0.2, 0.3, 0.45], [0, 5]),  # nothing but the runs' best
+        (Hierarchy(1.0, 0.0), [0.99, 0.98, 0.3, 0.2, 0.3, 0.01], [0, 4, 5]),
     ],
 )
 def test_hierarchy(sampler: Hierarchy, confidence: list[float], expected: list[int]) -> None:

@@ -23,29 +23,25 @@ def best_of_runs(positions: Indices, confidence: Floats) -> Flags:
 class Hierarchy(Ordinary):
     """In each run of neighbouring masks its best one; and all above a threshold; and always the block's best.
 
-    Comparisons are strict; ties inside a run go together.
+    Comparisons are strict, so that 1 and 0 are what dInfer's program calls None; ties inside a run go together.
 
     Attributes:
-        threshold: candidates with confidence above this go too; None: none do.
-        low_threshold: a run's best needs confidence above this; None: it always goes.
+        threshold: candidates with confidence above this go too; 1: none do.
+        low_threshold: a run's best needs confidence above this; 0: it always goes.
     """
 
-    threshold: float | None = 0.9
-    low_threshold: float | None = 0.4
+    threshold: float = 0.9
+    low_threshold: float = 0.4
     name: ClassVar[str] = "hierarchy"
 
     def __post_init__(self) -> None:
         for name in ("threshold", "low_threshold"):
-            if getattr(self, name) is not None:
-                check_real(name, getattr(self, name), 0.0, 1.0)
+            check_real(name, getattr(self, name), 0.0, 1.0)
 
     def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
         confidence = scores.confidence
-        chosen = best_of_runs(scores.positions, confidence)
-        if self.low_threshold is not None:
-            chosen &= confidence > self.low_threshold
-        if self.threshold is not None:
-            chosen |= confidence > max(self.threshold, turn.floor)
+        chosen = best_of_runs(scores.positions, confidence) & (confidence > self.low_threshold)
+        chosen |= confidence > max(self.threshold, turn.floor)
         chosen[scores.descending()[0]] = True
         return np.flatnonzero(chosen), None
 
