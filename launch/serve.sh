@@ -95,6 +95,8 @@ while [ $# -gt 0 ]; do
       shift
       ;;
     -*) die "$1 is no flag; see launch/serve.sh --help" ;;
+    api_key=* | hf_token=* | token=*) die "${1%%=*}=...: a secret on a command line is seen by everyone on the machine; \
+export DLM_API_KEY or HF_TOKEN instead" ;;
     *=*) extra+=("$1") ;;
     *) die "$1 is neither a flag nor key=value; see launch/serve.sh --help" ;;
   esac
@@ -113,6 +115,9 @@ known() {
 }
 pinned() { sed -n 's/^revision: \([0-9a-f]*\).*/\1/p' "$here/../conf/model/$1.yaml"; }
 
+if [ -n "$dcp_path$model_path" ] && [[ " ${extra[*]} " == *" model="* ]]; then
+  die "--model-path or --dcp-path, and model=...: two models; leave one out"
+fi
 if [ -n "$dcp_path" ]; then
   [ -z "$model_path" ] || die "--model-path and --dcp-path are two models: the configuration of --dcp-path is --base-model"
   [ -n "$base_model" ] || die "--dcp-path needs --base-model, a folder or hub id with the configuration and tokenizer"
