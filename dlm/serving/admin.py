@@ -7,29 +7,34 @@ from typing import Any
 
 import httpx
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from dlm.serving.catalogue import catalogue
+from dlm.serving.document import told
 from dlm.serving.errors import NOT_FOUND, ApiError
 from dlm.serving.service import Service
+from dlm.serving.shapes import BatchStats, Catalogue, FleetStats, Model, ModelList, Status
 from dlm.serving.state import ServerState
 
 PEER_TIMEOUT = 2.0
 
 
-def admin_routes(service: Service, state: ServerState) -> APIRouter:
-    """The routes."""
+def admin_routes(service: Service, state: ServerState, algorithms: dict[str, Any]) -> APIRouter:
+    """The routes; `algorithms` is the catalogue."""
     router = APIRouter(tags=["the server"])
     settings = service.settings
-    algorithms = catalogue(service.family, service.architecture.attention, service.defaults)
+    probes: dict[int | str, dict[str, Any]] = {
+        200: {"model": Status, "description": "It is."},
+        503: {"model": Status, "description": "It is not."},
+    }
 
-    @router.get("/health")
+    @router.get("/health", responses=probes)
     async def health() -> Response:
         alive = service.thread.load().alive
         return Response('{"status":"ok"}' if alive else '{"status":"decoder ended"}', 200 if alive else 503,
                         media_type="application/json")  # fmt: skip
 
-    @router.get("/ready")
+    @router.get("/ready", responses=probes)
     async def ready() -> Response:
         good = state.ready and service.thread.load().alive
         return Response(f'{{"status":"{state.name}"}}', 200 if good else 503, media_type="application/json")
@@ -44,19 +49,19 @@ def admin_routes(service: Service, state: ServerState) -> APIRouter:
             "family": service.family.name,
         }
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", response_model=None, responses=told(ModelList))
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [model(name) for name in settings.names]}
 
-    @router.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", response_model=None, responses=told(Model, 404))
     async def one_model(name: str) -> dict[str, Any]:
         return model(service.check_model(name))
 
-    @router.get("/generation/algorithms")
+    @router.get("/generation/algorithms", response_model=None, responses=told(Catalogue))
     async def list_algorithms() -> dict[str, Any]:
         return {"model": settings.names[0], **algorithms}
 
-    @router.get("/batch/stats")
+    @router.get("/batch/stats", response_model=None, responses=told(BatchStats))
     async def batch_stats() -> dict[str, Any]:
         load = service.thread.load()
         return {
@@ -83,7 +88,7 @@ def admin_routes(service: Service, state: ServerState) -> APIRouter:
             "pending": load.waiting,
         }
 
-    @router.get("/stats")
+    @router.get("/stats", response_model=None, responses=told(FleetStats, 400))
     async def stats(request: Request, fleet: bool = True) -> dict[str, Any]:
         others = [index for index in range(len(settings.peers)) if index != settings.index] if fleet else []
         key = request.headers.get("Authorization")
@@ -110,7 +115,7 @@ def admin_routes(service: Service, state: ServerState) -> APIRouter:
         found: dict[str, Any] = worker
         return found
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse, responses=told(None))
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 

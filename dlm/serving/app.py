@@ -16,7 +16,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from dlm.serving.admin import admin_routes
+from dlm.serving.catalogue import catalogue
 from dlm.serving.disconnect import ClientGone
+from dlm.serving.document import document
 from dlm.serving.errors import NOT_FOUND, SERVER, ApiError
 from dlm.serving.middleware import Guarded, Limited, Observed
 from dlm.serving.openai_routes import openai_routes
@@ -63,10 +65,16 @@ def build_app(service: Service, state: ServerState) -> FastAPI:
     middleware.append(
         Middleware(Limited, max_bytes=int(settings.max_body_mib * 2**20), seconds=settings.header_timeout)
     )
-    app = FastAPI(title="dlm", version="1", middleware=middleware, docs_url=None, redoc_url=None)
+    algorithms = catalogue(service.family, service.architecture.attention, service.defaults)
+    app = FastAPI(title="dlm", version="1", middleware=middleware, openapi_url=None)
     app.include_router(openai_routes(service))
     app.include_router(polling_routes(service))
-    app.include_router(admin_routes(service, state))
+    app.include_router(admin_routes(service, state, algorithms))
+    described = document(app, settings.names, algorithms)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return JSONResponse(described)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

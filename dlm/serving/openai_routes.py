@@ -10,9 +10,11 @@ from fastapi import APIRouter, Request, Response
 from dlm.serving.answers import Header, Sample, chat_answer, text_answer
 from dlm.serving.chunks import Chunks
 from dlm.serving.disconnect import EventStream, until_gone
+from dlm.serving.document import OF_DECODING, told
 from dlm.serving.errors import ApiError
 from dlm.serving.protocol import ChatRequest, CompletionRequest, Message, OpenAIBody
 from dlm.serving.service import Prepared, Service
+from dlm.serving.shapes import ChatAnswer, TextAnswer
 
 ROLES = {"developer": "system"}
 """Roles that chat templates know by another name."""
@@ -25,7 +27,10 @@ def openai_routes(service: Service) -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-    @router.post("/chat/completions", response_model=None)
+    chat = told(ChatAnswer, 404, *OF_DECODING, streams=True)
+    text = told(TextAnswer, 404, *OF_DECODING, streams=True)
+
+    @router.post("/chat/completions", response_model=None, responses=chat)
     async def chat_completions(body: ChatRequest, request: Request) -> dict[str, Any] | Response:
         name = service.check_model(body.model)
         refuse_unsupported(body)
@@ -46,7 +51,7 @@ def openai_routes(service: Service) -> APIRouter:
         samples = await answers(service, request, [prepared])
         return chat_answer(header, samples[0], prepared, service.codec, with_logprobs=bool(body.logprobs))
 
-    @router.post("/completions", response_model=None)
+    @router.post("/completions", response_model=None, responses=text)
     async def completions(body: CompletionRequest, request: Request) -> dict[str, Any] | Response:
         name = service.check_model(body.model)
         refuse_unsupported(body)

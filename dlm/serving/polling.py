@@ -17,9 +17,11 @@ from fastapi import APIRouter, Request
 
 from dlm.serving.answers import Sample, usage
 from dlm.serving.call import Call
+from dlm.serving.document import OF_BODIES, told
 from dlm.serving.errors import NOT_FOUND, SERVER, ApiError
 from dlm.serving.protocol import SubmitBatchRequest, SubmitRequest
 from dlm.serving.service import Prepared, Service
+from dlm.serving.shapes import Result, Status, Tickets
 
 LIFE = 10**9
 """Ids of one life of a worker: a client of the life before never gets another's result."""
@@ -136,15 +138,15 @@ def polling_routes(service: Service) -> APIRouter:
             usage=usage([[sample]]),
         )
 
-    @router.post("/generate")
+    @router.post("/generate", response_model=None, responses=told(Tickets, *OF_BODIES, 429, 503))
     async def generate(body: SubmitRequest) -> dict[str, Any]:
         return await submit(body, [body.prompt])
 
-    @router.post("/generate_batch")
+    @router.post("/generate_batch", response_model=None, responses=told(Tickets, *OF_BODIES, 429, 503))
     async def generate_batch(body: SubmitBatchRequest) -> dict[str, Any]:
         return await submit(body, body.prompts)
 
-    @router.get("/result/{request_id}")
+    @router.get("/result/{request_id}", response_model=None, responses=told(Result, 400, 404, 503))
     async def result(request_id: int, request: Request) -> dict[str, Any]:
         unknown = ApiError(404, f"request_id={request_id} is unknown or has expired", NOT_FOUND, param="request_id")
         if not 0 <= request_id < 2**63:
@@ -172,7 +174,7 @@ def polling_routes(service: Service) -> APIRouter:
         found: dict[str, Any] = answer.json()
         return found
 
-    @router.get("/health")
+    @router.get("/health", response_model=Status)
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 

@@ -1,0 +1,140 @@
+"""The OpenAPI document: what FastAPI finds by itself, and what it cannot see: errors, ranges, names that are served.
+
+Routes write `responses=told(Shape, 404, ...)`; `document` adds the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from dlm.decoding.algorithms import ALGORITHMS
+from dlm.sampling import AUTO
+from dlm.serving.defaults import MOST_SAMPLES
+from dlm.serving.shapes import ErrorBody
+
+REASONS = {
+    400: "Something in the request is wrong; the message says what and what to do.",
+    401: "The key is missing or wrong.",
+    404: "There is no such model or result.",
+    408: "The body did not come in time.",
+    413: "The body is too large.",
+    429: "The queue is full; come back after the seconds in Retry-After.",
+    500: "The request failed; the server's log says why.",
+    503: "The server is shutting down, or the request did not fit into memory.",
+    504: "There was no answer in time.",
+}
+"""What the errors mean."""
+OF_BODIES = (400, 408, 413, 500)
+OF_DECODING = (*OF_BODIES, 429, 503, 504)
+"""Errors of every request with a body, and of those that are decoded."""
+QUESTION = "What is 3 + 4?"
+SHORT = {"max_tokens": 32, "seed": 1}
+CHAT = {"messages": [{"role": "user", "content": QUESTION}], **SHORT}
+EXAMPLES: Mapping[str, Mapping[str, Any]] = {
+    "ChatRequest": {
+        "a question": CHAT,
+        "two answers, watched": {**CHAT, "n": 2, "temperature": 0.8, "stream": True, "dlm_events": True},
+        "an algorithm and its parameter": {**CHAT, "generation_algorithm": "basic", "threshold": 0.8, "logprobs": True},
+    },
+    "CompletionRequest": {
+        "a text": {"prompt": QUESTION, "logprobs": 1, **SHORT},
+        "several, streamed": {"prompt": [QUESTION, "Hi"], "stop": ["\n"], "stream": True, **SHORT},
+    },
+    "SubmitRequest": {"a question": {"prompt": QUESTION, **SHORT}},
+    "SubmitBatchRequest": {"several": {"prompts": [QUESTION, "Hi"], **SHORT}},
+}
+"""By body and title. Every model can answer them whose family runs `basic`."""
+
+Document = dict[str, Any]
+
+
+def told(shape: Any, *errors: int, streams: bool = False) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route.
+
+    Args:
+        shape: of the answer; None for a text.
+        errors: its other statuses, besides 401.
+        streams: the answer may be server-sent events.
+    """
+    good: dict[str, Any] = {"model": shape, "description": "The answer."} if shape else {"description": "The text."}
+    if streams:
+        data = {"type": "string", "description": "A chunk; the last is [DONE], or an error."}
+        event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+        good["content"] = {"text/event-stream": {"schema": event}}
+    bad = {status: {"model": ErrorBody, "description": REASONS[status]} for status in sorted({401, *errors})}
+    return {200: good, **bad}
+
+
+def document(app: FastAPI, names: tuple[str, ...], catalogue: Mapping[str, Any]) -> Document:
+    """The document of `app`, which serves a model under `names`; `catalogue` has the ranges."""
+    made = get_openapi(title=app.title, version=app.version, routes=app.routes, description=(
+        "Text from a diffusion language model. Fields of requests that are not listed are ignored; null counts as not "
+        "given. A key, if the server has one, is sent as Authorization: Bearer."
+    ))  # fmt: skip
+    for operation in (one for path in made["paths"].values() for one in path.values()):
+        operation["responses"].pop("422", None)  # ours are 400
+        if "requestBody" in operation:
+            content = operation["requestBody"]["content"]["application/json"]
+            examples = EXAMPLES[content["schema"]["$ref"].rpartition("/")[2]]
+            content["examples"] = {title: {"value": value} for title, value in examples.items()}
+    schemas = made["components"]["schemas"]
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    ranges = _ranges(catalogue)
+    for body in (schemas[name] for name in EXAMPLES):
+        for name, one in body["properties"].items():
+            if name in ranges:
+                _narrow(one, ranges[name])
+        if "model" in body["properties"]:
+            _narrow(body["properties"]["model"], {"choices": list(names)})
+    return made
+
+
+def _ranges(catalogue: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Ranges by field: of a parameter that several algorithms have the widest."""
+    found: dict[str, dict[str, Any]] = {
+        "generation_algorithm": {
+            "description": "Name or alias of an algorithm; see GET /generation/algorithms.",
+            "choices": [AUTO, *(name for key, one in ALGORITHMS.items() for name in (key, *one.aliases))],
+        },
+        "n": {"description": "Samples of each prompt.", "minimum": 1, "maximum": MOST_SAMPLES},
+    }
+    for parameter in _parameters(catalogue):
+        name = parameter["name"]
+        widest = found.setdefault(name, dict(parameter))
+        if parameter["minimum"] is not None:
+            widest["minimum"] = min(widest["minimum"], parameter["minimum"])
+        for key, wider in (("maximum", max), ("choices", _both)):
+            bounded = widest[key] is not None and parameter[key] is not None
+            widest[key] = wider(widest[key], parameter[key]) if bounded else None
+    found["max_completion_tokens"] = found["max_tokens"]
+    return found
+
+
+def _both(one: list[str], other: list[str]) -> list[str]:
+    return list(dict.fromkeys((*one, *other)))
+
+
+def _parameters(catalogue: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    yield from catalogue["parameters"]
+    for algorithm in catalogue["algorithms"]:
+        yield from algorithm["parameters"]
+
+
+def _narrow(schema: dict[str, Any], told: Mapping[str, Any]) -> None:
+    """Write description and range into a field's schema, null aside."""
+    if "description" in told:
+        schema["description"] = told["description"]
+    for kind in schema.get("anyOf", [schema]):
+        if kind["type"] == "string" and told.get("choices"):
+            kind["enum"] = told["choices"]
+        if kind["type"] in ("integer", "number"):
+            low, high = told.get("minimum"), told.get("maximum")
+            if low is not None:
+                kind["exclusiveMinimum" if told.get("exclusive_minimum") else "minimum"] = low
+            if high is not None:
+                kind["maximum"] = high
