@@ -65,8 +65,10 @@ def told(shape: Any, *errors: int, streams: bool = False) -> dict[int | str, dic
         data = {"type": "string", "description": "A chunk; the last is [DONE], or an error."}
         event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
         good["content"] = {"text/event-stream": {"schema": event}}
-    bad = {status: {"model": ErrorBody, "description": REASONS[status]} for status in sorted({401, *errors})}
-    return {200: good, **bad}
+    found: dict[int | str, dict[str, Any]] = {200: good}
+    for status in sorted({401, *errors}):
+        found[status] = {"model": ErrorBody, "description": REASONS[status]}
+    return found
 
 
 def document(app: FastAPI, names: tuple[str, ...], catalogue: Mapping[str, Any]) -> Document:
