@@ -33,7 +33,7 @@ from dlm.decoding.options import DecoderOptions
 from dlm.decoding.parallel import ParallelDecoder
 from dlm.decoding.request import Request
 from dlm.errors import ConfigError, RequestError, RunError
-from dlm.memory import Limits, budget, plan_memory
+from dlm.memory import Limits, budget, plan_memory, records
 from dlm.models.loading import Checkpoint, load_checkpoint, read_checkpoint_config
 from dlm.models.parallel import check_divisible
 from dlm.pipeline.model_source import CheckpointSource
@@ -132,7 +132,8 @@ class LLM:
         limits = Limits(self.max_model_len, max_num_seqs, max_num_batched_tokens, gpu_memory_utilization)
         _, stored = source.architecture()
         available = budget(self.device, gpu_memory_utilization, self.config.backbone, stored, self.parallel)
-        planned = plan_memory(self.config.backbone, stored, limits, available, self.parallel)
+        recorded = not enforce_eager and records(self.device, stored, self.parallel)
+        planned = plan_memory(self.config.backbone, stored, limits, available, self.parallel, recorded=recorded)
         self.options = replace(planned, enforce_eager=enforce_eager)
         self._checkpoint: Checkpoint | None = None
         self._decoder: Decoder | None = self._open()

@@ -133,8 +133,10 @@ class Graphs:
         segments, kernel = repeating(batch), kernels.varlen_kernel()
         if segments is None or kernel is None:
             return None
-        self._forget_what_moved()
         in_place = kernels.reads_in_place(kernel, self.backbone.device, self.backbone.dtype)
+        if not in_place and sum(segment.num_keys for segment in segments) > self.arena.ranges.capacity:
+            return None  # several windows gather the same keys, for which the memory plan has no room
+        self._forget_what_moved()
         drafts = batch.drafts() if self.backbone.has_drafter else None
         shape = FrameShape.of(segments, in_place=in_place, drafts=drafts is not None)
         recording = self._recordings.get(shape)

@@ -205,6 +205,17 @@ def test_more_rows_than_the_bound_are_not_recorded(monkeypatch: pytest.MonkeyPat
     assert rows == {16}
 
 
+@pytest.mark.usefixtures("eager_to_record")
+@BOTH_KERNELS
+def test_more_gathered_keys_than_the_arena_has_are_not_recorded(kernel: KernelByDefinition) -> None:
+    """Each block of a prompt gathers all before it; kernels that read keys in place gather none."""
+    decoder = decoder_of(BY_NAME["llada2"].checkpoint(), Repeating(), arena_tokens=100)
+    params = SamplingParams(8, block_length=8, temperature=0.0)
+    decoder.add(Request("a", tuple(range(1, 65)), params, BlockCausal(), LLaDA2(0.9)))
+    decoder.step()
+    assert decoder.graphs.captures == kernel.takes_used
+
+
 @pytest.mark.usefixtures("kernel")
 def test_a_shape_is_recorded_when_it_comes_again_and_again() -> None:
     decoder = decoder_of(tiny_model(), Repeating())

@@ -21,6 +21,7 @@ from dlm.models.devices import upload
 from dlm.models.segments import Segment
 
 LEAST_ROWS, LEAST_SEGMENTS, LEAST_KEYS = 16, 4, 256
+ROW_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class FrameShape:
         """The shape that a batch is filled up to. There are few: eight to a doubling of rows, four to a doubling of
         gathered keys, powers of two of the rest."""
         num_rows = segments[-1].row + segments[-1].rows
-        rows = rounded_up(num_rows, LEAST_ROWS, 8)
+        rows = rounded_up(num_rows, LEAST_ROWS, ROW_STEPS)
         longest_query = rounded_up(max(s.rows for s in segments), LEAST_ROWS, 1)
         count = rounded_up(len(segments) + -(-(rows - num_rows) // longest_query), LEAST_SEGMENTS, 1)
         num_keys = sum(s.num_keys for s in segments) + count - len(segments)
@@ -61,6 +62,14 @@ def rounded_up(number: int, least: int, parts: int) -> int:
     number = max(number, least)
     step = max(least, (1 << (number - 1).bit_length()) // 2 // parts)
     return -(-number // step) * step
+
+
+def frame_rows(most: int) -> list[int]:
+    """The rows that frames for batches of up to `most` rows have, ascending."""
+    sizes = [LEAST_ROWS]
+    while sizes[-1] < most:
+        sizes.append(rounded_up(sizes[-1] + 1, LEAST_ROWS, ROW_STEPS))
+    return sizes
 
 
 class Frame:
