@@ -16,7 +16,7 @@ from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderStats
 from dlm.decoding.request import Request
 from dlm.errors import RequestError
-from dlm.memory import Limits, budget, plan_memory
+from dlm.memory import Limits, budget, plan_memory, records
 from dlm.models.loading import Checkpoint
 from dlm.pipeline.model_source import ModelSource
 from dlm.sampling import SamplingParams
@@ -89,7 +89,9 @@ class Service:
         longest = min(settings.max_model_len or 2**31, config.max_positions)
         limits = Limits(longest, settings.batch_size, settings.max_num_batched_tokens, settings.gpu_memory_utilization)
         available = budget(device, settings.gpu_memory_utilization, config, dtype) - source.drafter_bytes()
-        options = replace(plan_memory(config, dtype, limits, available), enforce_eager=settings.enforce_eager)
+        recorded = not settings.enforce_eager and records(device, dtype)
+        planned = plan_memory(config, dtype, limits, available, recorded=recorded)
+        options = replace(planned, enforce_eager=settings.enforce_eager)
         checkpoint = source.load(device)
         codec = TextCodec.load(source.tokenizer_folder(), source.chat)
         decoder = Decoder(checkpoint.backbone, checkpoint.special, options)
