@@ -83,10 +83,14 @@ field() { sed -n 's/.*"'"$1"'": *"\{0,1\}\([^",}]*\).*/\1/p' <<<"${server//,/$'\
 until_ready=$((SECONDS + patience)) told='' folder='' status='' node='' remote_port='' host=''
 while :; do
   code=0
-  found=$(there squeue --noheader --jobs "$job" --format '%T|%N|%Z' 2>/dev/null) || code=$?
-  [ -z "$login" ] || [ "$code" -ne 255 ] || die 5 "ssh $login does not work"
-  [ -n "$found" ] || die 3 "there is no job $job, or it has ended; its log tells why"
-  IFS='|' read -r state nodes workdir <<<"${found%%$'\n'*}"
+  found=$(there squeue --noheader --jobs "$job" --format '%T|%N|%Z' 2>&1) || code=$?
+  [ -z "$login" ] || [ "$code" -ne 255 ] || die 5 "ssh $login does not work: $found"
+  IFS='|' read -r state nodes workdir < <(sed -n '/|/{p;q}' <<<"$found") || :
+  case $code,$found in
+    0,*'|'*) ;;
+    0,* | *'Invalid job id'*) die 3 "there is no job $job, or it has ended; its log tells why" ;;
+    *) state=UNKNOWN ;;
+  esac
   case $state in
     RUNNING)
       folder=${run_dir:-$workdir/outputs/serve/slurm-$job}
@@ -96,13 +100,17 @@ while :; do
       now="${status:-starting}"
       ;;
     PENDING | CONFIGURING) now="$state in the queue" ;;
+    UNKNOWN) now="squeue does not know: ${found//$'\n'/ }" ;; # the controller may be busy or away for a while
     *) die 3 "job $job is $state" ;;
   esac
   [ "$now" = "$told" ] || say "job $job: $now"
   told=$now
-  [ "$status" != ready ] || break
-  case $status in stopped | draining) die 3 "the server of job $job is $status; see $folder/logs" ;; esac
-  [ "$SECONDS" -lt "$until_ready" ] || die 4 "job $job was not ready within $patience s (--wait); see $folder/logs"
+  case $status in
+    ready | degraded) break ;; # degraded: a worker is being started again, the others answer
+    stopped | draining) die 3 "the server of job $job is $status; see $folder/logs" ;;
+  esac
+  [ "$SECONDS" -lt "$until_ready" ] ||
+    die 4 "job $job was not ready within $patience s (--wait): $now${folder:+; see its log and $folder}"
   sleep 2
 done
 
@@ -133,6 +141,9 @@ if [ -n "$print" ]; then
   exit 0
 fi
 
+if (: <"/dev/tcp/127.0.0.1/$local_port") 2>/dev/null; then
+  die 5 "something listens on port $local_port of this machine already: say --port N"
+fi
 "${tunnel[@]}" </dev/null &
 pid=$!
 children=("$pid")
@@ -141,7 +152,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 for _ in $(seq 60); do
-  kill -0 "$pid" 2>/dev/null || die 5 "the tunnel closed at once: what ssh said is above; is port $local_port taken? (--port)"
+  kill -0 "$pid" 2>/dev/null || die 5 "the tunnel closed at once: what ssh said is above"
   code=$(curl --silent --max-time 5 --output /dev/null --write-out '%{http_code}' "$url/health") && break || code=''
   sleep 0.5
 done

@@ -26,7 +26,8 @@ esac
 for argument in "$@"; do
   case $argument in
     trainer=*) die "$argument: one process a GPU is trainer=ddp, set here; leave it out" ;;
-    -*) die "$argument is no key=value; see launch/torchrun.sh --help" ;;
+    [!-]*=*) ;;
+    *) die "$argument is no key=value; see launch/torchrun.sh --help" ;;
   esac
 done
 command -v python >/dev/null || die "python is not on the PATH: activate the environment in which dlm is installed"
@@ -34,10 +35,10 @@ command -v python >/dev/null || die "python is not on the PATH: activate the env
 NNODES=${NNODES:-1}
 [[ $NNODES =~ ^[1-9][0-9]*$ ]] || die "NNODES=$NNODES is no number of machines"
 if [ "$NNODES" -gt 1 ]; then
-  : "${DLM_RUN_DIR:?set DLM_RUN_DIR to a folder that all machines see}"
-  : "${MASTER_ADDR:?set MASTER_ADDR to the first machine}"
-  : "${NODE_RANK:?set NODE_RANK to this machine: 0, 1, ...}"
-  : "${JOB:?set JOB to a name for this start, alike on all machines}"
+  [ -n "${DLM_RUN_DIR:-}" ] || die "set DLM_RUN_DIR to a folder that all machines see"
+  [ -n "${MASTER_ADDR:-}" ] || die "set MASTER_ADDR to the first machine"
+  [ -n "${NODE_RANK:-}" ] || die "set NODE_RANK to this machine: 0, 1, ..."
+  [ -n "${JOB:-}" ] || die "set JOB to a name for this start, alike on all machines"
   if ! [[ $NODE_RANK =~ ^[0-9]+$ ]] || [ "$NODE_RANK" -ge "$NNODES" ]; then
     die "NODE_RANK=$NODE_RANK is none of the $NNODES machines: 0 to $((NNODES - 1))"
   fi
@@ -49,5 +50,6 @@ else
   where=(--standalone)
 fi
 GPUS=${GPUS:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
+[[ $GPUS =~ ^[1-9][0-9]*$ ]] || die "GPUS=$GPUS is no number of processes"
 
 exec python -m torch.distributed.run "${where[@]}" --nproc-per-node "$GPUS" -m dlm.predict trainer=ddp "$@"

@@ -19,7 +19,7 @@ LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 STAND_INS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "ssh", "python", "curl", "sleep")
 TOOLS = (
     "basename", "bash", "cat", "date", "dirname", "env", "grep", "head", "hostname", "mkdir", "od", "rm", "sed", "seq",
-    "tr",
+    "tr", "true",
 )  # fmt: skip
 """What the scripts may use besides: nothing else is on the PATH."""
 SECRETS = {"DLM_API_KEY": "key-5f2d0c", "HF_TOKEN": "hf_9b41aa"}
@@ -131,6 +131,10 @@ class Cluster:
     def waiting(self) -> int:
         """How many programs run until they get a signal."""
         return sum(call["event"] == "waiting" for call in self.log())
+
+    def warn(self) -> None:
+        """SIGTERM to the processes of the first step, as SLURM sends it before the time is up."""
+        subprocess.run([self.bin / "scancel", "--signal=TERM", "123.0"], env=self.env, check=True)
 
     def wait_for(self, waiting: int, process: subprocess.Popen[str]) -> None:
         wait_until(lambda: self.waiting() >= waiting, 30, f"{waiting} programs run", process)
