@@ -64,6 +64,11 @@ class Sample:
     logprobs: tuple[float, ...] | None
 
     @classmethod
+    def none(cls, prepared: Prepared) -> Sample:
+        """That of a request that asks for no token (`max_tokens=0`)."""
+        return cls("", (), "length", len(prepared.request.prompt_ids), 0, 0.0, prepared.params.seed or 0, ())
+
+    @classmethod
     def of(cls, completion: Completion, prepared: Prepared, codec: TextCodec) -> Sample:
         """The sample that a completion shows."""
         shown = sample_of(completion, prepared.params, codec)
@@ -79,6 +84,31 @@ class Sample:
             seed=completion.seed,
             logprobs=logprobs,
         )
+
+
+@dataclass(frozen=True)
+class Lead:
+    """What goes before an answer: the prompt, where it is echoed.
+
+    Attributes:
+        text: of the prompt.
+        logprobs: of its tokens, in OpenAI's shape of plain completions; None where they were not asked for.
+    """
+
+    text: str = ""
+    logprobs: dict[str, Any] | None = None
+
+    def before(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """The log-probabilities of prompt and answer."""
+        if self.logprobs is None:
+            return answer
+        tops = self.logprobs["top_logprobs"]
+        return {
+            "tokens": self.logprobs["tokens"] + answer["tokens"],
+            "token_logprobs": self.logprobs["token_logprobs"] + answer["token_logprobs"],
+            "top_logprobs": None if tops is None else tops + [None] * len(answer["tokens"]),
+            "text_offset": self.logprobs["text_offset"] + [len(self.text) + start for start in answer["text_offset"]],
+        }
 
 
 def usage(samples: Sequence[Sequence[Sample]]) -> dict[str, int]:
@@ -128,19 +158,19 @@ def text_answer(
     codec: TextCodec,
     *,
     with_logprobs: bool,
-    echoes: Sequence[str] | None = None,
+    leads: Sequence[Lead] | None = None,
 ) -> dict[str, Any]:
-    """A `text_completion` for one or several prompts, whose texts `echoes` go before the answers."""
+    """A `text_completion` for one or several prompts, with what goes before the answers to each."""
     everything = [one for each in samples for one in each]
-    leads = [echo for echo, each in zip(echoes or [""] * len(samples), samples, strict=True) for _ in each]
+    each_lead = [lead for lead, each in zip(leads or [Lead()] * len(samples), samples, strict=True) for _ in each]
     choices = [
         {
             "index": index,
-            "text": lead + one.text,
-            "logprobs": text_logprobs(one, codec) if with_logprobs else None,
+            "text": lead.text + one.text,
+            "logprobs": lead.before(text_logprobs(one, codec)) if with_logprobs else None,
             "finish_reason": one.finish_reason,
         }
-        for index, (lead, one) in enumerate(zip(leads, everything, strict=True))
+        for index, (lead, one) in enumerate(zip(each_lead, everything, strict=True))
     ]
     return {
         **header.fields(chunk=False),
@@ -155,7 +185,7 @@ def chat_logprobs(sample: Sample, codec: TextCodec) -> dict[str, Any]:
     content = []
     for token_id, value in zip(sample.token_ids, sample.logprobs or (), strict=True):
         text = codec.piece(token_id)
-        content.append({"token": text, "logprob": _finite(value), "bytes": list(text.encode()), "top_logprobs": []})
+        content.append({"token": text, "logprob": finite(value), "bytes": list(text.encode()), "top_logprobs": []})
     return {"content": content, "refusal": None}
 
 
@@ -165,13 +195,14 @@ def text_logprobs(sample: Sample, codec: TextCodec) -> dict[str, Any]:
     starts = [len(codec.decode(sample.token_ids[:count])) for count in range(len(tokens))]
     return {
         "tokens": tokens,
-        "token_logprobs": [_finite(value) for value in sample.logprobs or ()],
+        "token_logprobs": [finite(value) for value in sample.logprobs or ()],
         "top_logprobs": None,
         "text_offset": starts,
     }
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """A number that JSON has; None for others."""
     return value if math.isfinite(value) else None
 
 

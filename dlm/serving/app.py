@@ -98,6 +98,9 @@ def _explain_errors(app: FastAPI) -> None:
         where = _field(first["loc"])
         if first["type"] == "json_invalid":
             message = f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}"
+        elif first["type"] == "extra_forbidden":
+            where = f"{where}.{first['loc'][-1]}"
+            message = f"{where} is unknown here; leave it out (see /openapi.json)"
         else:
             message = f"{where or 'the body'}: {first['msg']}"
         return JSONResponse(ApiError(400, message, param=where or None).body, 400)

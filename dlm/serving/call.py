@@ -11,7 +11,7 @@ from typing import Self
 
 from dlm.decoding.request import Completion, Progress, Request
 from dlm.serving.decoder_thread import DecoderThread, Draining, QueueFull
-from dlm.serving.errors import SERVER, TIMEOUT, ApiError, draining, overloaded
+from dlm.serving.errors import SERVER, ApiError, draining, out_of_memory, overloaded, timed_out
 
 RETRY_AFTER = 1
 """Seconds after which a client that was turned away may try again."""
@@ -88,9 +88,7 @@ class Call:
                 async with asyncio.timeout_at(until):
                     index, news = await self._queue.get()
             except TimeoutError:
-                raise ApiError(
-                    504, f"no answer within request_timeout={self._timeout:g} seconds", TIMEOUT, code="timeout"
-                ) from None
+                raise timed_out(self._timeout) from None
             if isinstance(news, Completion):
                 if news.error is not None:
                     self._left.pop(news.request_id)
@@ -117,7 +115,5 @@ def failure_of(completion: Completion) -> ApiError:
         return draining()
     name = str(completion.error).partition(":")[0]
     if completion.fault == "out_of_memory":
-        return ApiError(
-            503, "this request did not fit into memory; shorten it or try again", SERVER, code="out_of_memory"
-        )
+        return out_of_memory()
     return ApiError(500, f"this request failed in the decoder ({name}); the server's log says why", SERVER)

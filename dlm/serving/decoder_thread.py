@@ -309,7 +309,11 @@ class DecoderThread:
         result: Any = None
         try:
             result = next(slices)
-        except Exception as error:  # StopIteration among them: it ended without a result
+        except Exception as error:
+            if not isinstance(error, StopIteration):  # it ended without a result: nobody wants it any more
+                log.warning("a slice of other work failed (%s)", type(error).__name__, exc_info=True)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
             self._end_work()
             self._hear(on_done, None, error)
         else:

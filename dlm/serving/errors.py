@@ -49,3 +49,13 @@ def overloaded(message: str, seconds: int) -> ApiError:
 def draining() -> ApiError:
     """503: the server takes no new requests."""
     return ApiError(503, "the server is shutting down; ask another, or this one when it is back", SERVER)
+
+
+def timed_out(seconds: float) -> ApiError:
+    """504: a request took longer than the server waits."""
+    return ApiError(504, f"no answer within request_timeout={seconds:g} seconds", TIMEOUT, code="timeout")
+
+
+def out_of_memory() -> ApiError:
+    """503: this request alone was too much."""
+    return ApiError(503, "this request did not fit into memory; shorten it or try again", SERVER, code="out_of_memory")

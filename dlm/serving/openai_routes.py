@@ -7,12 +7,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from dlm.serving.answers import Header, Sample, chat_answer, text_answer
+from dlm.serving.answers import Header, Lead, Sample, chat_answer, text_answer
 from dlm.serving.chunks import Chunks
 from dlm.serving.disconnect import EventStream, until_gone
 from dlm.serving.document import OF_DECODING, told
+from dlm.serving.echo import Echo, Scoring, Scorings, estimates
 from dlm.serving.errors import ApiError
-from dlm.serving.protocol import ChatRequest, CompletionRequest, Message, OpenAIBody
+from dlm.serving.protocol import ChatRequest, CompletionRequest, Message, OpenAIBody, ScoringRequest
 from dlm.serving.service import Prepared, Service
 from dlm.serving.shapes import ChatAnswer, TextAnswer
 
@@ -61,23 +62,57 @@ def openai_routes(service: Service) -> APIRouter:
             raise ApiError(400, f"best_of={body.best_of} is not supported; use n and choose", param="best_of")
         if body.logprobs is not None and not 0 <= body.logprobs <= 1:
             raise ApiError(400, f"logprobs={body.logprobs} must be 0 or 1: one token is known", param="logprobs")
+        scoring = scoring_of(body)
+        if body.stream and body.echo:
+            raise ApiError(400, "echo goes with stream=false alone; leave one of them out", param="echo")
         prompts = several(body.prompt)
         header = Header(False, name, service.weight_version)
-        if body.echo and body.logprobs is not None:
-            raise ApiError(400, "logprobs of a given text (echo) are not served yet; leave one out", param="echo")
+        given, limit, silent = service.given(body), body.max_tokens, scoring is not None and body.max_tokens == 0
+        if silent:  # the text alone is wanted: the least that is checked as any request is
+            given, limit = {**given, "gen_length": 1, "n": 1}, 1
         record = body.logprobs is not None or bool(body.stream and body.dlm_events)
-        params = service.defaults.params(service.given(body), body.max_tokens, record=record)
+        params = service.defaults.params(given, limit, record=record)
         prepared = [await service.in_text_thread(service.prepare, prompt, params, chat=False) for prompt in prompts]
         with_logprobs = body.logprobs is not None
         if body.stream:
-            if body.echo:
-                raise ApiError(400, "echo goes with stream=false alone; leave one of them out", param="echo")
             return stream(service, body, header, prepared, with_logprobs=with_logprobs)
-        samples = await answers(service, request, prepared)
-        echoes = [service.codec.decode(one.request.prompt_ids) for one in prepared] if body.echo else None
-        return text_answer(header, samples, prepared, service.codec, with_logprobs=with_logprobs, echoes=echoes)
+        echoes = None if scoring is None else await echoed(service, request, prepared, scoring)
+        samples = [[Sample.none(one)] for one in prepared] if silent else await answers(service, request, prepared)
+        leads = None
+        if body.echo:
+            leads = await service.in_text_thread(leading, service, prepared, echoes, best=bool(body.logprobs))
+        answer = text_answer(header, samples, prepared, service.codec, with_logprobs=with_logprobs, leads=leads)
+        if scoring is not None and echoes is not None:
+            answer["dlm"]["likelihood"] = estimates(scoring, echoes)
+        return answer
 
     return router
+
+
+def scoring_of(body: CompletionRequest) -> Scoring | None:
+    """How the prompt is scored; None where that is not asked for. Raises `ApiError` (400)."""
+    if body.echo and body.logprobs is not None:
+        return Scoring.of(body.dlm or ScoringRequest.model_validate({}))
+    if body.dlm is not None:
+        raise ApiError(400, "dlm goes with echo and logprobs alone; leave it out", param="dlm")
+    return None
+
+
+async def echoed(service: Service, request: Request, prepared: Sequence[Prepared], scoring: Scoring) -> list[Echo]:
+    """The prompts with their log-probabilities, unless the client leaves before."""
+    texts = [one.request.prompt_ids for one in prepared]
+    score = service.likelihood.score_in_slices
+    slices = [await service.in_text_thread(scoring.slices, score, text) for text in texts]
+    found = await until_gone(request, Scorings(service.thread, slices).results(service.settings.request_timeout))
+    return [Echo(text, scoring.context_tokens, each) for text, each in zip(texts, found, strict=True)]
+
+
+def leading(service: Service, prepared: Sequence[Prepared], echoes: Sequence[Echo] | None, *, best: bool) -> list[Lead]:
+    """What goes before the answers."""
+    texts = [service.codec.decode(one.request.prompt_ids) for one in prepared]
+    if echoes is None:
+        return [Lead(text) for text in texts]
+    return [Lead(text, each.logprobs(service.codec, best=best)) for text, each in zip(texts, echoes, strict=True)]
 
 
 async def answers(service: Service, request: Request, prepared: Sequence[Prepared]) -> list[list[Sample]]:

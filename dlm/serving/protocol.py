@@ -114,6 +114,17 @@ class ChatRequest(OpenAIBody):
     functions: list[Any] | None = None
 
 
+class ScoringRequest(BaseModel):
+    """How a given text is scored; see `dlm.likelihood.schemes`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    scheme: StrictStr | None = Field(None, description="ar (the default), llada_mc, d1_onestep, coupled, block_causal")
+    context_tokens: StrictInt | None = Field(None, description="tokens of the text that are given and not scored")
+    mc_num: StrictInt | None = Field(None, description="draws of llada_mc, 1..1024; 128 where left out")
+    seed: StrictInt | None = Field(None, description="of the masks; 0 where left out")
+
+
 @decodes
 class CompletionRequest(OpenAIBody):
     """`POST /v1/completions`."""
@@ -121,6 +132,7 @@ class CompletionRequest(OpenAIBody):
     prompt: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]]
     logprobs: StrictInt | None = None
     echo: StrictBool | None = None
+    dlm: ScoringRequest | None = Field(None, description="with echo and logprobs: how the text is scored")
     best_of: StrictInt | None = None
     suffix: StrictStr | None = None
 

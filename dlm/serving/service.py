@@ -16,6 +16,7 @@ from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderStats
 from dlm.decoding.request import Request
 from dlm.errors import RequestError
+from dlm.likelihood import Likelihood
 from dlm.memory import Limits, budget, plan_memory, records
 from dlm.models.loading import Checkpoint
 from dlm.pipeline.model_source import ModelSource
@@ -33,6 +34,9 @@ log = logging.getLogger("dlm.serving")
 
 SEED_BITS = 48
 """Drawn seeds are shown to clients, some of whose numbers are floats."""
+
+SCORED_ROWS = 2048
+"""Rows of a forward that scores given texts: decoding goes on after each."""
 
 INJECTED = (("ignore_eos", False),)
 """Fields that the router adds to bodies, with their values."""
@@ -75,6 +79,10 @@ class Service:
             on_step=self.metrics.count_forward,
         )
         self.metrics.watch(self.thread.load)
+        rows = min(decoder.options.max_num_batched_tokens, SCORED_ROWS)
+        self.likelihood = Likelihood(
+            checkpoint.backbone, checkpoint.special, max_tokens=rows, logits_mib=decoder.options.logits_mib
+        )
         self.weight_version = 0
         self._numbers = itertools.count()
         self._text = ThreadPoolExecutor(1, thread_name_prefix="text")
