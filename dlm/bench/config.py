@@ -12,6 +12,7 @@ from typing import Any, cast
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from dlm.bench.load.config import CompareConfig, LoadConfig
 from dlm.bench.paced import PACED_ENGINES, PACED_SAMPLERS
 from dlm.bench.workloads import prompt_lengths
 from dlm.decoding.engines import ENGINES
@@ -148,13 +149,20 @@ class QualityConfig:
 
 @dataclass
 class BenchConfig:
-    """`conf/bench.yaml`; `workload` is a `SpeedConfig` or a `QualityConfig`."""
+    """`conf/bench.yaml`; `workload` is a `SpeedConfig` or a `QualityConfig`, with `target=server` a `LoadConfig`."""
 
     workload: Any = MISSING
+    target: str = "decoder"
+    url: Any = None
+    compare: CompareConfig | None = None
     device: str = "auto"
     clock: str = "wall"
     profile: bool = False
     json: str | None = None
+
+    def urls(self) -> list[Any]:
+        """`url` as a list."""
+        return [] if self.url is None else list(self.url) if isinstance(self.url, list) else [self.url]
 
 
 def register() -> None:
@@ -163,6 +171,8 @@ def register() -> None:
     store.store(group="schema", name="bench", node=BenchConfig)
     store.store(group="schema/workload", name="speed", node=SpeedConfig)
     store.store(group="schema/workload", name="quality", node=QualityConfig)
+    store.store(group="schema/workload", name="load", node=LoadConfig)
+    store.store(group="schema", name="compare", node=CompareConfig)
 
 
 def to_bench(config: DictConfig) -> BenchConfig:
@@ -179,7 +189,30 @@ def to_bench(config: DictConfig) -> BenchConfig:
     if isinstance(bench.workload, QualityConfig):
         timing = {"profile": bench.profile, "clock": bench.clock != "wall"}
         faults += [f"{name}= is for workloads that are timed; leave it out" for name, given in timing.items() if given]
-    faults += bench.workload.faults()
+    faults += _target_faults(bench) + bench.workload.faults()
     if faults:
         raise ConfigError("; ".join(faults))
     return bench
+
+
+def _target_faults(bench: BenchConfig) -> list[str]:
+    """What does not go with the target."""
+    loaded = isinstance(bench.workload, LoadConfig)
+    if bench.target == "decoder":
+        given = {"url": bench.url is not None, "compare": bench.compare is not None}
+        faults = [f"{name}= goes with target=server; write that too" for name, one in given.items() if one]
+        return faults + (["this workload loads a server; write target=server too"] if loaded else [])
+    given = {"device": bench.device != "auto", "clock": bench.clock != "wall", "profile": bench.profile}
+    faults = [f"{name}= is for target=decoder; leave it out" for name, one in given.items() if one]
+    if not loaded:
+        faults.append("this workload is for target=decoder; those of target=server: load, batching, load_smoke")
+    if (bench.url is None) == (bench.compare is None):
+        faults.append("target=server needs the url= of a server (or a list of them), or compare=; give one of the two")
+    if bench.compare is not None:
+        faults += bench.compare.faults()
+    urls = bench.urls()
+    if not all(isinstance(one, str) and one.startswith(("http://", "https://")) for one in urls):
+        faults.append(f"url={bench.url} must be http://host:port, or a list of such")
+    if len(set(urls)) != len(urls):
+        faults.append(f"url={bench.url} names a server twice")
+    return faults

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
+from dlm.bench.processor import load_average, processor
 from dlm.bench.rates import Probe, memory_block
 from dlm.bench.stopwatch import Stopwatch
 
@@ -75,17 +74,3 @@ class Yardstick:
             matmul_flops={name: 2.0 * self._side**3 / min(one.samples) for name, one in self._matmuls.items()},
             memory_bytes=self._bytes / min(self._memory.samples),
         )
-
-
-def processor() -> str:
-    """The CPU's name and how many of it there are."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return f"{names[0]} x {len(names)}" if names else platform.processor() or platform.machine()
-
-
-def load_average() -> float:
-    """Of the last minute; nan where the system does not say."""
-    info = Path("/proc/loadavg")
-    return float(info.read_text(encoding="ascii").split()[0]) if info.exists() else float("nan")

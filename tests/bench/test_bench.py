@@ -25,6 +25,7 @@ from dlm.paths import conf_dir
 
 ENGINES = ("full", "prefix_cache", "dual_cache", "vicinity", "smooth", "sparse", "block_causal")
 COMPARED = ("full", "prefix_cache", "dual_cache", "vicinity", "block_causal")
+LOADS = ("batching", "load", "load_smoke")
 WORKLOADS = sorted(path.stem for path in (conf_dir() / "workload").glob("*.yaml"))
 
 
@@ -132,7 +133,8 @@ def test_quality_answers_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_every_workload_is_sound(name: str) -> None:
     register()
-    work = to_bench(compose_config("bench", [f"workload={name}"])).workload
+    server = ["target=server", "url=http://127.0.0.1:8000"] if name in LOADS else []
+    work = to_bench(compose_config("bench", [f"workload={name}", *server])).workload
     if isinstance(work, SpeedConfig):
         assert cases(work, {size: config.vocab_size for size, config in SIZES.items()})
 
@@ -189,7 +191,8 @@ def test_help_names_the_workloads_without_torch() -> None:
         assert word in run.stdout
 
 
-def test_a_workload_says_what_each_key_does() -> None:
-    text = (conf_dir() / "workload" / "small_body.yaml").read_text(encoding="utf-8")
-    keys = OmegaConf.load(conf_dir() / "workload" / "small_body.yaml").keys() - {"defaults"}
+@pytest.mark.parametrize("name", ["small_body", "load"])
+def test_a_workload_says_what_each_key_does(name: str) -> None:
+    text = (conf_dir() / "workload" / f"{name}.yaml").read_text(encoding="utf-8")
+    keys = OmegaConf.load(conf_dir() / "workload" / f"{name}.yaml").keys() - {"defaults"}
     assert all("#" in line for line in text.splitlines() if line.split(":")[0] in keys and "steps_per" not in line)

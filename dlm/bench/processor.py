@@ -1,0 +1,20 @@
+"""The name of the processor and how busy it is."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+
+def processor() -> str:
+    """The CPU's name and how many of it there are."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return f"{names[0]} x {len(names)}" if names else platform.processor() or platform.machine()
+
+
+def load_average() -> float:
+    """Of the last minute; nan where the system does not say."""
+    info = Path("/proc/loadavg")
+    return float(info.read_text(encoding="ascii").split()[0]) if info.exists() else float("nan")
