@@ -55,7 +55,7 @@ def test_the_signature_is_the_contract() -> None:
 
 def test_an_unknown_keyword_is_named() -> None:
     with pytest.raises(TypeError, match="gpu_memory_utilisation"):
-        LLM("demo", gpu_memory_utilisation=0.5)  # type: ignore[call-arg]
+        LLM("demo", gpu_memory_utilisation=0.5)  # type: ignore[call-arg]  # that is the test
 
 
 @pytest.mark.parametrize(

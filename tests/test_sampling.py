@@ -90,7 +90,7 @@ def test_a_wrong_sparse_value_is_named(values: dict[str, Any], said: str) -> Non
 def test_the_values_are_frozen_and_can_be_copied() -> None:
     params = SamplingParams(stop=["x"], gen_length=16)
     with pytest.raises(FrozenInstanceError):
-        params.steps = 3  # type: ignore[misc]
+        params.steps = 3  # type: ignore[misc]  # that is the test
     for copy in (replace(params, steps=64), deepcopy(params), pickle.loads(pickle.dumps(params))):
         assert isinstance(copy.block_length, Unnamed)
         assert copy.stop == ("x",)
@@ -132,7 +132,7 @@ def test_a_parameter_of_another_algorithm_is_refused() -> None:
 def test_the_block_length_is_the_one_named_else_the_models_else_the_sparse_configs() -> None:
     def length(params: SamplingParams, own: int | None, sparse: SparseConfig | None = None) -> int:
         family, attention = (LLADA, "bidirectional") if own is None else (SDAR, "block_causal")
-        return params.translate(family, attention, own, sparse)[0].block_length  # type: ignore[arg-type]
+        return params.translate(family, attention, own, sparse)[0].block_length  # type: ignore[arg-type]  # one of the kinds
 
     assert length(SamplingParams(), None) == 32
     assert length(SamplingParams(), 4) == 4

@@ -142,7 +142,7 @@ def test_only_what_needs_no_more_is_fused() -> None:
     plain = ScoreSpec("low_confidence")
     assert plain.greedy_odds
     for change in ({"order": "random"}, {"banned": (1,)}, {"banned": (1, 2)}, {"record": True}, {"cfg_scale": 1.0}):
-        assert replace(plain, **change).greedy_odds  # type: ignore[arg-type]  # all are fields
+        assert replace(plain, **change).greedy_odds
     changes: list[dict[str, Any]] = [{"order": "entropy"}, {"order": "margin"}, {"temperature": 0.5}, {"boosted": True}]
     changes += [{"deferred": (1,)}, {"observe": "log_probabilities"}, {"banned": (1, 2, 3)}]
     changes += [{"record": True, "banned": (1,)}]

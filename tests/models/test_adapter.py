@@ -204,7 +204,9 @@ class Branch(torch.nn.Module):
             return
         if path[0] not in self._modules:
             self.add_module(path[0], Branch())
-        self.get_submodule(path[0]).child(path[1:], leaf)  # type: ignore[operator]
+        below = self.get_submodule(path[0])
+        assert isinstance(below, Branch)
+        below.child(path[1:], leaf)
 
 
 @pytest.mark.slow

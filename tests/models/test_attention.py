@@ -78,7 +78,7 @@ def test_a_backend_equals_the_definition(
         assert torch.isfinite(output).all()
         assert torch.equal(keys[0], arenas[0][0])
         assert torch.equal(keys[1, 52:55] if segments is CAUSAL else keys[1, 42:45], key[segments[3].row :][:3])
-        again = subject(0, query.flip(0), key.flip(0), value.flip(0))  # type: ignore[operator]
+        again = subject(0, query.flip(0), key.flip(0), value.flip(0))  # type: ignore[operator]  # as above
         results.append((output[:tokens], again[:tokens], keys, values))
     for mine, naive in zip(*results, strict=True):
         torch.testing.assert_close(mine, naive, atol=1e-5, rtol=1e-5)
@@ -154,7 +154,7 @@ def test_keys_are_read_in_place_where_the_kernel_was_seen_to() -> None:
     assert kernels.reads_in_place(KernelByDefinition(), device, torch.float32)
     assert not kernels.reads_in_place(KernelByDefinition(takes_used=False), device, torch.float32)
     assert not kernels.reads_in_place(KernelByDefinition(in_order=True), device, torch.float32)
-    assert not kernels.reads_in_place(refuses_used, device, torch.float32)  # type: ignore[arg-type]  # set above
+    assert not kernels.reads_in_place(refuses_used, device, torch.float32)
 
 
 def test_varlen_groups_what_attends_alike(stand_in: KernelByDefinition) -> None:

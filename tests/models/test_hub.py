@@ -121,7 +121,8 @@ class Clock:
     """Time that passes by sleeping alone."""
 
     def __init__(self) -> None:
-        self.now, self.waits = 0.0, []  # type: ignore[var-annotated]
+        self.now = 0.0
+        self.waits: list[float] = []
 
     def monotonic(self) -> float:
         return self.now
