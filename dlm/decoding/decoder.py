@@ -15,11 +15,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dlm.decoding import smoothing
+from dlm.decoding import ending, smoothing
 from dlm.decoding.arena import Arena
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.graphs import Graphs, Recorder, choose_recorder
@@ -298,27 +297,14 @@ class Decoder:
         canvas.finish_forward()
         self.sharing.computed(canvas)
         smoothing.remember(canvas, self.backbone, weight)
-        goes_on = self._goes_on(canvas, choice)
+        goes_on = ending.goes_on(canvas, choice, self.special.end_ids)
         if canvas.request.watch is not None:
             canvas.request.watch(progress_of(canvas, choice, self.special.end_ids, block_done=not goes_on))
         if goes_on:
             canvas.prepare()
             return
-        answer, ended = canvas.answer(self.special.end_ids)
-        stop = canvas.request.should_stop
-        halted = stop is not None and stop(answer.tolist())
-        if halted or (ended and not canvas.request.params.ignore_eos) or not canvas.next_block():
-            self._finished.append(completion_of(canvas, answer, stopped=ended or halted))
+        over = ending.enter_next(canvas, self.special.end_ids)
+        if over is not None:
+            answer, stopped = over
+            self._finished.append(completion_of(canvas, answer, stopped=stopped))
             self._remove(canvas)
-
-    def _goes_on(self, canvas: Canvas, choice: Choice) -> bool:
-        """Whether the active block needs another forward."""
-        params, left, sampler = canvas.request.params, len(canvas.masked()), canvas.request.sampler
-        if not left and params.max_nfe is not None and canvas.nfe >= params.max_nfe:
-            return False
-        ends = params.eos_early_stop and bool(np.isin(choice.tokens, self.special.end_ids).any())
-        if (ends or (sampler.self_paced and not params.ignore_eos)) and sampler.settled(canvas.memory):
-            answer, ended = canvas.answer(self.special.end_ids)
-            if ended and canvas.mask_id not in answer:
-                return False
-        return not sampler.done(left, canvas.memory)
