@@ -52,10 +52,10 @@ def test_one_model_call_a_step_with_the_windows_alone(monkeypatch: pytest.Monkey
     rows: list[int] = []
     forward = type(subject.backbone).forward
 
-    def counted(self: Any, token_ids: Tensor, positions: Tensor, attention: Any, embedded: Any) -> Tensor:
+    def counted(self: Any, token_ids: Tensor, positions: Tensor, attention: Any, *rest: Any) -> Tensor:
         rows.append(len(token_ids))
         assert len(token_ids) == sum(segment.rows for segment in attention.segments)
-        return forward(self, token_ids, positions, attention, embedded)
+        return forward(self, token_ids, positions, attention, *rest)
 
     monkeypatch.setattr(type(subject.backbone), "forward", counted)
     reports = []
