@@ -74,8 +74,10 @@ def told(shape: Any, *errors: int, streams: bool = False) -> dict[int | str, dic
 def document(app: FastAPI, names: tuple[str, ...], catalogue: Mapping[str, Any]) -> Document:
     """The document of `app`, which serves a model under `names`; `catalogue` has the ranges."""
     made = get_openapi(title=app.title, version=app.version, routes=app.routes, description=(
-        "Text from a diffusion language model. Fields of requests that are not listed are ignored; null counts as not "
-        "given. A key, if the server has one, is sent as Authorization: Bearer."
+        "Text from a diffusion language model. Fields of requests that are not listed are ignored, but for those that "
+        "other servers know and this one cannot honour (min_p, repetition_penalty, guided_json, ...): these are "
+        "refused unless they change nothing. Null counts as not given. A key, if the server has one, is sent as "
+        "Authorization: Bearer."
     ))  # fmt: skip
     for operation in (one for path in made["paths"].values() for one in path.values()):
         operation["responses"].pop("422", None)  # ours are 400

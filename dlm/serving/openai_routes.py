@@ -13,6 +13,7 @@ from dlm.serving.disconnect import EventStream, until_gone
 from dlm.serving.document import OF_DECODING, told
 from dlm.serving.echo import Echo, Scoring, Scorings, estimates
 from dlm.serving.errors import ApiError
+from dlm.serving.foreign import refuse_foreign
 from dlm.serving.protocol import ChatRequest, CompletionRequest, Message, OpenAIBody, ScoringRequest
 from dlm.serving.service import Prepared, Service
 from dlm.serving.shapes import ChatAnswer, TextAnswer
@@ -149,7 +150,8 @@ def stream(
 
 
 def refuse_unsupported(body: OpenAIBody) -> None:
-    """Raise `ApiError` (400) for a known field whose wish cannot be honoured."""
+    """Raise `ApiError` (400) for a wish that cannot be honoured."""
+    refuse_foreign(body.unknown)
     for name in ("frequency_penalty", "presence_penalty"):
         if getattr(body, name):
             raise ApiError(400, f"{name}={getattr(body, name)} is not supported; leave it out or set 0", param=name)

@@ -19,6 +19,7 @@ from dlm.serving.answers import Sample, usage
 from dlm.serving.call import Call
 from dlm.serving.document import OF_BODIES, told
 from dlm.serving.errors import NOT_FOUND, SERVER, ApiError
+from dlm.serving.foreign import refuse_foreign
 from dlm.serving.protocol import SubmitBatchRequest, SubmitRequest
 from dlm.serving.service import Prepared, Service
 from dlm.serving.shapes import Result, Status, Tickets
@@ -92,6 +93,7 @@ def polling_routes(service: Service) -> APIRouter:
     running: set[asyncio.Task[None]] = set()
 
     async def submit(body: SubmitRequest | SubmitBatchRequest, prompts: list[Any]) -> dict[str, Any]:
+        refuse_foreign(body.unknown)
         if body.sampling().get("n", 1) != 1:
             raise ApiError(400, "n: a submitted request has one sample; submit it several times", param="n")
         if len(prompts) > MOST_PROMPTS:

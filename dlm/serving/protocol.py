@@ -1,4 +1,5 @@
-"""Bodies of requests. Unknown fields are ignored, because routers and clients add their own; null counts as not given.
+"""Bodies of requests. Unknown fields pass, because routers and clients add their own; those that ask for what there is
+not are refused by `dlm.serving.foreign`. Null counts as not given.
 
 Every body has, besides its own fields, those of `dlm.sampling.SamplingParams`, which also says what they mean;
 `generation_algorithm` is its `algorithm`.
@@ -22,17 +23,27 @@ Prompt = StrictStr | list[StrictInt]
 OURS = ("max_tokens", "record")
 """Fields of `SamplingParams` that no body has as they are: the limit is each protocol's own, records are ours."""
 
+EVERY_TOKEN = -1
+"""What other servers' clients send as `top_k` when they want none."""
+
 STRICT: Mapping[Any, Any] = {int: StrictInt, float: Real, str: StrictStr, bool: StrictBool}
 
 
 class Body(BaseModel):
     """What all bodies share."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def unknown(self) -> dict[str, Any]:
+        """The fields that are not ours."""
+        return self.__pydantic_extra__ or {}
 
     def sampling(self) -> dict[str, Any]:
         """The fields of `SamplingParams` that were given."""
         values = {name: getattr(self, name) for name in SAMPLING}
+        if values["top_k"] == EVERY_TOKEN:
+            values["top_k"] = 0
         return {name: value for name, value in values.items() if value is not None}
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from dlm.serving.foreign import refuse_foreign
 from dlm.serving.processes import answers
 from dlm.serving.protocol import SAMPLING, ChatRequest, CompletionRequest
 from dlm.serving.service import INJECTED
@@ -119,6 +120,7 @@ def test_of_the_keys_that_the_router_adds_those_that_decode_are_known(
     found = added(worker, url, path, body)
     print(f"\n{path}: {found}")
     assert {(key, value) for key, value in found.items() if key in SAMPLING and value is not None} == set(INJECTED)
+    refuse_foreign(found)
     others = {key for key in found if key in kind.model_fields and key not in SAMPLING}
     assert others <= {"stream", "echo", "logprobs"}
     assert not any(found[key] for key in others)  # what they are where a client says nothing
