@@ -16,7 +16,7 @@ from dlm.bench.load.drive import Load, Round, drive
 from dlm.bench.load.figures import Figures
 from dlm.bench.load.report import progress, render, to_json
 from dlm.bench.load.servers import running
-from dlm.bench.load.target import Target
+from dlm.bench.load.target import OK, Target
 from dlm.errors import RunError
 
 
@@ -79,6 +79,6 @@ def _warm_up(work: LoadConfig, target: Target, sent: list[dict[str, Any]]) -> No
     if not sent:
         return
     one = drive(target, Load(clients=len(sent)), sent, [], seconds=work.seconds, timeout=work.timeout)
-    if not any(answer.status == "200" for answer in one.answers):
-        statuses = ", ".join(sorted({answer.status for answer in one.answers}))
-        raise RunError(f"{target.url} answers none of the {len(sent)} requests of the warm-up ({statuses})")
+    if not any(answer.status == OK for answer in one.answers):
+        said = "; ".join(sorted({f"{answer.status}: {answer.message[:300]}" for answer in one.answers}))
+        raise RunError(f"{target.url} answers none of the {len(sent)} requests of the warm-up: {said}")

@@ -30,6 +30,7 @@ class Answer:
         seconds: from then to its end.
         first: from then to the first text of a streamed answer; None where there is none.
         prompt_tokens, tokens: as the server counts them.
+        message: what the server said to an error.
     """
 
     status: str
@@ -38,6 +39,7 @@ class Answer:
     first: float | None = None
     prompt_tokens: int = 0
     tokens: int = 0
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,8 @@ class Client:
         try:
             async with self._http.stream("POST", CHAT, json={"model": self.target.model, **body}) as response:
                 if response.status_code != 200:
-                    await response.aread()
                     status = str(response.status_code)
+                    seen.message = (await response.aread()).decode(errors="replace")
                 elif body.get("stream"):
                     async for line in response.aiter_lines():
                         seen.take(line, begun)
@@ -153,7 +155,7 @@ class Client:
                     seen.usage = json.loads(await response.aread())["usage"]
                     status = OK
         except (httpx.HTTPError, ValueError, KeyError) as error:
-            status = type(error).__name__
+            status, seen.message = type(error).__name__, str(error)
         return Answer(
             status,
             begun,
@@ -161,6 +163,7 @@ class Client:
             seen.first,
             seen.usage.get("prompt_tokens", 0),
             seen.usage.get("completion_tokens", 0),
+            seen.message,
         )
 
 
@@ -171,6 +174,7 @@ class _Seen:
         self.status = "cut off"
         self.first: float | None = None
         self.usage: dict[str, int] = {}
+        self.message = ""
 
     def take(self, line: str, begun: float) -> None:
         if line == "data: [DONE]" and self.status == "cut off":
@@ -179,7 +183,7 @@ class _Seen:
             return
         chunk = json.loads(line.removeprefix("data: "))
         if "error" in chunk:
-            self.status = f"in the stream: {chunk['error'].get('type')}"
+            self.status, self.message = f"in the stream: {chunk['error'].get('type')}", str(chunk["error"])
         self.usage = chunk.get("usage") or self.usage
         if self.first is None and any(choice["delta"].get("content") for choice in chunk.get("choices", ())):
             self.first = time.perf_counter() - begun
