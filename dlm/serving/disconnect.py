@@ -17,8 +17,6 @@ Result = TypeVar("Result")
 
 PING = 15
 """Seconds of silence after which a stream says that it is alive."""
-SEND_TIMEOUT = 30.0
-"""Seconds that a client may take to read a chunk before it is given up."""
 
 
 class ClientGone(Exception):
@@ -58,7 +56,6 @@ class EventStream(EventSourceResponse):
         super().__init__(
             pieces,
             ping=PING,
-            send_timeout=SEND_TIMEOUT,
             sep="\n",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )

@@ -1,4 +1,4 @@
-"""Connections that send nothing, or a head that never ends, are closed after a while."""
+"""Connections that send nothing, or a head that never ends, or that read nothing of their answer, end after a while."""
 
 from __future__ import annotations
 
@@ -9,38 +9,34 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 def patient_for(seconds: float) -> type[H11Protocol]:
-    """uvicorn's HTTP protocol with a limit of `seconds` for the head of a request."""
+    """uvicorn's HTTP protocol that looks at each connection every `seconds`."""
 
     class PatientProtocol(H11Protocol):
-        """Closes a connection on which no request has begun in time."""
+        """Closes a connection on which no request has begun since the last look, and drops one whose client has read
+        nothing of what waits for it since then."""
 
-        _limit: asyncio.TimerHandle | None = None
+        _next: asyncio.TimerHandle | None = None
+        _unread = 0
+        _request: Any = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
             super().connection_made(transport)
-            self._wait()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self._limit is None and self._idle:
-                self._wait()
+            self._next = self.loop.call_later(seconds, self._look)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            if self._limit is not None:
-                self._limit.cancel()
+            if self._next is not None:
+                self._next.cancel()
             super().connection_lost(exc)
 
-        @property
-        def _idle(self) -> bool:
-            cycle: Any = self.cycle
-            return cycle is None or cycle.response_complete
-
-        def _wait(self) -> None:
-            self._limit = self.loop.call_later(seconds, self._look)
-
         def _look(self) -> None:
-            self._limit = None
-            if self._idle and not self.transport.is_closing():
+            unread, request = self.transport.get_write_buffer_size(), self.cycle
+            if unread and unread == self._unread:
+                self.transport.abort()  # to close it would wait until everything is read
+                return
+            is_idle = request is self._request and (request is None or request.response_complete)
+            if is_idle and not unread and not self.transport.is_closing():
                 self.transport.close()
+            self._unread, self._request = unread, request
+            self._next = self.loop.call_later(seconds, self._look)
 
     return PatientProtocol

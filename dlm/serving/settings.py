@@ -37,7 +37,8 @@ class ServerSettings:
         queue_size: sequences that may wait; more are answered with 429.
         request_timeout: seconds until a request is answered with 504.
         max_body_mib: larger bodies are answered with 413.
-        header_timeout: seconds in which a connection must send a request's head, and then its body.
+        header_timeout: seconds in which a connection must send a request's head, and then its body, and in which its
+            client must read something of what waits for it.
         drain_timeout: seconds that running requests have to finish after SIGTERM.
         result_ttl: seconds that a submitted request's result is kept.
         cors_origins: origins whose pages may call the server; `*` is all.

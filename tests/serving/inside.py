@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import uvicorn
 
 from dlm.pipeline.model_source import CheckpointSource
 from dlm.serving.app import build_app
+from dlm.serving.patience import patient_for
 from dlm.serving.service import Service
 from dlm.serving.settings import ServerSettings
 from dlm.serving.state import ServerState
@@ -44,13 +46,16 @@ class Inside:
 
 
 @contextmanager
-def serving_inside(**settings: Any) -> Iterator[Inside]:
-    """A ready server with such `ServerSettings`."""
+def serving_inside(*, small_buffers: bool = False, **settings: Any) -> Iterator[Inside]:
+    """A ready server with such `ServerSettings`; with `small_buffers` the system holds little of what nobody reads."""
     service = Service.open(CheckpointSource(path="demo"), ServerSettings(names=("demo",), device="cpu", **settings))
     service.thread.start()
     listening = bind("127.0.0.1", 0)
+    if small_buffers:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     app = build_app(service, ServerState("ready"))
-    server = uvicorn.Server(uvicorn.Config(app, ws="none", lifespan="off", log_config=None))
+    http = patient_for(service.settings.header_timeout)
+    server = uvicorn.Server(uvicorn.Config(app, http=http, ws="none", lifespan="off", log_config=None))
     loop = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     loop.start()
     try:

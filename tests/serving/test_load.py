@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 import statistics
@@ -154,10 +155,20 @@ def test_metrics_count_requests_and_forwards(small: Server) -> None:
     assert float(values["dlm_completion_tokens_total"]) >= 5
 
 
-def test_connections_that_say_nothing_are_closed_and_keep_nobody_out(small: Server) -> None:
+@pytest.fixture(name="many")
+def many_connections() -> Iterator[int]:
+    """Thousands, as far as the system lets a process have them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4000 if hard == resource.RLIM_INFINITY else min(4000, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    yield wanted - 500
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_connections_that_say_nothing_are_closed_and_keep_nobody_out(small: Server, many: int) -> None:
     place = urlsplit(small.url)
     address = (str(place.hostname), int(place.port or 0))
-    silent = [socket.create_connection(address) for _ in range(1000)]
+    silent = [socket.create_connection(address) for _ in range(many)]
     try:
         with ThreadPoolExecutor(2) as pool:
             answers = list(pool.map(lambda _: httpx.post(small.url + CHAT, json=QUICK, headers=AUTHORIZED), range(4)))
