@@ -16,7 +16,7 @@ from typing import Any
 from tests.running import wait_until
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
-STAND_INS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "ssh", "python", "curl", "sleep")
+STAND_INS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "ssh", "python", "curl")
 TOOLS = (
     "basename", "bash", "cat", "date", "dirname", "env", "grep", "head", "hostname", "mkdir", "od", "rm", "sed", "seq",
     "tr", "true",
@@ -41,6 +41,8 @@ class Cluster:
         for name in STAND_INS:
             (self.bin / name).write_text(f"#!{sys.executable} -IS\n{program}")
             (self.bin / name).chmod(0o755)
+        (self.bin / "sleep").write_text(f"#!{program_of('bash')}\nexec {program_of('sleep')} 0.05\n")
+        (self.bin / "sleep").chmod(0o755)
         for name in TOOLS:
             (self.bin / name).symlink_to(program_of(name))
         (folder / "curl").symlink_to(program_of("curl"))  # its stand-in hands on to it

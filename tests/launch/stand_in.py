@@ -3,8 +3,9 @@
 Each call is a line of `calls.jsonl`. What squeue, sbatch and the like answer is in `<name>.json`, a list of
 `[exit code, output]`, one a call, the last for all further ones.
 
-FAKE_RUNS: Python runs until it gets a signal. FAKE_CODE: its exit code. FAKE_DEAD: `router=` of the server that dies.
-FAKE_REFUSED: no machine is reached by SSH. FAKE_KEY, FAKE_HEALTH: key and health of the server behind a tunnel.
+FAKE_RUNS: Python runs until it gets a signal. FAKE_CODE: its exit code. FAKE_DEAD=none:7: the server with `router=none`
+ends with 7 as soon as the other one runs. FAKE_REFUSED: no machine is reached by SSH. FAKE_KEY, FAKE_HEALTH: key and
+health of the server behind a tunnel.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 HOME = Path(os.environ["STAND_INS"])
 NAME, ARGUMENTS = Path(sys.argv[0]).name, sys.argv[1:]
@@ -32,18 +33,22 @@ def note(event: str) -> None:
         file.write(json.dumps({"event": event, "program": NAME, "argv": ARGUMENTS, "env": seen}) + "\n")
 
 
+def log() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (HOME / "calls.jsonl").read_text().splitlines()]
+
+
 def value(key: str, default: str = "") -> str:
     """The argument `key=value`."""
     return next((one.partition("=")[2] for one in ARGUMENTS if one.startswith(f"{key}=")), default)
 
 
 def reply() -> int:
-    answers = json.loads((HOME / f"{NAME}.json").read_text()) if (HOME / f"{NAME}.json").exists() else [[0, ""]]
-    lines = [json.loads(line) for line in (HOME / "calls.jsonl").read_text().splitlines()]
-    calls = sum((line["event"], line["program"]) == ("called", NAME) for line in lines)
+    path = HOME / f"{NAME}.json"
+    answers: list[tuple[int, str]] = json.loads(path.read_text()) if path.exists() else [(0, "")]
+    calls = sum((line["event"], line["program"]) == ("called", NAME) for line in log())
     code, out = answers[min(calls, len(answers)) - 1]
     sys.stdout.write(out)
-    return int(code)
+    return code
 
 
 def until_told() -> int:
@@ -107,8 +112,11 @@ def python() -> int:
         # The interpreter without its packages: what a script looks for is what the test has put into modules/.
         environment = {**os.environ, "PYTHONPATH": str(HOME / "modules")}
         return subprocess.run([sys.executable, "-S", *ARGUMENTS], env=environment, check=False).returncode
-    if value("router", "auto") == os.environ.get("FAKE_DEAD"):
-        return 7
+    role, _, code = os.environ.get("FAKE_DEAD", "").partition(":")
+    if role and role == value("router"):
+        while not any(line["event"] == "waiting" for line in log()):
+            time.sleep(0.05)
+        return int(code)
     return until_told() if "FAKE_RUNS" in os.environ else int(os.environ.get("FAKE_CODE", "0"))
 
 
@@ -138,9 +146,6 @@ def tunnel() -> int:
 
 
 def main() -> int:
-    if NAME == "sleep":
-        time.sleep(0.05)
-        return 0
     note("called")
     if NAME == "curl":
         os.execv(HOME / "curl", ["curl", *ARGUMENTS])

@@ -82,7 +82,7 @@ class Answer(BaseHTTPRequestHandler):
         self.wfile.write(b"5\r\nfirst\r\n")
         self.wfile.flush()
         if self.path == "/stream":
-            self.server.go_on.wait(10)
+            self.server.go_on.wait(30)  # longer than the client's patience
         self.wfile.write(b"4\r\nlast\r\n0\r\n\r\n")
 
     def log_message(self, format: str, *args: object) -> None:

@@ -42,6 +42,14 @@ def stop(cluster: Cluster, process: subprocess.Popen[str]) -> subprocess.Complet
     return cluster.finish(process)
 
 
+def steps(cluster: Cluster) -> tuple[list[str], list[str], list[str]]:
+    """What srun was given for the check, the workers and the router; the last two are started at once."""
+    check, *servers = cluster.calls("srun")
+    [workers] = [step for step in servers if "--overlap" not in step]
+    [router] = [step for step in servers if "--overlap" in step]
+    return check, workers, router
+
+
 def run_dir(cluster: Cluster) -> Path:
     return cluster.work / "outputs" / "serve" / "slurm-123"
 
@@ -64,7 +72,7 @@ def test_one_machine_gets_a_check_then_workers_and_a_router(cluster: Cluster) ->
     assert router == ["-m", "dlm.serve", "router=only", f"run_dir={folder}", *common, "port=8000"]
     assert f"run folder: {folder}\n" in done.stdout
     assert "launch/connect.sh 123" in done.stdout
-    check, first, second = cluster.calls("srun")
+    check, first, second = steps(cluster)
     assert after(check, "python", "-c")
     assert {"--nodes=1", "--ntasks-per-node=1", "--kill-on-bad-exit=1"} <= {*first}
     assert {"--overlap", "--nodes=1", "--ntasks=1", "--nodelist=n1"} <= {*second}
@@ -80,8 +88,9 @@ def test_two_machines_have_workers_each_and_one_router_that_knows_all(cluster: C
     for number, one in enumerate(workers):
         assert {urls, f"run_dir={run_dir(cluster)}/node-{number}", "devices=2", "worker_base_port=9101"} <= {*one}
     assert {urls, "port=9000", *MODEL} <= {*router}
-    assert "--nodes=2" in cluster.calls("srun")[0], "every machine is checked"
-    assert "--nodelist=n1" in cluster.calls("srun")[2]
+    check, first, second = steps(cluster)
+    assert {"--nodes=2"} <= {*check} & {*first}, "every machine is checked"
+    assert {"--nodes=1", "--nodelist=n1"} <= {*second}
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
@@ -150,14 +159,12 @@ def test_every_step_runs_in_the_container(cluster: Cluster) -> None:
     image.touch()
     cache.mkdir()
     wishes = {"DLM_CONTAINER_IMAGE": str(image), "DLM_CONTAINER_MOUNTS": "/data:/data", "HF_HOME": str(cache)}
-    shared = cluster.folder / "shared"
-    with serving(cluster, *MODEL, nodes=2, DLM_RUN_DIR=str(shared), **wishes) as (process, router, _):
+    common = cluster.folder / "common"
+    with serving(cluster, *MODEL, nodes=2, DLM_RUN_DIR=str(common), **wishes) as (process, router, _):
         stop(cluster, process)
-    assert f"run_dir={shared}" in router
-    mounts = ",".join(f"{path}:{path}" for path in (cluster.work, shared, cache, "/data"))
-    steps = cluster.calls("srun")
-    assert len(steps) == 3
-    for step in steps:
+    assert f"run_dir={common}" in router
+    mounts = ",".join(f"{path}:{path}" for path in (cluster.work, common, cache, "/data"))
+    for step in steps(cluster):
         assert f"--container-image={image}" in step
         assert f"--container-mounts={mounts}" in step
         assert f"--container-workdir={cluster.work}" in step
@@ -201,11 +208,9 @@ def test_workers_finish_before_the_router_is_told(cluster: Cluster) -> None:
     with serving(cluster, *MODEL, nodes=2) as (process, router, workers):
         done = stop(cluster, process)
     assert done.returncode == 0, done.stderr
-    ends = cluster.ends()
-    assert {event for event, _ in ends} == {"SIGTERM", "ended"}
-    assert [server(argv) for _, argv in ends[-2:]] == [server(router)] * 2
-    assert [event for event, _ in ends] == ["SIGTERM", "SIGTERM", "ended", "ended", "SIGTERM", "ended"]
-    assert sorted(server(argv) for event, argv in ends[:2]) == sorted(server(one) for one in workers)
+    ends = [(event, server(argv)) for event, argv in cluster.ends()]
+    assert sorted(ends[:4]) == sorted((event, server(one)) for event in ("SIGTERM", "ended") for one in workers)
+    assert ends[4:] == [(event, server(router)) for event in ("SIGTERM", "ended")]
 
 
 def test_the_exit_code_is_that_of_workers_that_did_not_end_well(cluster: Cluster) -> None:
@@ -213,18 +218,19 @@ def test_the_exit_code_is_that_of_workers_that_did_not_end_well(cluster: Cluster
         assert stop(cluster, process).returncode == 4
 
 
-@pytest.mark.parametrize(("dead", "left"), [("none", ["router=only"]), ("only", ["router=none", "first_worker=0"])])
-def test_a_step_that_dies_ends_the_job_with_its_code(dead: str, left: list[str], cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    ("dead", "left", "code"),
+    [
+        ("none:7", ["router=only"], 7),
+        ("only:7", ["router=none", "first_worker=0"], 7),
+        ("none:0", ["router=only"], 1),  # unasked it is no success
+    ],
+)
+def test_a_step_that_ends_by_itself_ends_the_job(dead: str, left: list[str], code: int, cluster: Cluster) -> None:
     done = cluster.run(SCRIPT, *MODEL, **cluster.job(FAKE_RUNS="1", FAKE_DEAD=dead))
-    assert done.returncode == 7, done.stderr
+    assert done.returncode == code, done.stderr
     assert "a step ended by itself" in done.stderr
-    assert all(server(argv) == left for _, argv in cluster.ends())
-
-
-def test_a_step_that_ends_unasked_is_no_success(cluster: Cluster) -> None:
-    done = cluster.run(SCRIPT, *MODEL, **cluster.job(FAKE_CODE="0"))
-    assert done.returncode == 1
-    assert "a step ended by itself" in done.stderr
+    assert [(event, server(argv)) for event, argv in cluster.ends()] == [("SIGTERM", left), ("ended", left)]
 
 
 def test_where_scancel_does_not_get_through_srun_is_ended(cluster: Cluster) -> None:

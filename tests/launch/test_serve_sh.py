@@ -81,7 +81,7 @@ def test_a_folder_is_served_though_a_hub_id_has_its_name(cluster: Cluster) -> No
     assert {"model=checkpoint", f"model.path={LLADA[1]}"} <= {*local(cluster, *LLADA)}
 
 
-ENGINES = {"dinfer": "dinfer_", "fast-dllm": ("basic", "prefix_cache", "dual_cache"), "nemotron": "nemotron"}
+ENGINES = {"dinfer": ("dinfer_",), "fast-dllm": ("basic", "prefix_cache", "dual_cache"), "nemotron": ("nemotron",)}
 
 
 @pytest.mark.parametrize("engine", ENGINES)

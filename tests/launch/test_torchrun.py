@@ -12,7 +12,7 @@ from tests.launch.cluster import Cluster, after
 
 SCRIPT = "torchrun.sh"
 ARGUMENTS = ("model=random", "data=jsonl", "data.path=my prompts.jsonl")
-SECOND = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "n1", "DLM_RUN_DIR": "/shared/run", "JOB": "7"}
+SECOND = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "n1", "DLM_RUN_DIR": "/common/run", "JOB": "7"}
 
 
 @pytest.mark.parametrize(("found", "processes"), [(0, "1"), (3, "3")])
@@ -34,7 +34,7 @@ def test_one_of_several_machines(cluster: Cluster) -> None:
     assert (started.nnodes, started.node_rank, started.nproc_per_node, started.rdzv_id) == ("2", 1, "4", "7")
     assert (started.master_addr, started.master_port) == ("n1", 29999)
     found = cluster.environment("torch.distributed.run")
-    assert (found["DLM_RUN_DIR"], found["DLM_ATTEMPT"]) == ("/shared/run", "torchrun-7")
+    assert (found["DLM_RUN_DIR"], found["DLM_ATTEMPT"]) == ("/common/run", "torchrun-7")
 
 
 def test_python_takes_the_place_of_the_script(cluster: Cluster) -> None:
