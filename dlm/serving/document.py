@@ -42,6 +42,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     },
     "CompletionRequest": {
         "a text": {"prompt": QUESTION, "logprobs": 1, **SHORT},
+        "log-probabilities of a text": {"prompt": QUESTION, "echo": True, "logprobs": 1, "max_tokens": 0},
         "several, streamed": {"prompt": [QUESTION, "Hi"], "stop": ["\n"], "stream": True, **SHORT},
     },
     "SubmitRequest": {"a question": {"prompt": QUESTION, **SHORT}},
@@ -95,6 +96,7 @@ def document(app: FastAPI, names: tuple[str, ...], catalogue: Mapping[str, Any])
                 _narrow(one, ranges[name])
         if "model" in body["properties"]:
             _narrow(body["properties"]["model"], {"choices": list(names)})
+    _narrow(schemas["CompletionRequest"]["properties"]["max_tokens"], {"minimum": 0})  # the echoed text alone
     return made
 
 

@@ -57,6 +57,9 @@ def test_answers_have_no_field_that_is_not_documented(short: Server) -> None:
     question, few = {"messages": [{"role": "user", "content": "Hi"}]}, {"max_tokens": 16, "seed": 1}
     answer_of(short, shapes.ChatAnswer, "/v1/chat/completions", {**question, **few, "logprobs": True, "n": 2})
     answer_of(short, shapes.TextAnswer, "/v1/completions", {"prompt": ["a", "b"], **few, "logprobs": 1})
+    echo = {"prompt": "Hi", "echo": True, "logprobs": 1}
+    for tokens in (0, 8):
+        answer_of(short, shapes.TextAnswer, "/v1/completions", {**echo, "max_tokens": tokens})
     tickets = answer_of(short, shapes.Tickets, "/v1/generate_batch", {"prompts": ["Hi"] * 3, **few})
     waiting = set(tickets.request_ids)
     while waiting:
