@@ -127,7 +127,8 @@ class Fleet:
             if not worker.port:
                 self._look_at(worker)
             elif worker.process is None or worker.process.poll() is not None:
-                self._revive(worker)
+                if not self._stop.is_set():  # else it was told to end, as this process was
+                    self._revive(worker)
             elif not worker.ready and answers(f"{self.settings.own_url(worker.port)}/ready"):
                 worker.failures = 0
                 self._became(worker, True)
