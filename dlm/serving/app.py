@@ -97,7 +97,7 @@ def _explain_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         where = _field(first["loc"])
         if first["type"] == "json_invalid":
-            message = f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}"
+            where, message = "", f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}"
         elif first["type"] == "extra_forbidden":
             where = f"{where}.{first['loc'][-1]}"
             message = f"{where} is unknown here; leave it out (see /openapi.json)"

@@ -94,7 +94,7 @@ def test_a_wrong_completion_is_told_what_is_wrong(server: Server, body: dict[str
 def test_what_is_no_json_object_is_refused(server: Server, content: bytes) -> None:
     answer = post(server, CHAT, content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400, answer.text
-    error(answer)
+    assert error(answer)["param"] is None
 
 
 @pytest.mark.parametrize("chunked", [False, True])
