@@ -121,6 +121,7 @@ def conversion(dcp: Path, model: str, tmp_path: Path, slow: None) -> None:
 @row("`uv sync`, `uv pip install`")
 def uv() -> None:
     assert "[build-system]" in (LAUNCH.parent / "pyproject.toml").read_text()
+    assert not (LAUNCH.parent / "uv.lock").exists()
 
 
 @row("left-padding of batches is dealt with")
