@@ -1,0 +1,101 @@
+"""Code out of answers, and the programs that test it. Nothing is parsed or run here: it is text of unknown origin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from textwrap import dedent, indent
+
+FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*([\w+-]*)[^\n]*\n", re.MULTILINE)
+CLOSE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*$", re.MULTILINE)
+CODE = re.compile(
+    r"(?:def|async|class|import|from|if|elif|else|for|while|try|except|finally|with|return|pass|raise|assert|global|del)\b"
+    r"|[@#)\]}\"'\s]|[A-Za-z_][\w.]*(?:\[[^\]]*\])?\s*(?:[-+*/%|&]?=|,|\(|:\s*\w+\s*=)|$"
+)
+"""How a line of Python may begin."""
+
+
+def code_of(text: str, name: str = "") -> str:
+    """The code in an answer.
+
+    Fenced blocks come first: the first that defines `name`, else the longest; one that does not close goes to the end
+    of the text. Without fences the prose around is left out: all before the first definition or import, and from the
+    first line on that is no code. A text that begins indented, or has none of these, is returned as it is: the body of
+    a function.
+    """
+    blocks = _fenced(text)
+    if blocks:
+        return next((block for block in blocks if name and defines(block, name)), max(blocks, key=len))
+    start = re.search(r"^(?:def |class |import |from \w[\w.]* import |@|async def )", text, re.MULTILINE)
+    if start is None or text.strip("\r\n").startswith((" ", "\t")):
+        return text
+    lines: list[str] = []
+    for line in text[start.start() :].splitlines():
+        if line and not CODE.match(line):
+            break
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def defines(code: str, name: str) -> bool:
+    """Whether a function of that name begins at the left margin."""
+    return re.search(rf"^(?:async )?def {re.escape(name)}\s*\(", code, re.MULTILINE) is not None
+
+
+def humaneval_program(prompt: str, text: str, entry_point: str, test: str) -> str:
+    """A program that ends without an error if an answer is right (HumanEval, arXiv 2107.03374).
+
+    An answer with the signature replaces the function of the prompt, whose imports and helpers stay. One without is its
+    body: it goes on from the prompt, is indented if it is not, and ends with the first line at the left margin.
+    """
+    code = code_of(text, entry_point)
+    for inner in (code, dedent(code)):
+        if defines(inner, entry_point):
+            return f"{_before(prompt, entry_point)}{inner}\n\n{test}\n\ncheck({entry_point})\n"
+    return f"{prompt.rstrip()}\n{_body(code)}\n\n{test}\n\ncheck({entry_point})\n"
+
+
+def mbpp_program(text: str, tests: Sequence[str], setup: str = "") -> str:
+    """A program that ends without an error if an answer passes the tests (MBPP, arXiv 2108.07732)."""
+    called = re.search(r"assert\s*\(*\s*(?:\w+\()*?(\w+)\s*\(", tests[0]) if tests else None
+    code = code_of(text, called[1] if called else "")
+    return "\n".join([setup, code, *tests, ""])
+
+
+def _fenced(text: str) -> list[str]:
+    blocks, place = [], 0
+    while (opened := FENCE.search(text, place)) is not None:
+        closed = CLOSE.search(text, opened.end())
+        end = closed.start() if closed else len(text)
+        if opened[1].lower() in ("", "python", "py", "python3"):
+            blocks.append(text[opened.end() : end])
+        place = closed.end() if closed else len(text)
+    return [block for block in blocks if block.strip()]
+
+
+def _before(prompt: str, entry_point: str) -> str:
+    """What stands in a prompt before the function that is asked for."""
+    start = re.search(rf"^(?:async )?def {re.escape(entry_point)}\s*\(", prompt, re.MULTILINE)
+    return prompt[: start.start()] if start else prompt + "\n"
+
+
+def _body(code: str) -> str:
+    """The body of a function, indented by four."""
+    lines = code.rstrip().splitlines()
+    while lines and not lines[0].strip():
+        lines.pop(0)
+    if not lines:
+        return "    pass"
+    if not lines[0].startswith((" ", "\t")):
+        later = [line for line in lines[1:] if line.strip()]
+        if later and all(line.startswith("    ") for line in later) and not lines[0].rstrip().endswith(":"):
+            lines[0] = "    " + lines[0]  # a tokenizer or a strip took the first line's indentation
+        else:
+            lines = indent("\n".join(lines), "    ").splitlines()
+    margin = len(lines[0]) - len(lines[0].lstrip())
+    kept = []
+    for line in lines:
+        if line.strip() and not line.startswith((" ", "\t")):
+            break
+        kept.append(line)
+    return "\n".join(kept) if margin else indent("\n".join(kept), "    ")
