@@ -39,14 +39,15 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
     """Serve until told to stop; returns the exit code."""
     from dlm.config import instantiate
     from dlm.pipeline.ranks import die_with
-    from dlm.serving.config import to_fleet, to_settings
+    from dlm.serving.config import check_algorithm, to_fleet, to_settings
     from dlm.serving.settings import Identity
 
-    settings = to_settings(config)
+    settings, source = to_settings(config), instantiate(config.model)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         from dlm.serving.fleet import Fleet
-        from dlm.serving.worker import bind, serve
+        from dlm.serving.processes import bind
+        from dlm.serving.worker import serve
     except ModuleNotFoundError as error:
         from dlm.errors import MissingExtraError
 
@@ -54,11 +55,13 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
     one = Identity.here()
     if one is not None:
         die_with(one.parent)
-    elif config.devices > 1 or config.router != "auto":
+    if config.router != "only":
+        check_algorithm(source, settings)
+    if one is None and (config.devices > 1 or config.router != "auto"):
         if config.router != "only":
-            instantiate(config.model).tokenizer_folder()  # what has to be fetched is fetched once
+            source.tokenizer_folder()  # what has to be fetched is fetched once
         return Fleet(to_fleet(config, settings), overrides, settings.drain_timeout).run()
-    return serve(instantiate(config.model), settings, bind(config.host, config.port))
+    return serve(source, settings, bind(config.host, config.port))
 
 
 if __name__ == "__main__":

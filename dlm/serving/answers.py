@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlm.answers import sample_of
-from dlm.decoding.canvas import Canvas
 from dlm.decoding.request import Completion, Progress
 from dlm.serving.service import Prepared
 from dlm.text import TextCodec
@@ -98,10 +97,18 @@ class Lead:
     text: str = ""
     logprobs: dict[str, Any] | None = None
 
-    def before(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """The log-probabilities of prompt and answer."""
+    def before(self, answer: dict[str, Any], *, ended: bool) -> dict[str, Any]:
+        """The log-probabilities of prompt and answer.
+
+        Args:
+            answer: OpenAI's shape of its tokens.
+            ended: an answer was asked for, and is over. One without a token then has its end for one: clients that ask
+                for a token more than they score take the last one away (lm-eval's API model).
+        """
         if self.logprobs is None:
             return answer
+        if ended and not answer["tokens"]:
+            answer = {**answer, "tokens": [""], "token_logprobs": [None], "text_offset": [0]}
         tops = self.logprobs["top_logprobs"]
         return {
             "tokens": self.logprobs["tokens"] + answer["tokens"],
@@ -167,7 +174,7 @@ def text_answer(
         {
             "index": index,
             "text": lead.text + one.text,
-            "logprobs": lead.before(text_logprobs(one, codec)) if with_logprobs else None,
+            "logprobs": lead.before(text_logprobs(one, codec), ended=one.nfe > 0) if with_logprobs else None,
             "finish_reason": one.finish_reason,
         }
         for index, (lead, one) in enumerate(zip(each_lead, everything, strict=True))
@@ -220,12 +227,3 @@ def revealed(news: Progress, index: int, codec: TextCodec) -> dict[str, Any]:
         "cleared": list(news.cleared),
         "inserted": news.inserted,
     }
-
-
-def opening(canvas: Canvas) -> dict[str, Any]:
-    """Lengths behind the prompt: of a canvas before its first forward, of its first block and of the others."""
-    prompt = canvas.prompt_length
-    blocks = [block for block in canvas.blocks if block.stop > prompt]
-    first = blocks[0].stop - max(blocks[0].start, prompt)
-    others = blocks[1].stop - blocks[1].start if len(blocks) > 1 else first
-    return {"gen_length": canvas.length - prompt, "first_block": first, "block_length": others}

@@ -13,14 +13,13 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 
 from dlm.serving.admin import admin_routes
 from dlm.serving.catalogue import catalogue
 from dlm.serving.disconnect import ClientGone
 from dlm.serving.document import document
 from dlm.serving.errors import NOT_FOUND, SERVER, ApiError
-from dlm.serving.middleware import Guarded, Limited, Observed
+from dlm.serving.middleware import Guarded, Limited, Observed, cross_origin
 from dlm.serving.openai_routes import openai_routes
 from dlm.serving.polling import polling_routes
 from dlm.serving.service import Service
@@ -50,21 +49,12 @@ class Page(StaticFiles):
 def build_app(service: Service, state: ServerState) -> FastAPI:
     """The ASGI application of one worker."""
     settings = service.settings
-    middleware = [Middleware(Observed, metrics=service.metrics)]
-    if settings.cors_origins:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=list(settings.cors_origins),
-                allow_methods=["GET", "POST"],
-                allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-                expose_headers=["X-Request-Id"],
-            )
-        )
-    middleware.append(Middleware(Guarded, key=api_key()))
-    middleware.append(
-        Middleware(Limited, max_bytes=int(settings.max_body_mib * 2**20), seconds=settings.header_timeout)
-    )
+    middleware = [
+        Middleware(Observed, metrics=service.metrics),
+        *cross_origin(settings.cors_origins),
+        Middleware(Guarded, key=api_key()),
+        Middleware(Limited, max_bytes=int(settings.max_body_mib * 2**20), seconds=settings.header_timeout),
+    ]
     algorithms = catalogue(service.family, service.architecture.attention, service.defaults)
     app = FastAPI(title="dlm", version="1", middleware=middleware, openapi_url=None)
     app.include_router(openai_routes(service))

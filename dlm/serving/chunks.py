@@ -7,9 +7,10 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from dlm.answers import opening
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.request import Completion, Progress
-from dlm.serving.answers import Header, Sample, chat_logprobs, figures, opening, revealed, text_logprobs, usage
+from dlm.serving.answers import Header, Sample, chat_logprobs, figures, revealed, text_logprobs, usage
 from dlm.serving.call import Call
 from dlm.serving.errors import ApiError
 from dlm.serving.service import Prepared, Service

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 from urllib.parse import urlsplit
 
 from hydra.core.config_store import ConfigStore
@@ -13,7 +13,11 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from dlm.config import instantiate
 from dlm.errors import ConfigError, RequestError
 from dlm.sampling import SamplingParams
+from dlm.serving.defaults import Defaults
 from dlm.serving.settings import POLICIES, ROUTERS, FleetSettings, Identity, ServerSettings, near
+
+if TYPE_CHECKING:
+    from dlm.pipeline.model_source import ModelSource
 
 FORMATS = ("text", "json")
 EACH_REQUEST = ("algorithm", "max_tokens", "seed", "n", "record", "stop")
@@ -170,6 +174,15 @@ def _url_faults(values: dict[str, Any]) -> list[str]:
     return faults
 
 
+def check_algorithm(source: ModelSource, settings: ServerSettings) -> None:
+    """Raise `ConfigError` when models of this family cannot run the server's algorithm; looks at config.json alone."""
+    family, _ = source.traits()
+    try:
+        Defaults.of(family, None, settings.algorithm, settings.generation)
+    except RequestError as error:
+        raise ConfigError(f"algorithm={settings.algorithm}: {error}") from error
+
+
 def to_fleet(config: DictConfig, settings: ServerSettings) -> FleetSettings:
     """The values of a fleet, from a configuration that `to_settings` has checked."""
     run_dir = config.run_dir or f"outputs/serve/{time.strftime('%Y%m%d_%H%M%S')}"
@@ -189,6 +202,7 @@ def to_fleet(config: DictConfig, settings: ServerSettings) -> FleetSettings:
         health_check_interval=config.health_check_interval,
         request_timeout=settings.request_timeout,
         max_body_mib=settings.max_body_mib,
+        header_timeout=settings.header_timeout,
         cors_origins=settings.cors_origins,
         model=settings.names[0],
         run_dir=run_dir,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlm.errors import MissingExtraError, RunError
-from dlm.serving.processes import answers, check_free, count_gpus, die_with_parent, free_port, send
+from dlm.errors import RunError
+from dlm.serving.processes import answers, check_free, count_gpus, end_of, send
+from dlm.serving.router import Router
 from dlm.serving.settings import IDENTITY_VARIABLE, FleetSettings, Identity
 
 LOOK_EVERY = 0.2
@@ -64,6 +64,10 @@ class Fleet:
         settings: how many, where, and behind which router.
         overrides: of the command line, which each worker gets too.
         drain_timeout: seconds that a worker has to finish what runs.
+
+    Raises:
+        ConfigError: the router's port is taken.
+        MissingExtraError: the router is not installed.
     """
 
     def __init__(self, settings: FleetSettings, overrides: Sequence[str], drain_timeout: float) -> None:
@@ -76,8 +80,8 @@ class Fleet:
             places = enumerate(ports, start=settings.first_worker)
             self.workers = [Worker(index, settings.peers[index], port) for index, port in places]
         self.folder = Path(settings.run_dir)
-        self._router: subprocess.Popen[bytes] | None = None
-        self._router_failures = 0
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        self.router = None if settings.router == "none" else Router(settings, self._ready, self._log("router"))
         self._complete = self._up = False
         """Every worker has been ready once; and clients can be served."""
         self._started = 0.0
@@ -88,32 +92,25 @@ class Fleet:
 
         Raises:
             ConfigError: a port is taken.
-            MissingExtraError: the router is not installed.
-            RunError: a worker dies again and again before it is ready (with the end of its log), or is not ready within
-                `start_timeout`.
+            RunError: the router or a worker dies again and again before it is ready (with the end of its log), or the
+                workers are not ready within `start_timeout`.
         """
-        settings = self.settings
-        router = shutil.which("vllm-router") or shutil.which("vllm-router", path=str(Path(sys.executable).parent))
-        if router is None and settings.router != "none":
-            raise MissingExtraError("vllm-router", "router", "a router in front of the workers")
         for port in [worker.port for worker in self.workers if worker.port]:
-            check_free(settings.worker_host, port)
-        if settings.router != "none":
-            check_free(settings.host, settings.port)
-        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+            check_free(self.settings.worker_host, port)
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: self._stop.set())
         self._tell("starting")
         self._started = time.monotonic()
         try:
+            if self.router is not None:
+                self.router.open()
             while not self._stop.wait(LOOK_EVERY):
                 self._look_after_workers()
-                if not self._complete and all(worker.ready for worker in self.workers):
-                    self._complete = True
-                    if router is None or settings.router == "none":
-                        self._say_ready(" ".join(worker.url for worker in self.workers))
-                if self._complete and router is not None and settings.router != "none":
-                    self._look_after_router(router)
+                self._complete = self._complete or len(self._ready()) == len(self.workers)
+                if self._complete and self.router is not None:
+                    self.router.look()
+                if self._complete and not self._up and (self.router is None or self.router.is_up):
+                    self._say_ready()
         finally:
             self._tell("draining")
             codes = self._end()
@@ -164,8 +161,8 @@ class Fleet:
             print(f"worker {worker.index} ended with {code}; starting it again", file=sys.stderr, flush=True)
             self._tell(self._status())
         if worker.failures >= PATIENCE:
-            tail = self._tail(f"worker_{worker.index}")
-            raise RunError(f"worker {worker.index} ended {PATIENCE} times before it was ready; its log ends:\n{tail}")
+            end = end_of(self._log(f"worker_{worker.index}"))
+            raise RunError(f"worker {worker.index} ended {PATIENCE} times before it was ready; its log ends:\n{end}")
         if now >= worker.not_before:
             self._start(worker)
 
@@ -185,33 +182,15 @@ class Fleet:
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
-    def _look_after_router(self, program: str) -> None:
-        """Start it, and again when it dies."""
-        if self._router is not None and self._router.poll() is not None:
-            self._router_failures += 1
-            if self._router_failures >= PATIENCE:
-                raise RunError(f"the router ended {PATIENCE} times; its log ends:\n{self._tail('router')}")
-            print(f"the router ended with {self._router.returncode}; starting it again", file=sys.stderr, flush=True)
-        elif self._router is not None:
-            return
-        with self._log("router").open("ab") as log:
-            self._router = subprocess.Popen(
-                self.settings.router_command(program, [worker.url for worker in self.workers], free_port()),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-        while self._router.poll() is None and not self._stop.is_set():
-            if answers(f"{self.settings.url}/health"):
-                self._router_failures = 0
-                self._say_ready(self.settings.url)
-                return
-            time.sleep(LOOK_EVERY)
+    def _ready(self) -> list[str]:
+        """URLs of the workers that are ready, as this machine finds them."""
+        return [
+            self.settings.own_url(worker.port) if worker.port else worker.url for worker in self.workers if worker.ready
+        ]
 
-    def _say_ready(self, urls: str) -> None:
+    def _say_ready(self) -> None:
         self._up = True
+        urls = " ".join(worker.url for worker in self.workers) if self.router is None else self.settings.url
         print(f"ready url={urls} workers={len(self.workers)}", flush=True)
         self._tell(self._status())
 
@@ -235,20 +214,12 @@ class Fleet:
             except subprocess.TimeoutExpired:
                 send(process, signal.SIGKILL)
                 codes.append(process.wait())
-        if self._router is not None:
-            send(self._router, signal.SIGTERM)
-            try:
-                self._router.wait(5)
-            except subprocess.TimeoutExpired:
-                send(self._router, signal.SIGKILL)
-                self._router.wait()
+        if self.router is not None:
+            self.router.close()
         return codes
 
     def _log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"
-
-    def _tail(self, name: str) -> str:
-        return "\n".join(self._log(name).read_text(errors="replace").splitlines()[-12:])
 
     def _tell(self, status: str) -> None:
         """Write `server.json`, whole or not at all."""

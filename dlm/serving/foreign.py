@@ -1,7 +1,8 @@
 """Wishes that clients of other servers know and this one cannot fulfil. They are refused by name, so that nobody takes
 an answer for one that was made as asked; a value that changes nothing passes, since many clients always send them all.
 
-Any other unknown field is ignored: routers and clients add their own.
+Any other unknown field is ignored: routers and clients add their own. So is `skip_special_tokens`, which NeMo-Skills
+sends as false: what is shown ends before the end token.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "stop_regex": ([],),
     "include_stop_str_in_output": (False,),
     "no_stop_trim": (False,),
-    "skip_special_tokens": (True,),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from dataclasses import dataclass
+from collections import deque
 from typing import Any
 
 import httpx
@@ -30,19 +30,6 @@ MOST_PROMPTS = 1024
 PEER_TIMEOUT = 10.0
 
 
-@dataclass
-class Submitted:
-    """A request and what has become of it.
-
-    Attributes:
-        body: the answer to a poll.
-        expires: `time.monotonic()` after which it is forgotten; None while it runs.
-    """
-
-    body: dict[str, Any]
-    expires: float | None = None
-
-
 class Results:
     """Results of one worker.
 
@@ -55,25 +42,27 @@ class Results:
     def __init__(self, index: int, workers: int, restarts: int, ttl: float) -> None:
         self._numbers = itertools.count(restarts * LIFE)
         self._index, self._workers, self._ttl = index, workers, ttl
-        self._kept: dict[int, Submitted] = {}
+        self._kept: dict[int, dict[str, Any]] = {}
+        """What a poll is told."""
+        self._ended: deque[tuple[float, int]] = deque()
+        """Results in the order in which they came, each with the `time.monotonic()` after which it is forgotten."""
 
     def open(self) -> int:
         """A new id."""
         self._sweep()
         request_id = next(self._numbers) * self._workers + self._index
-        self._kept[request_id] = Submitted({"request_id": request_id, "status": "running", "text": None})
+        self._kept[request_id] = {"request_id": request_id, "status": "running", "text": None}
         return request_id
 
     def close(self, request_id: int, **outcome: Any) -> None:
         """The request is `finished` or `failed`."""
-        body = {"request_id": request_id, "text": None, **outcome}
-        self._kept[request_id] = Submitted(body, time.monotonic() + self._ttl)
+        self._kept[request_id] = {"request_id": request_id, "text": None, **outcome}
+        self._ended.append((time.monotonic() + self._ttl, request_id))
 
     def get(self, request_id: int) -> dict[str, Any] | None:
         """What a poll is told; None for an id that is unknown or has expired."""
         self._sweep()
-        kept = self._kept.get(request_id)
-        return None if kept is None else kept.body
+        return self._kept.get(request_id)
 
     def owner(self, request_id: int) -> int:
         """Index of the worker that has it."""
@@ -81,8 +70,8 @@ class Results:
 
     def _sweep(self) -> None:
         now = time.monotonic()
-        for request_id in [key for key, one in self._kept.items() if one.expires is not None and one.expires < now]:
-            del self._kept[request_id]
+        while self._ended and self._ended[0][0] < now:
+            del self._kept[self._ended.popleft()[1]]
 
 
 def polling_routes(service: Service) -> APIRouter:

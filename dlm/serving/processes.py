@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
 from dlm.errors import ConfigError
+
+BACKLOG = 2048
 
 
 def free_port() -> int:
@@ -31,6 +36,22 @@ def die_with_parent() -> None:
     """In a new process on Linux: SIGTERM when the parent ends, however it ends (prctl 1, PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one. Raises `ConfigError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol unnamed asyncio leaves Nagle's algorithm on, and every answer of two writes waits 40 ms for an
+    # acknowledgement that the client delays.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+        found.listen(BACKLOG)
+    except OSError as error:
+        found.close()
+        raise ConfigError(f"host={host} port={port}: {error.strerror}; choose another port") from error
+    return found
 
 
 def check_free(host: str, port: int) -> None:
@@ -57,3 +78,19 @@ def send(process: subprocess.Popen[bytes], signum: int) -> None:
     """A signal to a process, unless it has ended."""
     if process.poll() is None:
         process.send_signal(signum)
+
+
+def end_of(log: Path) -> str:
+    """The last lines of a log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+
+
+@contextmanager
+def many_files() -> Iterator[None]:
+    """As many open files as this process may have: a connection takes one, and thousands may idle."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

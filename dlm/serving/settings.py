@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -114,13 +113,11 @@ class FleetSettings:
         first_worker: index among them of the first that is started here.
         start_timeout: seconds that the workers may take to be ready.
         gpu_ids: of the workers, in order; empty takes the first where there are any.
-        host, port: where the router listens; `router=none`: `host` is where the workers do, else they are on loopback.
+        host, port: where clients are let in. Workers are on loopback, and with `router=none` on `host`.
         worker_base_port: of the first worker that is started here; the others follow.
         policy: of `POLICIES`.
         health_check_interval: seconds between the router's looks at a worker.
-        request_timeout: seconds until the router gives a request up.
-        max_body_mib: larger bodies are refused by the router already.
-        cors_origins: as in `ServerSettings`.
+        request_timeout, max_body_mib, header_timeout, cors_origins: as in `ServerSettings`.
         model: what is served, for `server.json`.
         run_dir: folder of `server.json` and `logs/`.
     """
@@ -138,6 +135,7 @@ class FleetSettings:
     health_check_interval: float
     request_timeout: float
     max_body_mib: float
+    header_timeout: float
     cors_origins: tuple[str, ...]
     model: str
     run_dir: str
@@ -150,7 +148,7 @@ class FleetSettings:
 
     @property
     def url(self) -> str:
-        """Where clients on this machine find the router."""
+        """Where clients on this machine are let in."""
         return near(self.host, self.port)
 
     @property
@@ -162,26 +160,29 @@ class FleetSettings:
         """Where this machine finds a worker of its own."""
         return near(self.worker_host, port)
 
-    def router_command(self, program: str, workers: Sequence[str], own_metrics: int) -> list[str]:
+    def router_command(self, program: str, port: int, own_metrics: int) -> list[str]:
         """The router's command line. It holds no key: clients' keys are passed on to the workers, which check them.
+
+        It makes no second try by itself (a request that ran into its deadline would be decoded again and again), and
+        takes no worker out of service for the errors that it answers.
 
         Args:
             program: the router.
-            workers: their URLs.
+            port: where it listens, on this machine alone.
             own_metrics: port of the router's own metrics; its default is one for all routers of a machine.
         """
-        origins = self.cors_origins or (self.url,)  # without any the router would let every page in
         return [
             program,
-            *("--host", self.host, "--port", str(self.port)),
+            *("--host", "127.0.0.1", "--port", str(port)),
             *("--policy", self.policy),
             *("--health-check-interval-secs", str(max(1, round(self.health_check_interval)))),
             *("--health-check-timeout-secs", "5", "--health-failure-threshold", "1", "--health-success-threshold", "1"),
+            *("--disable-retries", "--disable-circuit-breaker"),
             *("--request-timeout-secs", str(max(1, round(self.request_timeout + 5)))),
             *("--max-payload-size", str(int((self.max_body_mib + 1) * 2**20))),
             *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(own_metrics)),
-            *("--cors-allowed-origins", *origins),
-            *("--worker-urls", *workers),
+            *("--cors-allowed-origins", near("127.0.0.1", port)),  # without any it would let every page in
+            *("--worker-urls", *self.peers),
         ]
 
 

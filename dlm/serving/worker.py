@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -12,36 +11,19 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from dlm.errors import ConfigError
 from dlm.pipeline.model_source import ModelSource
 from dlm.serving.app import build_app
 from dlm.serving.logs import set_up_logs
 from dlm.serving.patience import patient_for
+from dlm.serving.processes import many_files
 from dlm.serving.service import Service
 from dlm.serving.settings import ServerSettings, near
 from dlm.serving.state import ServerState
 
 log = logging.getLogger("dlm.serving")
 
-BACKLOG = 2048
 LOOK_EVERY = 0.5
 """Seconds between two looks at the decoder's thread."""
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one. Raises `ConfigError`."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol unnamed asyncio leaves Nagle's algorithm on, and every answer of two writes waits 40 ms for an
-    # acknowledgement that the client delays.
-    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        found.bind((host, port))
-        found.listen(BACKLOG)
-    except OSError as error:
-        found.close()
-        raise ConfigError(f"host={host} port={port}: {error.strerror}; choose another port") from error
-    return found
 
 
 def url_of(listening: socket.socket) -> str:
@@ -66,18 +48,16 @@ def serve(
     Raises `DLMError` where the model cannot be loaded.
     """
     set_up_logs(settings.log_format)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a connection takes one, thousands may idle
     state = ServerState(url=url_of(listening))
     tell(state)
     try:
         service = Service.open(source, settings)
         service.warm_up()
         service.thread.start()
-        code = asyncio.run(_Worker(service, state, listening, tell).run())
+        with many_files():
+            code = asyncio.run(_Worker(service, state, listening, tell).run())
         service.close()
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         listening.close()
         state.name = "stopped"
         tell(state)

@@ -77,6 +77,8 @@ def test_every_service_has_arguments_that_dlm_serve_takes(compose: dict[str, Any
         assert float(service["stop_grace_period"].removesuffix("s")) > config.drain_timeout
     router = fleets.pop("router")
     assert (router.router, router.port) == ("only", 8000)
+    for index, one in enumerate(fleets.values()):
+        assert (one.router, one.peers, one.first_worker) == ("none", router.peers, index)
     assert router.peers == tuple(f"http://{name}:{one.worker_base_port}" for name, one in fleets.items())
 
 

@@ -6,7 +6,7 @@ import json
 import socket
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -33,10 +33,22 @@ def free_ports(count: int) -> int:
 
 
 class Fleet:
-    """A running fleet."""
+    """A running fleet.
 
-    def __init__(self, process: subprocess.Popen[str], port: int, folder: Path) -> None:
+    Attributes:
+        client: knows its URL and its key.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], port: int, folder: Path, key: str = "") -> None:
         self.process, self.url, self.folder = process, f"http://127.0.0.1:{port}", folder
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
 
     def info(self) -> dict[str, Any]:
         path = self.folder / "server.json"
@@ -53,6 +65,6 @@ class Fleet:
         raise AssertionError(f"no worker {index}")
 
     def healthy(self) -> int:
-        answer = httpx.get(f"{self.url}/stats", timeout=10)
+        answer = self.client.get("/stats")
         count: int = answer.json()["healthy_workers"] if answer.status_code == 200 else 0
         return count

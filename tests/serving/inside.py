@@ -17,10 +17,11 @@ import uvicorn
 from dlm.pipeline.model_source import CheckpointSource
 from dlm.serving.app import build_app
 from dlm.serving.patience import patient_for
+from dlm.serving.processes import bind
 from dlm.serving.service import Service
 from dlm.serving.settings import ServerSettings
 from dlm.serving.state import ServerState
-from dlm.serving.worker import bind, url_of
+from dlm.serving.worker import url_of
 
 
 @dataclass

@@ -29,10 +29,9 @@ FENCE = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NO_KEYS = {"sparse_configs", "base_url", "extra_body", "api_key", "max_retries", "outcome", "batch_sise"}
 """Of the library, of clients, of Prometheus; and one that is wrong on purpose."""
 FOREIGN = (
-    "Address already in use", "Cannot assign requested address", "LocalEntryNotFoundError", "curl", "Unhealthy servers",
-    "Failed to parse", "Failed to deserialize", "length limit exceeded", "Request failed", "No available workers",
+    "Address already in use", "Cannot assign requested address", "LocalEntryNotFoundError", "curl",
 )  # fmt: skip
-"""Messages of the operating system, of the hub's client, of curl and of the router."""
+"""Messages of the operating system, of the hub's client and of curl."""
 
 
 def spans(path: Path) -> Iterator[str]:

@@ -83,6 +83,14 @@ def test_max_tokens_0_gives_the_text_alone(server: Server) -> None:
     assert all(long[key][:count] == short[key] for key in short)
 
 
+def test_an_answer_of_no_token_counts_as_one(server: Server) -> None:
+    """lm-eval's API model asks for one token more than it scores, and leaves the last of the list out."""
+    texts = [[278, 4, 264, token] for token in range(5, 205)]
+    for choice, text in zip(ask(server, prompt=texts)["choices"], texts, strict=True):
+        assert {len(values) for values in choice["logprobs"].values()} == {len(text) + 1}
+        assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
+
+
 def test_the_openai_client_reads_it(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="demo", prompt="Sort 7 3 12.", max_tokens=4, logprobs=0, echo=True, n=2)
     assert len(answer.choices) == 2

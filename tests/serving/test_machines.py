@@ -29,7 +29,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Fleet]]:
             own += [f"first_worker={index}"] if index == 1 else []
             command = python("dlm.serve", f"router={mode}", urls, *own, f"run_dir={folder}", "health_check_interval=1")
             process = stack.enter_context(started(command, folder))
-            found.append(Fleet(process, port, folder))
+            found.append(stack.enter_context(Fleet(process, port, folder)))
         for fleet in found:
             wait_until(lambda fleet=fleet: fleet.info().get("status") == "ready", 120, "all were ready", fleet.process)
         yield found
