@@ -1,4 +1,4 @@
-"""What `LLM.generate` gives for a prompt: plain dictionaries, cut where the caller asked."""
+"""What `LLM.generate` gives for a prompt: plain dictionaries, cut where the caller asked; and how a canvas begins."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from dlm.decoding.canvas import Canvas
 from dlm.decoding.request import Completion
 from dlm.sampling import SamplingParams
 from dlm.text import TextCodec
@@ -46,6 +47,15 @@ def item_of(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "usage": _usage(prompt_tokens, completion_tokens),
         "outputs": list(samples),
     }
+
+
+def opening(canvas: Canvas) -> dict[str, int]:
+    """Lengths behind the prompt: of a canvas before its first forward, of its first block and of the others."""
+    prompt = canvas.prompt_length
+    blocks = [block for block in canvas.blocks if block.stop > prompt]
+    first = blocks[0].stop - max(blocks[0].start, prompt)
+    others = blocks[1].stop - blocks[1].start if len(blocks) > 1 else first
+    return {"gen_length": canvas.length - prompt, "first_block": first, "block_length": others}
 
 
 def refusal(message: str) -> dict[str, Any]:
