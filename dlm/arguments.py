@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -75,3 +76,8 @@ def one_each(name: str, given: Any, kind: type[Any], count: int, *, optional: bo
         if not isinstance(value, kind) and not (optional and value is None):
             raise TypeError(f"{name}[{index}] must be a dlm.{kind.__name__}, not {value!r:.80}")
     return list(given)
+
+
+def as_arguments(text: str) -> str:
+    """A message about configuration keys with the names of the arguments of `LLM`."""
+    return re.sub(r"\bmodel\.(path|revision|dtype)\b", lambda key: {"path": "model"}.get(key[1], key[1]), text)

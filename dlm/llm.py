@@ -12,7 +12,6 @@ Knows no configuration files and no Trainer; one process, one device.
 from __future__ import annotations
 
 import gc
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,14 +19,13 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
-from types import TracebackType
 from typing import Any
 
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
 
 from dlm.answers import item_of, refusal, sample_of
-from dlm.arguments import Prompt, check_numbers, choose_device, one_each, prompt_list
+from dlm.arguments import Prompt, as_arguments, check_numbers, choose_device, one_each, prompt_list
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderOptions
 from dlm.decoding.parallel import ParallelDecoder
@@ -113,7 +111,7 @@ class LLM:
         source = CheckpointSource(str(model), revision, str(dtype).removeprefix("torch."))
         faults = source.faults()
         if faults:
-            raise ConfigError(_as_arguments("; ".join(faults)))
+            raise ConfigError(as_arguments("; ".join(faults)))
         folder = source.folder()
         self.parallel, self._load = tensor_parallel_size, partial(load_checkpoint, folder, dtype=source.dtype)
         self.config = read_checkpoint_config(folder)
@@ -259,6 +257,15 @@ class LLM:
         """The checkpoint's transformers tokenizer, for prompts as token ids."""
         return self.codec.tokenizer
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The weights that decode. Raises `RunError` where there are none in this process."""
+        if self._checkpoint is None:
+            raise RunError(
+                "this LLM has no weights: it was closed, or tensor_parallel_size shares them among processes"
+            )
+        return self._checkpoint
+
     def _open(self) -> Decoder:
         """A decoder; weights are read unless they are here."""
         if self.parallel > 1:
@@ -289,12 +296,5 @@ class LLM:
     def __enter__(self) -> LLM:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _as_arguments(text: str) -> str:
-    """A message about configuration keys with the names of this class's arguments."""
-    return re.sub(r"\bmodel\.(path|revision|dtype)\b", lambda key: {"path": "model"}.get(key[1], key[1]), text)

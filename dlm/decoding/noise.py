@@ -6,6 +6,8 @@ counter. The same numbers come out on any device, in any batch and in any order.
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -25,6 +27,14 @@ def _mix(word: int) -> int:
     word = ((word ^ (word >> 30)) * _MIX_1) & _WORD
     word = ((word ^ (word >> 27)) * _MIX_2) & _WORD
     return word ^ (word >> 31)
+
+
+def seed_of(seed: int | None, name: str) -> int | None:
+    """A prompt's own seed: 63 bits of BLAKE2b over the run's seed and the prompt's name, so that it depends on neither
+    order nor neighbours; None stays None."""
+    if seed is None:
+        return None
+    return int.from_bytes(blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()) >> 1
 
 
 def keys(seed: int, sample: int, step: int, positions: npt.NDArray[np.int64], stream: int = TOKENS) -> Keys:

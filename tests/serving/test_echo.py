@@ -85,10 +85,16 @@ def test_max_tokens_0_gives_the_text_alone(server: Server) -> None:
 
 def test_an_answer_of_no_token_counts_as_one(server: Server) -> None:
     """lm-eval's API model asks for one token more than it scores, and leaves the last of the list out."""
-    texts = [[278, 4, 264, token] for token in range(5, 205)]
-    for choice, text in zip(ask(server, prompt=texts)["choices"], texts, strict=True):
-        assert {len(values) for values in choice["logprobs"].values()} == {len(text) + 1}
-        assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
+    texts = ["Sort 7 3 12. 7", "Sort 7 3 12. Sorted:", "Capital of France? Capital: Paris", "Split 17 eggs into"]
+    texts += TEXTS
+    choices = [ask(server, prompt=text) for text in texts]
+    found = [choice["choices"][0]["logprobs"] for choice in choices]
+    for logprobs, choice in zip(found, choices, strict=True):
+        assert {len(values) for values in logprobs.values()} == {choice["usage"]["prompt_tokens"] + 1}
+    empty = [logprobs["tokens"][-1] == "" for logprobs in found]
+    assert any(empty)
+    assert not all(empty)
+    assert [logprobs["token_logprobs"][-1] is None for logprobs in found] == empty
 
 
 def test_the_openai_client_reads_it(client: openai.OpenAI) -> None:
