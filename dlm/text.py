@@ -78,6 +78,11 @@ class TextCodec:
         lead = plain[: len(plain) - len(self._ids("a", literal=False))]
         return (*lead, *whole)
 
+    def encode_continuation(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text that goes on from other tokens: nothing is put before it, and special tokens that it
+        names are text."""
+        return self._ids(text, literal=True)
+
     def _ids(self, text: str, literal: bool) -> tuple[int, ...]:
         options = {"split_special_tokens": True} if literal else {}
         with self._lock:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from dlm.decoding.engines import Engine
+from dlm.decoding.noise import seed_of
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.decoding.samplers import Sampler
 from dlm.errors import RequestError
@@ -83,25 +83,28 @@ class PromptDataModule(LightningDataModule):
     def requests(self) -> Iterator[Request]:
         """This process's requests; a prompt that cannot be one becomes a row with an error on the way."""
         recipe, should_stop = self.recipe, self.codec.stop_check(self.recipe.stop)
-        for number in self.claims.take(self.plan):
-            if self.stop:
-                return
-            prompt = self.prompts[number]
-            if prompt.fault is not None:
-                self.writer.refuse(prompt.id, prompt.fault)
-                continue
-            try:
-                ids = self.codec.encode(prompt.content)
-            except RequestError as error:
-                self.writer.refuse(prompt.id, Fault("RequestError", str(error)))
-                continue
+        for prompt, ids in claimed(self.prompts, self.claims, self.plan, self.codec, self.writer, self.stop):
             params = replace(recipe.params, seed=seed_of(recipe.params.seed, prompt.id))
             yield Request(prompt.id, ids, params, recipe.engine, recipe.sampler, should_stop)
 
 
-def seed_of(seed: int | None, prompt_id: str) -> int | None:
-    """A prompt's own noise seed: 63 bits of BLAKE2b over the run's seed and the id, so that it depends on neither order
-    nor neighbours; None stays None."""
-    if seed is None:
-        return None
-    return int.from_bytes(blake2b(f"{seed}:{prompt_id}".encode(), digest_size=8).digest()) >> 1
+def claimed(
+    prompts: Sequence[Prompt], claims: Claims, plan: Plan, codec: TextCodec, writer: ShardWriter, stop: StopSwitch
+) -> Iterator[tuple[Prompt, tuple[int, ...]]]:
+    """The prompts that this process takes, with their tokens; one that has none becomes a row with an error on the way.
+
+    A claim is taken when its first prompt is asked for, and none once `stop` is thrown.
+    """
+    for number in claims.take(plan):
+        if stop:
+            return
+        prompt = prompts[number]
+        if prompt.fault is not None:
+            writer.refuse(prompt.id, prompt.fault)
+            continue
+        try:
+            ids = codec.encode(prompt.content)
+        except RequestError as error:
+            writer.refuse(prompt.id, Fault("RequestError", str(error)))
+            continue
+        yield prompt, ids

@@ -72,6 +72,12 @@ class ShardWriter(Callback):
         self._append(prompt, row)
         self.heart.count(rows=1, errors=0, tokens=len(token_ids), nfe=completion.nfe)
 
+    def put(self, prompt_id: str, fields: dict[str, Any], tokens: int, nfe: int) -> None:
+        """Write an answer that is no completion: the row holds `fields`. Raises `RunError` when there is no room."""
+        prompt = self._prompts[prompt_id]
+        self._append(prompt, {"id": prompt.id, "prompt": prompt.content, **fields})
+        self.heart.count(rows=1, errors=0, tokens=tokens, nfe=nfe)
+
     def refuse(self, prompt_id: str, fault: Fault) -> None:
         """Write why a prompt has no answer. Raises `RunError` when there is no room."""
         prompt = self._prompts[prompt_id]

@@ -1,0 +1,155 @@
+"""Given answers scored instead of decoded: the parts of a run that differ then.
+
+A question's row holds the texts to score in `scored`; its answer is a row of `scores`, in nats, with their `stderrs`
+and the `lengths` of the texts in tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from dlm.decoding.noise import seed_of
+from dlm.errors import RequestError
+from dlm.likelihood import Likelihood, Scheme, Scored
+from dlm.models.loading import Checkpoint
+from dlm.pipeline.claims import Claims, Plan
+from dlm.pipeline.data import claimed
+from dlm.pipeline.prompts import Fault, Prompt
+from dlm.pipeline.ranks import StopSwitch
+from dlm.pipeline.writer import ShardWriter
+from dlm.text import TextCodec
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and the answers to score.
+
+    Attributes:
+        id: the prompt's.
+        prompt_ids: its tokens.
+        answer_ids: those of each answer.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[tuple[int, ...], ...]
+
+
+class ScoringDataModule(LightningDataModule):
+    """Questions for this process's share of the prompts; the arguments are those of `PromptDataModule`."""
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        load_codec: Callable[[], TextCodec],
+        claims: Claims,
+        plan: Plan,
+        writer: ShardWriter,
+        stop: StopSwitch,
+    ) -> None:
+        super().__init__()
+        self.prompts, self.claims, self.plan = prompts, claims, plan
+        self.writer, self.stop = writer, stop
+        self._load_codec = load_codec
+
+    def setup(self, stage: str) -> None:
+        self.codec = self._load_codec()
+
+    def predict_dataloader(self) -> DataLoader[ScoringDataModule]:
+        return DataLoader([self], batch_size=None)  # type: ignore[arg-type]  # any sequence serves as a Dataset
+
+    def questions(self) -> Iterator[Question]:
+        """This process's questions; claims are taken as they are asked for, like those of `PromptDataModule`."""
+        for prompt, ids in claimed(self.prompts, self.claims, self.plan, self.codec, self.writer, self.stop):
+            answers = tuple(self.codec.encode_continuation(text) for text in prompt.row["scored"])
+            yield Question(prompt.id, ids, answers)
+
+    def answer(self, question: Question, scores: Sequence[Scored], nfe: int, seconds: float, seed: int) -> None:
+        """Write the scores of a question. Raises `RunError` when there is no room."""
+        best = max(range(len(scores)), key=lambda place: scores[place].mean)
+        lengths = [len(ids) for ids in question.answer_ids]
+        fields = {
+            "text": self.codec.decode(question.answer_ids[best]),
+            "token_ids": [],
+            "finish_reason": "scored",
+            "nfe": nfe,
+            "seed": seed,
+            "seconds": round(seconds, 4),
+            "scores": [each.mean for each in scores],
+            "stderrs": [None if math.isnan(each.stderr) else each.stderr for each in scores],
+            "lengths": lengths,
+        }
+        self.writer.put(question.id, fields, tokens=sum(lengths), nfe=nfe)
+
+
+class ScoringLM(LightningModule):
+    """A model that scores given answers.
+
+    Args:
+        load: makes the checkpoint on a device; called in each process once it knows its own.
+        scheme: how answers are scored.
+        seed: of the masks; each question's own comes from this and its id, and is the same for all its answers; None
+            draws one for each question.
+        max_tokens: rows of one forward.
+    """
+
+    decoder = None
+    """Other parts of a run ask for one; nothing is decoded here."""
+
+    def __init__(
+        self, load: Callable[[torch.device], Checkpoint], scheme: Scheme, seed: int | None, max_tokens: int
+    ) -> None:
+        super().__init__()
+        self.load, self.scheme, self.seed, self.max_tokens = load, scheme, seed, max_tokens
+        self.likelihood: Likelihood | None = None
+
+    def configure_model(self) -> None:
+        """Load the weights to this process's own device; Lightning may call it twice."""
+        if self.likelihood is None:
+            checkpoint = self.load(self.device)
+            self.likelihood = Likelihood(checkpoint.backbone, checkpoint.special, max_tokens=self.max_tokens)
+
+    def predict_step(self, work: ScoringDataModule, batch_idx: int) -> int:
+        """Score what this process claims; `work` is the only batch that it gets."""
+        total = 0
+        for question in work.questions():
+            begun, seed = time.monotonic(), seed_of(self.seed, question.id)
+            seed = secrets.randbits(63) if seed is None else seed
+            scores: list[Scored] = []
+            nfe = 0
+            try:
+                for answer_ids in question.answer_ids:
+                    for found in self._likelihood.score_in_slices(
+                        question.prompt_ids, answer_ids, self.scheme, seed=seed
+                    ):
+                        if work.stop:
+                            return total
+                        if found is None:
+                            nfe += 1
+                        else:
+                            scores.append(found)
+            except RequestError as error:
+                work.writer.refuse(question.id, Fault("RequestError", str(error)))
+                continue
+            work.answer(question, scores, nfe, time.monotonic() - begun, seed)
+            total += nfe
+        return total
+
+    @property
+    def _likelihood(self) -> Likelihood:
+        if self.likelihood is None:
+            raise RuntimeError("ScoringLM was not configured")
+        return self.likelihood
+
+    def on_predict_end(self) -> None:
+        """Let go of the weights: Lightning would move them to the host first, all ranks at once."""
+        self.likelihood = None
