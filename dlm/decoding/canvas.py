@@ -13,6 +13,7 @@ from dlm.decoding import noise
 from dlm.decoding.engines import Plan, Window
 from dlm.decoding.expansion import Outlook, grow
 from dlm.decoding.layout import Block, IntArray, blocks_from, first_block
+from dlm.decoding.measures import NUM_MEASURES
 from dlm.decoding.pace import Pace
 from dlm.decoding.request import Request
 from dlm.decoding.samplers import Turn
@@ -76,6 +77,7 @@ class Canvas:
         self.admitted = 0.0
         self.step_map = np.zeros(self.length, dtype=np.int64)
         self.logprobs = np.full(self.length, np.nan)
+        self.measures = np.full((NUM_MEASURES, self.length if request.measures else 0), np.nan)
         self.tensors: dict[str, Any] = {}
         self._enter(0)
 
@@ -233,6 +235,8 @@ class Canvas:
         self.given = np.insert(self.given, at, np.zeros(count, dtype=np.bool_))
         self.step_map = np.insert(self.step_map, at, np.zeros(count, dtype=np.int64))
         self.logprobs = np.insert(self.logprobs, at, np.full(count, np.nan))
+        if self.request.measures:
+            self.measures = np.insert(self.measures, [at] * count, np.nan, axis=1)
         self.tensors.pop("track", None)
         self.inserted = (at, count)
         self._begin_block()
@@ -244,15 +248,20 @@ class Canvas:
         tokens: IntArray,
         cleared: IntArray,
         logprobs: npt.NDArray[np.float64] | None,
+        measures: npt.NDArray[np.float64] | None = None,
     ) -> None:
         """Put tokens where they were chosen and masks where they were taken back, as the outcome of a forward."""
         self.tokens[cleared] = self.mask_id
         self.step_map[cleared] = 0
         self.logprobs[cleared] = np.nan
+        if self.request.measures:
+            self.measures[:, cleared] = np.nan
         self.tokens[positions] = tokens
         self.step_map[positions] = self.nfe
         if logprobs is not None:
             self.logprobs[positions] = logprobs
+        if measures is not None:
+            self.measures[:, positions] = measures
 
     def count_forward(self) -> None:
         """The planned forward was made."""

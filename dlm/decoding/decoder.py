@@ -293,7 +293,7 @@ class Decoder:
     def _advance(self, canvas: Canvas, choice: Choice) -> None:
         weight = smoothing.weight(canvas)
         canvas.count_forward()
-        canvas.write(choice.positions, choice.tokens, choice.cleared, choice.logprobs)
+        canvas.write(choice.positions, choice.tokens, choice.cleared, choice.logprobs, choice.measures)
         canvas.finish_forward()
         self.sharing.computed(canvas)
         smoothing.remember(canvas, self.backbone, weight)

@@ -39,6 +39,7 @@ def completion_of(canvas: Canvas, answer: IntArray, *, stopped: bool) -> Complet
     """
     request, prompt = canvas.request, canvas.prompt_length
     limit, record = request.params.max_tokens, request.params.record
+    processed, entropies = (tuple(row[prompt:].tolist()) if request.measures else None for row in canvas.measures)
     cut = limit is not None and len(answer) > limit
     return Completion(
         request_id=request.id,
@@ -53,6 +54,8 @@ def completion_of(canvas: Canvas, answer: IntArray, *, stopped: bool) -> Complet
         seconds=time.perf_counter() - canvas.admitted,
         step_map=tuple(canvas.step_map[prompt:].tolist()) if record else None,
         logprobs=tuple(canvas.logprobs[prompt:].tolist()) if record else None,
+        logprobs_processed=processed,
+        entropies=entropies,
     )
 
 

@@ -61,6 +61,7 @@ class Question:
             banned=(*banned, special.mask_id) if self.ban_mask else banned,
             deferred=special.end_ids if params.confidence_eos_eot_inf else (),
             record=params.record,
+            measured=self.canvas.request.measures,
             boosted=sampler.boosts,
             observe=self.observe,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from dlm.errors import RequestError
@@ -172,6 +172,8 @@ class Request:
         should_stop: called with the generated tokens before the first end token each time a block is done; True ends
             the answer there (stop strings, which the decoder knows nothing of).
         watch: called after each forward of each sample, in the decoder's thread.
+        measures: with `params.record`, also keep `Completion.logprobs_processed` and `entropies`; each forward then
+            makes another pass over its rows of logits.
     """
 
     id: str
@@ -181,6 +183,7 @@ class Request:
     sampler: Sampler
     should_stop: Callable[[Sequence[int]], bool] | None = None
     watch: Callable[[Progress], None] | None = None
+    measures: bool = False
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,11 @@ class Completion:
         logprobs: for each position of `canvas_ids` the log-probability of its token under the raw logits (after
             guidance, before temperature and filters) of the forward that revealed it, nan where none did; only with
             `record`. Not an autoregressive likelihood.
+        logprobs_processed: likewise under the distribution that the token was drawn from: after `temperature`, `top_k`
+            and `top_p`, and after what may not be chosen was taken away. 0 at temperature 0, where nothing is drawn.
+            Only with `Request.measures`.
+        entropies: likewise the entropy, in nats, of softmax(raw logits) at the token's position. Only with
+            `Request.measures`.
         error: why there is no answer; None where there is one.
         fault: with `error`: `refused` (the request cannot be decoded), `failed` (its forward raised), `out_of_memory`;
             empty otherwise.
@@ -246,7 +254,9 @@ class Completion:
     positions: int = 0
     seconds: float = 0.0
     step_map: tuple[int, ...] | None = None
-    logprobs: tuple[float, ...] | None = field(default=None)
+    logprobs: tuple[float, ...] | None = None
+    logprobs_processed: tuple[float, ...] | None = None
+    entropies: tuple[float, ...] | None = None
     error: str | None = None
     fault: str = ""
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlm.decoding import fused
+from dlm.decoding.measures import draw_sums, entropy_sums, measures_of
 from dlm.decoding.noise import gumbel
 from dlm.decoding.rows import Rows
 from dlm.models.backbone import ROW_TILE
@@ -51,6 +52,7 @@ class ScoreSpec:
         banned: ids whose logit becomes -inf before anything else.
         deferred: ids whose logit becomes -inf once the proposal is made: positions proposing them get confidence 0.
         record: the log-probability of the proposal under the raw logits is wanted too.
+        measured: and that under the logits that it was drawn from, and the entropy of the raw ones.
         boosted: amounts are added to single logits first; they may depend on what is proposed without them.
         observe: what else is wanted of the raw logits, a key of `OBSERVERS`; empty for nothing.
     """
@@ -63,6 +65,7 @@ class ScoreSpec:
     banned: tuple[int, ...] = ()
     deferred: tuple[int, ...] = ()
     record: bool = False
+    measured: bool = False
     boosted: bool = False
     observe: str = ""
 
@@ -81,6 +84,7 @@ class ScoreSpec:
         """Whether the most probable token and the odds against it, of the logits but for a few banned ids, are all that
         is wanted."""
         plain = self.temperature == 0 and not (self.boosted or self.deferred or self.observe or self.alters_logits)
+        plain = plain and not self.measured
         return plain and self.order not in STATISTICS and len(self.banned) <= fused.MAX_BANNED
 
 
@@ -93,24 +97,28 @@ class Proposals:
         rank: `[m]` float64, higher is surer, by the spec's order.
         log_odds: `[m]` float64, log((1 - c) / c) of the proposal's probability c.
         logprobs: `[m]` float64, log-probability under the raw logits.
+        measures: `[2, m]` float64, log-probability under the logits that it was drawn from and entropy of the raw ones
+            (`dlm.decoding.measures`); None where the spec does not ask for them.
     """
 
     tokens: npt.NDArray[np.int64]
     rank: npt.NDArray[np.float64]
     log_odds: npt.NDArray[np.float64]
     logprobs: npt.NDArray[np.float64]
+    measures: npt.NDArray[np.float64] | None = None
 
     @classmethod
     def from_table(cls, table: npt.NDArray[np.float64], spec: ScoreSpec) -> Proposals:
-        """Finish the columns `table [6, m]` that `score` made.
+        """Finish the columns `table [6 or 10, m]` that `score` made.
 
         The logarithms are taken here because numpy's do not depend on an element's place in the array; torch's do.
         """
-        tokens, rank, others, gap, raw_sum, raw_gap = table
+        tokens, rank, others, gap, raw_others, raw_gap, *sums = table
         with np.errstate(divide="ignore"):
             log_odds = np.where(np.isinf(gap), np.inf, np.log(others) + gap)
-            logprobs = -(np.log(raw_sum) + raw_gap) if spec.alters_logits else -np.logaddexp(0.0, log_odds)
-        return cls(tokens.astype(np.int64), rank if spec.order in STATISTICS else -log_odds, log_odds, logprobs)
+            logprobs = -np.logaddexp(0.0, np.log(raw_others) + raw_gap if spec.alters_logits else log_odds)
+        rank = rank if spec.order in STATISTICS else -log_odds
+        return cls(tokens.astype(np.int64), rank, log_odds, logprobs, measures_of(*sums) if sums else None)
 
 
 def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tensor, Tensor | None]:
@@ -125,8 +133,8 @@ def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tens
     Returns:
         `[6, rows]` float64, to be finished by `Proposals.from_table`: proposed token; the order's statistic, else 0;
         the sum of exp(l_v - max) over v other than the proposal; max - l_proposal, inf when deferred; and the same two
-        of the raw logits, over all v, when the spec alters them. Then `[rows, ...]`, what the spec's observer made of
-        the raw logits, or None.
+        of the raw logits, when the spec alters them. When it is measured four more rows, of `draw_sums` and
+        `entropy_sums`. Then `[rows, ...]`, what the spec's observer made of the raw logits, or None.
     """
     parts, observed = [], []
     for start in range(0, rows.hidden.shape[0], max_rows):
@@ -143,7 +151,7 @@ def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tens
 
 
 def _score_chunk(logits: Tensor, rows: Rows, spec: ScoreSpec, *, keep: bool = False) -> Tensor:
-    """`[6, rows]`; `logits` are used up unless they are to be kept."""
+    """As `score`'s table; `logits` are used up unless they are to be kept."""
     step = logits.shape[0]
     if logits.device.type == "cpu":
         step = max(1, SLICE_BYTES // (logits.shape[1] * logits.element_size()))
@@ -178,14 +186,16 @@ def _score_slice(logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     raw = logits.clone() if spec.alters_logits else None
+    entropy = entropy_sums(logits) if spec.measured else ()
     if rows.boosts is not None:
         row, boosted, amounts = rows.boosts
         logits.index_put_((row, boosted), amounts.to(logits.dtype), accumulate=True)
     ban(logits, spec.banned)
-    token = argmax(logits) if rows.keys is None else _draw(logits, rows.keys, spec)
+    token, drawn = (argmax(logits), ()) if rows.keys is None else _draw(logits, rows.keys, spec)
     at = token.unsqueeze(1)
     chosen = logits.gather(1, at)
     nothing = torch.zeros_like(token, dtype=torch.float64)
+    measured = (*(drawn or (nothing, nothing)), *entropy) if spec.measured else ()
     statistic = STATISTICS[spec.order](logits) if spec.order in STATISTICS else nothing
     ban(logits, spec.deferred)
     best = logits.amax(-1, keepdim=True)
@@ -193,12 +203,12 @@ def _score_slice(logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
     for late in spec.deferred:
         gap.masked_fill_(token == late, torch.inf)
     others = logits.scatter_(1, at, -torch.inf).sub_(best).exp_().sum(-1)
-    raw_sum = raw_gap = nothing
+    raw_others = raw_gap = nothing
     if raw is not None:
         top = raw.amax(-1, keepdim=True)
         raw_gap = (top - raw.gather(1, at)).squeeze(1)
-        raw_sum = raw.sub_(top).exp_().sum(-1)
-    return torch.stack([column.double() for column in (token, statistic, others, gap, raw_sum, raw_gap)])
+        raw_others = raw.scatter_(1, at, -torch.inf).sub_(top).exp_().sum(-1)
+    return torch.stack([column.double() for column in (token, statistic, others, gap, raw_others, raw_gap, *measured)])
 
 
 def ban(logits: Tensor, tokens: tuple[int, ...]) -> None:
@@ -222,8 +232,9 @@ def argmax(logits: Tensor) -> Tensor:
     return stretch * STRETCH + inside
 
 
-def _draw(logits: Tensor, keys: Tensor, spec: ScoreSpec) -> Tensor:
-    """One draw for each row from softmax(logits / temperature), filtered, by the Gumbel-max trick in float64."""
+def _draw(logits: Tensor, keys: Tensor, spec: ScoreSpec) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One draw for each row from softmax(logits / temperature), filtered, by the Gumbel-max trick in float64; and where
+    it is measured, its `draw_sums`."""
     warm = logits.double() / spec.temperature
     if spec.top_k:
         kth = warm.topk(min(spec.top_k, warm.shape[1]), dim=-1).values[:, -1:]
@@ -233,7 +244,8 @@ def _draw(logits: Tensor, keys: Tensor, spec: ScoreSpec) -> Tensor:
         share = ordered.softmax(-1)
         beyond = share.cumsum(-1) - share >= spec.top_p
         warm.masked_fill_(torch.zeros_like(beyond).scatter_(1, index, beyond), -torch.inf)
-    return (warm + gumbel(keys, warm.shape[1])).argmax(-1)
+    token = (warm + gumbel(keys, warm.shape[1])).argmax(-1)
+    return token, draw_sums(warm, token) if spec.measured else ()
 
 
 def _negative_entropy(logits: Tensor) -> Tensor:

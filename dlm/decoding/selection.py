@@ -30,13 +30,14 @@ from dlm.models.families import SpecialTokens
 @dataclass(frozen=True)
 class Choice:
     """What one canvas writes: positions, tokens and, when recorded, log-probabilities; the positions that become masks
-    again; and its sampler's memory."""
+    again; its sampler's memory; and `[2, m]` measures of the tokens, when asked for."""
 
     positions: IntArray
     tokens: IntArray
     cleared: IntArray
     logprobs: npt.NDArray[np.float64] | None
     memory: Any
+    measures: npt.NDArray[np.float64] | None = None
 
 
 class Selector:
@@ -109,12 +110,13 @@ class Selector:
                 sizes = [len(question.positions) for question in members]
                 for question, rows in zip(members, torch.split(observed, sizes), strict=True):
                     question.observed = rows
-        whole = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).cpu().numpy()
-        first = 0
-        for spec, members in groups.items():
+        whole = torch.cat([part.flatten() for part in parts]).cpu()
+        flat = torch.split(whole, [part.numel() for part in parts])
+        for (spec, members), part, values in zip(groups.items(), parts, flat, strict=True):
+            columns, first = values.view(part.shape).numpy(), 0
             for question in members:
                 last = first + len(question.positions)
-                question.proposals = Proposals.from_table(whole[:, first:last], spec)
+                question.proposals = Proposals.from_table(columns[:, first:last], spec)
                 first = last
 
     def _rows(self, batch: Batch, members: Sequence[Question], spec: ScoreSpec, hidden: Tensor) -> Rows:
@@ -198,8 +200,10 @@ def choose(question: Question, scores: Scores) -> Choice:
             chosen = np.concatenate((chosen, spare[:short]))
             decided += len(spare[:short])
         cleared = cleared[: max(0, decided - demanded)]
-    logprobs = None
+    logprobs = measures = None
     if canvas.request.params.record:
         at = np.searchsorted(question.positions, scores.positions[chosen])
         logprobs = question.proposals.logprobs[at]
-    return Choice(scores.positions[chosen], scores.tokens[chosen], scores.positions[cleared], logprobs, memory)
+        measures = None if question.proposals.measures is None else question.proposals.measures[:, at]
+    written = scores.positions[chosen], scores.tokens[chosen], scores.positions[cleared]
+    return Choice(*written, logprobs, memory, measures)

@@ -14,13 +14,10 @@ import torch
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import Autoregressive, BlockCausal, CausalCommit, DualCache, Engine, Full
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.questions import Question
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.decoding.samplers import Fixed, LLaDA21Edit, RemaskHierarchy
-from dlm.decoding.scoring import ScoreSpec
 from dlm.errors import RequestError
 from dlm.likelihood import Likelihood
-from dlm.models.families import SpecialTokens
 from tests.decoding.drawing import draw_params, draw_prompt, draw_sampler
 from tests.decoding.worlds import BY_NAME, World
 from tests.likelihood.models import FAMILIES, MASK, causal_before, likelihood, naive, predicted, small
@@ -68,26 +65,10 @@ def block_length(request: Request) -> int | None:
     return request.engine.fixed_block or request.params.block_length
 
 
-@pytest.fixture
-def altered(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Requests of which some log-probability was recorded from logits kept aside, by another formula."""
-    found: set[str] = set()
-    spec_of = Question.spec
-
-    def watch(self: Question, special: SpecialTokens) -> ScoreSpec:
-        spec = spec_of(self, special)
-        if spec.alters_logits:
-            found.add(self.canvas.request.id)
-        return spec
-
-    monkeypatch.setattr(Question, "spec", watch)
-    return found
-
-
 @pytest.mark.parametrize("name", ENGINES)
-def test_replay_gives_what_the_decoder_recorded(name: str, altered: set[str]) -> None:
-    """Bit for bit where both compute the same windows by the same formula, else within 1e-4 in float32; and the path
-    with gradients within 1e-4 of both."""
+def test_replay_gives_what_the_decoder_recorded(name: str) -> None:
+    """Bit for bit where both compute the same windows, else within 1e-4 in float32; and the path with gradients within
+    1e-4 of both."""
     world = BY_NAME[name]
     model = world.checkpoint()
     scorer = Likelihood(model.backbone, model.special, max_tokens=200, logits_mib=1)
@@ -104,9 +85,7 @@ def test_replay_gives_what_the_decoder_recorded(name: str, altered: set[str]) ->
         gap = np.abs(replayed - recorded)[revealed]
         worst = max(worst, gap.max())
         seen.update(tokens=len(gap), warm=request.params.temperature > 0, compared=1)
-        if request.id not in altered and name != "nemotron":
-            assert (gap == 0).all()
-            seen.update(exact=len(gap))
+        assert name == "nemotron" or (gap == 0).all()
         model.backbone.requires_grad_(True)
         graded = scorer.replay_logprobs(*parts, **blocks, gradients=True)
         model.backbone.requires_grad_(False)
@@ -115,7 +94,7 @@ def test_replay_gives_what_the_decoder_recorded(name: str, altered: set[str]) ->
     print(f"\n{name}: {dict(seen)}, worst {worst:.1e}")
     assert 0 < seen["warm"] < seen["compared"] == PER_WORLD
     assert worst < 1e-4
-    assert name == "nemotron" or seen["exact"] > 50
+    assert seen["tokens"] > 200
 
 
 def test_replay_of_stale_caches_is_the_full_view() -> None:

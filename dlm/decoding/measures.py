@@ -1,0 +1,44 @@
+"""What can be recorded of the distributions behind a token: how probable it was when it was drawn, and how sure the
+model was.
+
+Sums are made on the device, row by row, and their logarithms on the host, whose bits do not depend on an element's
+place in the array (torch's do).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Floats = npt.NDArray[np.float64]
+
+NUM_MEASURES = 2
+"""Rows of what `measures_of` gives: log-probabilities when drawn, entropies."""
+
+
+def entropy_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of `logits [rows, vocab]`, which stay as they are: the sums over v of e_v and of e_v (l_v - max), `[rows]` each,
+    with e_v = exp(l_v - max)."""
+    shifted = logits - logits.amax(-1, keepdim=True)
+    weights = shifted.exp()
+    shifted.masked_fill_(weights == 0, 0.0)  # 0 * -inf
+    total = weights.sum(-1)
+    return total, shifted.mul_(weights).sum(-1)
+
+
+def draw_sums(warm: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Of `warm [rows, vocab]`, logits as they were drawn from, which are used up, and `tokens [rows]` drawn from them:
+    the sum of exp(l_v - max) over v other than the token, and max - l_token, `[rows]` each."""
+    at = tokens.unsqueeze(1)
+    best = warm.amax(-1, keepdim=True)
+    gap = (best - warm.gather(1, at)).squeeze(1)
+    return warm.scatter_(1, at, -torch.inf).sub_(best).exp_().sum(-1), gap
+
+
+def measures_of(others: Floats, gap: Floats, total: Floats, moment: Floats) -> Floats:
+    """`[2, rows]` from what `draw_sums` and `entropy_sums` gave: log-probabilities, and entropies in nats."""
+    with np.errstate(divide="ignore"):
+        drawn = 0.0 - np.logaddexp(0.0, np.log(others) + gap)
+    return np.stack((drawn, np.maximum(np.log(total) - moment / total, 0.0)))
