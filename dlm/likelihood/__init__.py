@@ -8,6 +8,7 @@ replayed = likelihood.replay_logprobs(prompt_ids, canvas_ids, step_map)
 
 from dlm.likelihood.estimates import Scored, Scores
 from dlm.likelihood.likelihood import Likelihood
+from dlm.likelihood.replay import Replay
 from dlm.likelihood.schemes import SCHEMES, Ar, BlockCausal, Coupled, D1OneStep, LladaMC, Scheme
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "D1OneStep",
     "Likelihood",
     "LladaMC",
+    "Replay",
     "Scheme",
     "Scored",
     "Scores",

@@ -15,8 +15,9 @@ from dlm.errors import RequestError
 from dlm.likelihood.estimates import Plan, Scored, Scores
 from dlm.likelihood.given import GivenTokens
 from dlm.likelihood.presentation import Target, presentation_of
-from dlm.likelihood.replay import check_steps, replayed
+from dlm.likelihood.replay import Replay, check_steps, replayed
 from dlm.likelihood.schemes import Scheme
+from dlm.likelihood.views import Sheet
 from dlm.models.attention import AttentionBackend
 from dlm.models.backbone import Backbone
 from dlm.models.families import SpecialTokens
@@ -178,29 +179,52 @@ class Likelihood:
         Raises:
             RequestError: values that do not fit together or the model.
         """
+        replay = Replay(prompt_ids, replay_token_ids, replay_step_map, block_length, align_blocks, canvas_length)
+        return self.replay_batch([replay], shrink=shrink, temperature=temperature, gradients=gradients)[0]
+
+    def replay_batch(
+        self, replays: Sequence[Replay], *, shrink: int = 1, temperature: float = 1.0, gradients: bool = False
+    ) -> list[Tensor]:
+        """`replay_logprobs` of several canvases, whose states share packed forwards. What one gets does not depend on
+        the others. Raises `RequestError` as `replay_logprobs` does."""
         check_whole("shrink", shrink, 1)
         check_real("temperature", temperature, 0.0, None, open_low=True)
-        if block_length is not None:
-            check_whole("block_length", block_length, 1)
         self._check_gradients(gradients)
-        given, presentation = len(replay_token_ids), self.presentation
+        sheets, places = [], []
+        for replay in replays:
+            sheet, asked = self._states(replay, shrink)
+            places.append(asked)
+            if sheet is not None:
+                sheets.append(sheet)
+        results = [torch.zeros(len(one.token_ids), dtype=torch.float64, device=self.backbone.device) for one in replays]
+        if not sheets:
+            return results
+        logprobs = self.given.logprobs(sheets, temperature=temperature, gradients=gradients).to(self.backbone.device)
+        parts = torch.split(logprobs, [len(asked) for asked in places])
+        return [
+            result.index_copy(0, torch.from_numpy(asked).to(result.device), part)
+            for result, asked, part in zip(results, places, parts, strict=True)
+        ]
+
+    def _states(self, replay: Replay, shrink: int) -> tuple[Sheet | None, IntArray]:
+        """What is fed to replay a canvas, None where nothing was revealed; and which of its tokens come back."""
+        if replay.block_length is not None:
+            check_whole("block_length", replay.block_length, 1)
+        given, presentation = len(replay.token_ids), self.presentation
         if self.backbone.config.attention != "bidirectional":
-            size = presentation.block_length if block_length is None else block_length
-            presentation = replace(presentation, block_length=size, commits=True, aligned=align_blocks)
-        if canvas_length is not None:
-            check_whole("canvas_length", canvas_length, given)
-        spare = [self.special.mask_id] * ((canvas_length or given) - given)
-        target = self._target(prompt_ids, [*replay_token_ids, *spare])
-        steps = np.array([*replay_step_map, *(0 for _ in spare)], dtype=np.int64)
+            size = replay.block_length or presentation.block_length
+            presentation = replace(presentation, block_length=size, commits=True, aligned=replay.align_blocks)
+        if replay.canvas_length is not None:
+            check_whole("canvas_length", replay.canvas_length, given)
+        spare = [self.special.mask_id] * ((replay.canvas_length or given) - given)
+        target = self._target(replay.prompt_ids, [*replay.token_ids, *spare])
+        steps = np.array([*replay.step_map, *(0 for _ in spare)], dtype=np.int64)
         check_steps(target, steps, self.special.mask_id)
         questions = replayed(presentation, target, steps, shrink)
-        replay = torch.zeros(given, dtype=torch.float64, device=self.backbone.device)
         if not questions:
-            return replay
-        sheet = presentation.sheet(target, questions)
-        logprobs = self.given.logprobs([sheet], temperature=temperature, gradients=gradients)
-        places = np.concatenate([question.asked for question in questions]) - target.prompt_length
-        return replay.index_copy(0, torch.from_numpy(places).to(replay.device), logprobs.to(replay.device))
+            return None, np.zeros(0, dtype=np.int64)
+        asked = np.concatenate([question.asked for question in questions])
+        return presentation.sheet(target, questions), asked - target.prompt_length
 
     def _target(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Target:
         """Prompt and completion, checked against the model."""

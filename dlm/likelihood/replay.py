@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from dlm.decoding.layout import IntArray
 from dlm.errors import RequestError
 from dlm.likelihood.presentation import Presentation, Question, Target
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A decoded canvas, as `Likelihood.replay_logprobs` takes it; the attributes are its arguments.
+
+    Attributes:
+        prompt_ids: the prompt, filled in.
+        token_ids: what stands behind it, to the end of the last block at least; the mask id where nothing was revealed.
+        step_map: for each of them the forward that revealed it, from 1; 0 where none did.
+        block_length, align_blocks: what the canvas was decoded with; None is the model's own length.
+        canvas_length: positions that the decoder had behind the prompt; None: no more than are given.
+    """
+
+    prompt_ids: Sequence[int]
+    token_ids: Sequence[int]
+    step_map: Sequence[int]
+    block_length: int | None = None
+    align_blocks: bool = False
+    canvas_length: int | None = None
 
 
 def check_steps(target: Target, steps: IntArray, mask_id: int) -> None:

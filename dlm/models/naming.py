@@ -13,7 +13,7 @@ from torch import Tensor
 from dlm.errors import CheckpointError
 from dlm.models.backbone import Backbone, BackboneConfig
 from dlm.models.families import Family
-from dlm.models.sources import TensorSource
+from dlm.models.sources import NameSource, TensorSource
 
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Parts that compiling, sharding and checkpointing put anywhere inside a name."""
@@ -95,7 +95,7 @@ def family_places(family: Family, backbone: Backbone) -> dict[str, Tensor]:
 
 
 def find_names(
-    source: TensorSource, family: Family, config: BackboneConfig, wanted: Collection[str], prefix: str | None
+    source: NameSource, family: Family, config: BackboneConfig, wanted: Collection[str], prefix: str | None
 ) -> Match:
     """The match of names alone; `prefix` chooses where several sets of weights fit."""
     clean = _without_wrappers(source)
@@ -134,7 +134,7 @@ def find_names(
     )
 
 
-def _without_wrappers(source: TensorSource) -> dict[str, str]:
+def _without_wrappers(source: NameSource) -> dict[str, str]:
     """Name without wrappers -> stored name."""
     clean: dict[str, str] = {}
     for stored in source.names():
@@ -163,7 +163,7 @@ def _prefixes(names: Iterable[str], short: Collection[str]) -> Counter[str]:
     return votes
 
 
-def _choose(fitting: Sequence[str], head: str, source: TensorSource) -> str:
+def _choose(fitting: Sequence[str], head: str, source: NameSource) -> str:
     plain_parts = PLAIN_PREFIXES | set(head.split("."))
     plain = [prefix for prefix in fitting if set(prefix.split(".")) <= plain_parts | {""}]
     choices = plain or fitting

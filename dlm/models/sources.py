@@ -36,8 +36,8 @@ SAFETENSORS_DTYPES = {
 """The names that the safetensors format has for dtypes."""
 
 
-class TensorSource(Protocol):
-    """Tensors by name. Every method raises `CheckpointError` for what is missing, truncated or unreadable."""
+class NameSource(Protocol):
+    """Something that knows what its tensors are called."""
 
     @property
     def label(self) -> str:
@@ -45,6 +45,10 @@ class TensorSource(Protocol):
 
     def names(self) -> Sequence[str]:
         """Names of all tensors, in the order in which they are read fastest."""
+
+
+class TensorSource(NameSource, Protocol):
+    """Tensors by name. Every method raises `CheckpointError` for what is missing, truncated or unreadable."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""

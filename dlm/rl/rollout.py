@@ -1,0 +1,121 @@
+"""What one sample of one prompt gives a policy gradient: tokens, when each was revealed, and how probable it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dlm.decoding.request import Completion, Request
+from dlm.errors import RunError
+from dlm.likelihood import Replay
+from dlm.text import TextCodec
+
+CONTRACT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled answer.
+
+    The log-probabilities are those of the forwards that revealed the tokens. They are **not** an autoregressive
+    likelihood, and their sum is not the log-probability of the answer: `Rollouts.score` estimates that.
+
+    `token_ids` are the first of `replay_token_ids`. What is listed for `replay_token_ids` has entries for the end token
+    and for what stands behind it too; its first `len(token_ids)` entries are the answer's.
+
+    Attributes:
+        prompt_index, sample_index: which prompt of the call, which of its `n` samples.
+        seed: of the noise, which depends on (seed, sample_index, forward, position).
+        prompt_ids: the prompt, masks in it filled in.
+        token_ids: the answer, without what ended it: cut before the first end token, at `max_tokens`, and with the last
+            token that shows text before a stop string.
+        step_map: for each of `token_ids` the 1-based forward that made it final.
+        replay_token_ids: the whole canvas behind the prompt, so the whole last block, past the end token; the mask id
+            where nothing was revealed.
+        replay_step_map: for each of `replay_token_ids`, 0 where nothing was revealed.
+        logprobs_raw: for each of `replay_token_ids`, log softmax(logits) after guidance and before temperature and
+            filters; 0 where nothing was revealed.
+        logprobs_processed: likewise under the distribution that the token was drawn from, after temperature, top-p and
+            top-k; 0 also at temperature 0, where nothing is drawn. Empty where it was not asked for.
+        entropies: likewise of softmax(logits), in nats. Empty where it was not asked for.
+        nfe: forwards that it took part in.
+        finish_reason: `stop` or `length`.
+        block_length: of the blocks that it was decoded in.
+        mask_id: an undecided position.
+        weight_version: of the weights that decoded it.
+        contract_version: of these fields.
+    """
+
+    prompt_index: int
+    sample_index: int
+    seed: int
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    step_map: tuple[int, ...]
+    replay_token_ids: tuple[int, ...]
+    replay_step_map: tuple[int, ...]
+    logprobs_raw: tuple[float, ...]
+    logprobs_processed: tuple[float, ...]
+    entropies: tuple[float, ...]
+    nfe: int
+    finish_reason: str
+    block_length: int
+    mask_id: int
+    weight_version: int
+    contract_version: int = CONTRACT_VERSION
+
+    def replay(self, *, align_blocks: bool = False) -> Replay:
+        """The canvas for `Likelihood.replay_batch`; `align_blocks` as it was decoded with."""
+        return Replay(self.prompt_ids, self.replay_token_ids, self.replay_step_map, self.block_length, align_blocks)
+
+
+def rollout_of(
+    completion: Completion,
+    request: Request,
+    *,
+    stop: Sequence[str],
+    codec: TextCodec | None,
+    mask_id: int,
+    weight_version: int,
+) -> Rollout:
+    """The rollout of a finished sample.
+
+    Args:
+        completion: recorded, of the request whose id is the prompt's index.
+        request: what was asked.
+        stop: stop strings; `codec` cuts at them.
+        codec: None where there are none.
+        mask_id, weight_version: as in `Rollout`.
+
+    Raises:
+        RunError: the sample has no answer; with the reason.
+    """
+    if completion.error is not None or completion.step_map is None:
+        raise RunError(f"prompts[{completion.request_id}] could not be decoded: {completion.error}")
+    token_ids, finish_reason = list(completion.token_ids), completion.finish_reason
+    if stop and codec is not None:
+        _, token_ids, stopped = codec.show(token_ids, stop)
+        finish_reason = "stop" if stopped else finish_reason
+    return Rollout(
+        prompt_index=int(completion.request_id),
+        sample_index=completion.sample,
+        seed=completion.seed,
+        prompt_ids=completion.prompt_ids,
+        token_ids=tuple(token_ids),
+        step_map=completion.step_map[: len(token_ids)],
+        replay_token_ids=completion.canvas_ids,
+        replay_step_map=completion.step_map,
+        logprobs_raw=_finite(completion.logprobs),
+        logprobs_processed=_finite(completion.logprobs_processed),
+        entropies=_finite(completion.entropies),
+        nfe=completion.nfe,
+        finish_reason=finish_reason,
+        block_length=request.engine.fixed_block or request.params.block_length,
+        mask_id=mask_id,
+        weight_version=weight_version,
+    )
+
+
+def _finite(values: Sequence[float] | None) -> tuple[float, ...]:
+    return tuple(0.0 if math.isnan(value) else value for value in values or ())

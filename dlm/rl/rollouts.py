@@ -1,0 +1,313 @@
+"""Rollouts for reinforcement learning, in the process that asks for them.
+
+    rollouts = Rollouts.load("demo")                                # weights of its own
+    rollouts = Rollouts(checkpoint, trainer=checkpoint.backbone)    # those of the module that is being trained
+    batch = rollouts.generate(prompts, SamplingParams(temperature=1.0), n=8)
+    policy = rollouts.replay(batch, gradients=True)                 # log-probabilities to differentiate
+    rollouts.sync(version=step)                                     # after the optimizer's step
+
+The decoder is the one that predicts and serves. Knows no Trainer, no reward and no HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from numbers import Integral
+from os import PathLike
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from dlm.arguments import Prompt, choose_device, one_each, prompt_list
+from dlm.decoding.decoder import Decoder
+from dlm.decoding.options import DecoderOptions, StepReport
+from dlm.decoding.request import Request, check_whole
+from dlm.errors import ConfigError, RequestError
+from dlm.likelihood import SCHEMES, Likelihood, LladaMC, Scheme, Scores
+from dlm.models.backbone import Backbone
+from dlm.models.loading import Checkpoint
+from dlm.pipeline.model_source import CheckpointSource
+from dlm.rl.control import TAGS, WEIGHTS, WeightControl
+from dlm.rl.rollout import Rollout, rollout_of
+from dlm.sampling import SamplingParams
+from dlm.text import TextCodec
+
+DRAWS = 128
+"""Masks that `llada_mc` draws where nothing else is asked."""
+
+
+class Rollouts(WeightControl):
+    """Samples answers and scores tokens; `WeightControl` says how weights are replaced and put to sleep.
+
+    One thing is done at a time: a call while another is in progress, from a callback or from another thread, is refused
+    with a `RunError` and changes nothing.
+
+    Args:
+        checkpoint: the model that decodes.
+        trainer: the module that is being trained, of the same architecture: scores and replays go through it, and so do
+            gradients. It may be `checkpoint.backbone` itself: then the weights are shared, the trainer's optimizer
+            changes them in place, and `sync` says so. None: the weights are this object's own.
+        codec: the tokenizer, for prompts that are texts and for stop strings; None: token ids alone.
+        options: limits of the decoder; by default its key/value memory is a quarter of what is free.
+        score_tokens: rows of one forward that scores or replays, the micro-batch: memory is bounded by it, with
+            gradients too.
+        logits_mib: memory for rows of logits of those forwards, in MiB.
+        weight_version: of the weights as they are.
+
+    Raises:
+        ConfigError: the trainer's module is no `Backbone`, or one of another architecture.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        trainer: Backbone | None = None,
+        codec: TextCodec | None = None,
+        options: DecoderOptions | None = None,
+        score_tokens: int = 8192,
+        logits_mib: float = 512,
+        weight_version: int = 0,
+    ) -> None:
+        super().__init__(checkpoint, trainer, weight_version)
+        self.codec, self.options = codec, options or DecoderOptions()
+        scored = checkpoint.backbone if trainer is None else trainer
+        self.likelihood = Likelihood(scored, checkpoint.special, max_tokens=score_tokens, logits_mib=logits_mib)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | PathLike[str],
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "auto",
+        trainer: Backbone | None = None,
+        options: DecoderOptions | None = None,
+        score_tokens: int = 8192,
+    ) -> Self:
+        """With weights of its own, read from a checkpoint.
+
+        Args:
+            model, revision, dtype, device: as in `dlm.LLM`.
+            trainer, options, score_tokens: as above.
+
+        Raises:
+            ConfigError: a value that cannot be had here.
+            CheckpointError: a model that cannot be loaded.
+        """
+        source = CheckpointSource(str(model), revision, str(dtype).removeprefix("torch."))
+        faults = source.faults()
+        if faults:
+            raise ConfigError("; ".join(faults))
+        codec = TextCodec.load(source.tokenizer_folder())
+        checkpoint = source.load(choose_device(device))
+        return cls(checkpoint, trainer=trainer, codec=codec, options=options, score_tokens=score_tokens)
+
+    # Rollouts
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        n: int = 1,
+        distributions: bool = True,
+        on_step: Callable[[StepReport], None] | None = None,
+    ) -> list[Rollout]:
+        """Decode `n` samples of each prompt, all packed together.
+
+        What a prompt gets depends on that prompt, its parameters and its seed alone. Sample k of a prompt draws its
+        noise from (seed, k), so that equal prompts with equal seeds give equal samples: ask for a group by `n`.
+
+        Args:
+            prompts: texts, which go through the chat template where there is one, or lists of token ids.
+            params: one for all, or one for each prompt; None is `SamplingParams()`. Their `n` stays 1; without `seed`
+                one is drawn for each prompt.
+            n: samples of each prompt.
+            distributions: `Rollout.logprobs_processed` and `entropies` are wanted; each forward then makes another
+                pass over the logits.
+            on_step: called after each forward.
+
+        Returns:
+            `len(prompts) * n` rollouts, those of one prompt together, in order.
+
+        Raises:
+            RequestError: prompts that cannot be decoded; names each with its reason, and nothing was decoded.
+            RunError: a forward failed, the object sleeps, or another call is in progress.
+        """
+        given = prompt_list(prompts)
+        asked = one_each("params", SamplingParams() if params is None else params, SamplingParams, len(given))
+        check_whole("n", n, 1)
+        with self._alone("generate"), torch.autocast(self.checkpoint.backbone.device.type, enabled=False):
+            self._refuse_without(*TAGS)
+            decoder = self._decoder = self._decoder or Decoder(
+                self.checkpoint.backbone, self.checkpoint.special, self.options
+            )
+            requests = self._requests(decoder, given, asked, n, distributions)
+            found: dict[tuple[int, int], Rollout] = {}
+            try:
+                with closing(decoder.run(requests, on_step=on_step)) as completions:  # type: ignore[type-var]  # declared as an iterator
+                    for completion in completions:
+                        index = int(completion.request_id)
+                        found[index, completion.sample] = rollout_of(
+                            completion,
+                            requests[index],
+                            stop=asked[index].stop,
+                            codec=self.codec,
+                            mask_id=self.checkpoint.special.mask_id,
+                            weight_version=self._version,
+                        )
+            except BaseException:
+                self._decoder = None  # it may have been left between two states
+                raise
+        return [found[index, sample] for index in range(len(given)) for sample in range(n)]
+
+    def _requests(
+        self, decoder: Decoder, prompts: Sequence[Prompt], params: Sequence[SamplingParams], n: int, measures: bool
+    ) -> list[Request]:
+        requests, faults = [], []
+        for index, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
+            try:
+                request = self._request(index, prompt, one, n, measures)
+                decoder.check(request)
+            except RequestError as error:
+                faults.append(f"prompts[{index}]: {error}")
+            else:
+                requests.append(request)
+        if faults:
+            raise RequestError("; ".join(faults))
+        return requests
+
+    def _request(self, index: int, prompt: Prompt, params: SamplingParams, n: int, measures: bool) -> Request:
+        config = self.checkpoint.backbone.config
+        if params.n != 1:
+            raise RequestError(f"n={params.n} in the parameters; it is an argument of generate")
+        if self.codec is None and (params.stop or isinstance(prompt, str)):
+            what = "stop strings need" if params.stop else "a text needs"
+            raise RequestError(f"{what} a tokenizer; give codec=, or token ids and no stop")
+        translated, engine, sampler = params.translate(self.checkpoint.family, config.attention, config.block_length)
+        if isinstance(prompt, str):
+            assert self.codec is not None
+            token_ids = self.codec.encode(prompt) if prompt else ()
+        else:
+            token_ids = tuple(map(int, prompt))
+        stop = None if self.codec is None else self.codec.stop_check(params.stop)
+        translated = replace(translated, n=n, record=True)
+        return Request(str(index), token_ids, translated, engine, sampler, stop, measures=measures)
+
+    # Scores
+
+    def score(
+        self,
+        prompt_ids: Sequence[int] | Sequence[Sequence[int]],
+        completion_ids: Sequence[int] | Sequence[Sequence[int]],
+        *,
+        scheme: str | Scheme,
+        mc_num: int = DRAWS,
+        seed: int = 0,
+        per_token: bool = False,
+        gradients: bool = False,
+    ) -> Scores:
+        """Estimate log p(completion | prompt) of one pair or of several, through the trainer's module where there is
+        one.
+
+        Args:
+            prompt_ids: token ids, or a list of them for each pair.
+            completion_ids: likewise.
+            scheme: a name in `dlm.likelihood.SCHEMES` with its default settings, or a scheme with others.
+            mc_num: draws of `llada_mc`.
+            seed: of the masks.
+            per_token: the terms are wanted too.
+            gradients: keep the graph; no cache is used, and memory is bounded by `score_tokens`.
+
+        Returns:
+            `mean` and `stderr`, `[pairs]` float64.
+
+        Raises:
+            RequestError: what cannot be scored.
+            RunError: the weights sleep, or another call is in progress.
+        """
+        chosen = scheme
+        if isinstance(chosen, str):
+            if chosen not in SCHEMES:
+                raise RequestError(f"scheme={chosen!r} is unknown; known: {', '.join(SCHEMES)}")
+            chosen = LladaMC(mc_num) if chosen == LladaMC.name else SCHEMES[chosen]()
+        if mc_num != DRAWS and (chosen.name != LladaMC.name or not isinstance(scheme, str)):
+            raise RequestError(f"mc_num={mc_num} goes with scheme='{LladaMC.name}'; leave it out")
+        with self._scoring("score"):
+            return self.likelihood.score(
+                _texts(prompt_ids), _texts(completion_ids), chosen, seed=seed, per_token=per_token, gradients=gradients
+            )
+
+    def replay_logprobs(
+        self,
+        prompt_ids: Sequence[int],
+        replay_token_ids: Sequence[int],
+        replay_step_map: Sequence[int],
+        *,
+        shrink: int = 1,
+        temperature: float = 1.0,
+        block_length: int | None = None,
+        align_blocks: bool = False,
+        gradients: bool = False,
+    ) -> Tensor:
+        """The log-probability of each token at the forward that revealed it, recomputed through the trainer's module
+        where there is one. Not an autoregressive likelihood.
+
+        Args and what is recomputed: as in `dlm.likelihood.Likelihood.replay_logprobs`.
+
+        Returns:
+            `[len(replay_token_ids)]` float64; 0 where nothing was revealed.
+
+        Raises:
+            RequestError: values that do not fit together or the model.
+            RunError: the weights sleep, or another call is in progress.
+        """
+        with self._scoring("replay_logprobs"):
+            return self.likelihood.replay_logprobs(
+                prompt_ids,
+                replay_token_ids,
+                replay_step_map,
+                shrink=shrink,
+                temperature=temperature,
+                block_length=block_length,
+                align_blocks=align_blocks,
+                gradients=gradients,
+            )
+
+    def replay(
+        self,
+        rollouts: Iterable[Rollout],
+        *,
+        shrink: int = 1,
+        temperature: float = 1.0,
+        align_blocks: bool = False,
+        gradients: bool = False,
+    ) -> list[Tensor]:
+        """`replay_logprobs` of rollouts, packed into forwards of up to `score_tokens` rows.
+
+        Returns:
+            For each rollout `[len(replay_token_ids)]` float64, to be compared with its `logprobs_raw`.
+        """
+        canvases = [rollout.replay(align_blocks=align_blocks) for rollout in rollouts]
+        with self._scoring("replay"):
+            return self.likelihood.replay_batch(canvases, shrink=shrink, temperature=temperature, gradients=gradients)
+
+    @contextmanager
+    def _scoring(self, what: str) -> Iterator[None]:
+        with self._alone(what):
+            if self.trainer is None or self.shared:
+                self._refuse_without(WEIGHTS)
+            yield
+
+
+def _texts(given: Any) -> list[Sequence[int]]:
+    """One list of token ids, or several, as several; also from tensors."""
+    rows = given.tolist() if isinstance(given, Tensor) else given
+    if len(rows) and isinstance(rows[0], Integral):
+        return [rows]
+    return [row.tolist() if isinstance(row, Tensor) else row for row in rows]
