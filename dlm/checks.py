@@ -21,11 +21,16 @@ from dlm.pipeline.model_source import FamilyDefault
 
 def check_predict(config: DictConfig) -> None:
     """Raise `ConfigError` with every missing value and every fault of `conf/predict.yaml`, each with its remedy."""
+    check(config, CHECKS)
+
+
+def check(config: DictConfig, checks: dict[tuple[str, ...], Callable[[DictConfig], list[str]]]) -> None:
+    """Raise `ConfigError` with every missing value and every fault that `checks`, such as `CHECKS`, find."""
     broken = dict(_unusable(config))
     faults = list(broken.values())
-    for parts, check in CHECKS.items():
+    for parts, find in checks.items():
         if not any(key.split(".")[0] in parts for key in broken):
-            faults += check(config)
+            faults += find(config)
     if faults:
         raise ConfigError("\n  ".join(["the configuration cannot be used:", *faults]))
 
@@ -33,15 +38,21 @@ def check_predict(config: DictConfig) -> None:
 def _unusable(config: DictConfig) -> Iterator[tuple[str, str]]:
     """Keys that have no value: missing ones, and interpolations that lead nowhere."""
     for part in map(str, config):
-        alone = OmegaConf.masked_copy(config, [part])
         try:
-            missing = OmegaConf.missing_keys(alone)
-            OmegaConf.to_container(alone, resolve=True)
+            missing = {part} if OmegaConf.is_missing(config, part) else _missing(config[part])
         except Exception as error:  # omegaconf's, and whatever a resolver raises
             yield part, f"{part}: {str(error).splitlines()[0]}"
             continue
         for key in sorted(missing):
             yield key, f"{key} is not set: write {key}=<value>"
+
+
+def _missing(value: Any) -> set[str]:
+    """Keys without a value in a part of the configuration, all of whose interpolations are tried."""
+    if not OmegaConf.is_config(value):
+        return set()
+    OmegaConf.to_container(value, resolve=True)
+    return OmegaConf.missing_keys(value)
 
 
 def _model_faults(config: DictConfig) -> list[str]:
@@ -143,6 +154,15 @@ def _progress_faults(config: DictConfig) -> list[str]:
     return [] if every > 0 else [f"progress.every_seconds={every}: must be above 0"]
 
 
+def _trace_faults(config: DictConfig) -> list[str]:
+    if config.trace.get("_target_") is None:
+        return []
+    faults: list[str] = instantiate(config.trace).faults()
+    if not config.generation.record:
+        faults.append("generation.record=false: trace=html shows what record keeps; leave it out, or write trace=none")
+    return faults
+
+
 CHECKS: dict[tuple[str, ...], Callable[[DictConfig], list[str]]] = {
     ("model",): _model_faults,
     ("model", "engine"): _drafter_faults,
@@ -151,5 +171,6 @@ CHECKS: dict[tuple[str, ...], Callable[[DictConfig], list[str]]] = {
     ("decoder", "generation"): _decoder_faults,
     ("trainer",): _trainer_faults,
     ("progress",): _progress_faults,
+    ("trace", "generation"): _trace_faults,
 }
 """Each check with the parts of the configuration that it reads."""

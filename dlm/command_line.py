@@ -36,6 +36,9 @@ from dlm.paths import conf_dir
 Task = Callable[[DictConfig, Sequence[str]], int]
 """Takes the configuration and the overrides it came from; returns the exit code."""
 
+STOPPED = 128
+"""Exit codes from here on are signals: who ends one job of a multirun with Ctrl-C means all of them."""
+
 CHOSEN = r"^  - (?:override )?(\w+):"
 """Lines of a primary file that choose from a group."""
 
@@ -188,17 +191,24 @@ def _hand_to_hydra(config_name: str, task: Task) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     register_schemas()
+    failed: list[tuple[int, str]] = []
 
     def job(config: DictConfig) -> None:
+        words = tuple(HydraConfig.get().overrides.task)
         try:
             _refuse_unknown(config)
-            code = task(config, tuple(HydraConfig.get().overrides.task))
+            code = task(config, words)
         except DLMError as error:
             code = report(error)
-        if code:
+        if code and code < STOPPED and in_multirun() and HydraConfig.get().launcher._target_.endswith("BasicLauncher"):
+            failed.append((code, quoted(words)))  # the other jobs go on
+        elif code:
             sys.exit(code)
 
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+    if failed:
+        print("\n  ".join([f"{len(failed)} of the jobs failed:", *(words for _, words in failed)]), file=sys.stderr)
+        sys.exit(max(code for code, _ in failed))
 
 
 def _part(config: DictConfig, package: str) -> DictConfig:
@@ -213,8 +223,9 @@ def _groups(config_name: str, module: str) -> Iterator[tuple[str, list[str]]]:
     foreign = re.compile(rf"^# python -m (?!{re.escape(module)}\b)", re.MULTILINE)
     chosen = re.findall(CHOSEN, (conf_dir() / f"{config_name}.yaml").read_text(), re.MULTILINE)
     for group in chosen:
-        files = sorted((conf_dir() / group).glob("*.yaml"))
-        names = [path.stem for path in files if not foreign.search(path.read_text())]
+        folder = conf_dir() / group
+        files = [path for path in sorted(folder.rglob("*.yaml")) if not foreign.search(path.read_text())]
+        names = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
         if names:
             yield group, names
 

@@ -22,6 +22,7 @@ from dlm.decoding.request import SamplingParams
 from dlm.decoding.samplers import SAMPLERS
 from dlm.pipeline.model_source import CheckpointSource, RandomSource
 from dlm.pipeline.prompts import DemoPrompts, HfPrompts, JsonlPrompts
+from dlm.report.trace import HtmlTrace
 
 PLAIN = (int, float, str, bool)
 
@@ -81,6 +82,11 @@ class WandbLogger:
     offline: bool = True
 
 
+@dataclass
+class NoTrace:
+    _target_: str | None = None
+
+
 def _generation() -> type[Any]:
     """How each prompt is decoded: the fields of `SamplingParams` and stop strings. `conf/predict.yaml` sets them."""
     hints = get_type_hints(SamplingParams)
@@ -120,6 +126,7 @@ class PredictConfig:
     data: Any = MISSING
     trainer: Any = MISSING
     logger: Any = MISSING
+    trace: Any = MISSING
     generation: Generation = field(default_factory=Generation)  # type: ignore[valid-type]  # made above
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     progress: ProgressConfig = field(default_factory=ProgressConfig)
@@ -150,6 +157,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "data": {"demo": mirror(DemoPrompts), "jsonl": mirror(JsonlPrompts), "hf": mirror(HfPrompts)},
     "trainer": {"trainer": TrainerConfig},
     "logger": {"none": NoLogger, "csv": CsvLogger, "wandb": WandbLogger},
+    "trace": {"none": NoTrace, "html": mirror(HtmlTrace)},
 }
 """Schemas by group; a YAML file takes `/schema/<group>/<name>@_here_`."""
 

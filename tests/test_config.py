@@ -22,12 +22,13 @@ from dlm.errors import ConfigError
 from dlm.paths import conf_dir
 from dlm.serving.config import register as register_serve
 
-GROUPS = ("model", "engine", "sampler", "algorithm", "data", "trainer", "logger")
+GROUPS = ("model", "engine", "sampler", "algorithm", "data", "trainer", "logger", "trace")
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((conf_dir() / group).glob("*.yaml"))]
 PREDICT_FILES = sorted(
     [
         conf_dir() / "predict.yaml",
         conf_dir() / "merge.yaml",
+        conf_dir() / "report.yaml",
         *(p for g in GROUPS for p in (conf_dir() / g).glob("*.yaml")),
     ]
 )

@@ -8,58 +8,15 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from functools import partial
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dlm.pipeline.loggers import define_steps
-from dlm.pipeline.ranks import Heart, Others, Status
-
-
-@dataclass(frozen=True)
-class Totals:
-    """A run's figures so far, summed over its processes.
-
-    Attributes:
-        rows, errors: answers written, refused prompts among them.
-        tokens, nfe: visible tokens, and forwards summed over answers.
-        seconds: since decoding began here.
-        occupancy: sequences in a model call as a share of the most it may hold, averaged over the processes' calls.
-    """
-
-    rows: int
-    errors: int
-    tokens: int
-    nfe: int
-    seconds: float
-    occupancy: float
-
-    @classmethod
-    def of(cls, statuses: list[Status], seconds: float) -> Totals:
-        steps = sum(status.steps for status in statuses)
-        return cls(
-            rows=sum(status.rows for status in statuses),
-            errors=sum(status.errors for status in statuses),
-            tokens=sum(status.tokens for status in statuses),
-            nfe=sum(status.nfe for status in statuses),
-            seconds=seconds,
-            occupancy=sum(status.steps * status.occupancy for status in statuses) / steps if steps else 0.0,
-        )
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds > 0 else 0.0
-
-    @property
-    def tokens_per_forward(self) -> float:
-        return self.tokens / self.nfe if self.nfe else 0.0
-
-    def eta(self, total: int) -> float | None:
-        """Seconds to go; None before the first answer."""
-        return (total - self.rows) * self.seconds / self.rows if self.rows else None
+from dlm.pipeline.loggers import attempt, define_steps, log_progress
+from dlm.pipeline.ranks import Heart, Others
+from dlm.pipeline.totals import Totals, clock
 
 
 class ProgressReport(Callback):
@@ -86,7 +43,7 @@ class ProgressReport(Callback):
         self._begun = self._shown = time.monotonic()
         self._loggers = list(trainer.loggers)
         for logger in self._loggers:
-            define_steps(logger)
+            attempt("the axis of the progress", partial(define_steps, logger))
         console = Console(stderr=True)
         if console.is_terminal:
             self._bar = Progress(
@@ -138,27 +95,5 @@ class ProgressReport(Callback):
         return f"{totals.tokens_per_second:.1f} tokens/s, {totals.tokens_per_forward:.2f} tokens/forward{left}"
 
     def _log(self, totals: Totals) -> None:
-        for logger in self._loggers:
-            log_progress(logger, totals)
-
-
-def log_progress(logger: Logger, totals: Totals) -> None:
-    """One entry in a Lightning logger, against the number of answers: `trainer/global_step` stands still in predict."""
-    figures = {
-        "progress/answers": totals.rows,
-        "progress/errors": totals.errors,
-        "progress/tokens_per_second": totals.tokens_per_second,
-        "progress/tokens_per_forward": totals.tokens_per_forward,
-        "progress/occupancy": totals.occupancy,
-    }
-    if isinstance(logger, WandbLogger):
-        logger.experiment.log(figures)
-    else:
-        logger.log_metrics(figures, step=totals.rows)
-
-
-def clock(seconds: float) -> str:
-    """`1:02:03`, `2:03` or `0:03`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+        # One that fails is asked no more: it would say so every few seconds.
+        self._loggers = [one for one in self._loggers if attempt("progress", partial(log_progress, one, totals))]

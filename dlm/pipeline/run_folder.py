@@ -1,5 +1,5 @@
 """The run folder: what was asked (`config.yaml`, `command.txt`, `index.json`), what is answered (`shards/`), who does
-what (`claims/`), and the result (`predictions.jsonl`).
+what (`claims/`), and the result (`predictions.jsonl`, `summary.json`).
 
 Several processes open the same folder at once and none of them talks to another: a file that all must agree on is
 published whole or not at all, and whoever comes first wins.
@@ -19,7 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlm.errors import ConfigError, DataError, RunError
 
-FREE = ("trainer", "logger", "decoder", "progress", "run_dir")
+FREE = (
+    "trainer", "logger", "decoder", "progress", "run_dir", "trace", "allow_code_execution", "checking", "published",
+)  # fmt: skip
 """Parts of the configuration that may differ when a run is resumed: they change no answer."""
 
 
@@ -44,6 +46,14 @@ class RunFolder:
     @property
     def predictions(self) -> Path:
         return self.path / "predictions.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def trace(self) -> Path:
+        return self.path / "trace.html"
 
     def claims(self, attempt: str) -> Path:
         return self.path / "claims" / attempt

@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import DictConfig
 
@@ -25,11 +26,15 @@ from dlm.pipeline.run_folder import Index, RunFolder
 from dlm.pipeline.shards import Shard, read_answers
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.loggers import Logger
 
+    from dlm.pipeline.data import Recipe
     from dlm.pipeline.interrupts import Interrupts
-    from dlm.pipeline.progress import Totals
+    from dlm.pipeline.model_source import ModelSource
+    from dlm.pipeline.totals import Totals
+    from dlm.pipeline.writer import ShardWriter
+    from dlm.text import TextCodec
 
 CLAIM = 4
 """The largest claim, in multiples of what a decoder holds at once."""
@@ -52,11 +57,14 @@ class Session:
         overrides: what was typed, for the command that resumes.
     """
 
+    entry: ClassVar[str] = "dlm.predict"
+    """What is typed behind `python -m`."""
+
     def __init__(self, config: DictConfig, launch: Launch, overrides: Sequence[str]) -> None:
         self.config, self.launch = config, launch
         self.folder = RunFolder(launch.run_dir)
         kept = [override for override in overrides if not override.startswith("run_dir=")]
-        self.command = quoted([*launch.prefix(program("dlm.predict")), *kept, f"run_dir={launch.run_dir}"])
+        self.command = quoted([*launch.prefix(program(self.entry)), *kept, f"run_dir={launch.run_dir}"])
         self.stop = StopSwitch()
         self.prompts: list[Prompt] = []
         self.failures: list[str] = []
@@ -65,11 +73,16 @@ class Session:
         """Read the prompts and agree with the run folder. Raises `DataError`, `ConfigError`, `RunError`."""
         if self.launch.parent is not None:
             die_with(self.launch.parent)
-        self.prompts = instantiate(self.config.data).read()
+        self.prompts = self._read()
         self.folder.create(self.launch.attempt)
         self.folder.agree_on_config(self.config, self.command)
         ids = [prompt.id for prompt in self.prompts]
         self.folder.agree_on_index(Index(ids, self.config.generation.n, digest(self.prompts)))
+
+    def _read(self) -> list[Prompt]:
+        """The prompts of the run, in the order of its output."""
+        prompts: list[Prompt] = instantiate(self.config.data).read()
+        return prompts
 
     def run(self) -> int:
         """Decode, and as rank 0 merge; returns the exit code. Raises `DLMError`."""
@@ -82,7 +95,7 @@ class Session:
         quieten()
         logger, code = None, 1
         try:
-            logger = build_logger(self.config, self.folder.path)
+            logger = build_logger(self.config, self.folder.path, self.entry.removeprefix("dlm."))
             trainer = build_trainer(self.config.trainer, [interrupts], logger, self.folder.path)
             code = self._work(trainer, interrupts) if trainer.global_rank == 0 else self._follow(trainer, interrupts)
         except IncompleteRunError:
@@ -121,7 +134,8 @@ class Session:
         return "" if task is None else f"task{task}-restart{restart}-" if restart else f"task{task}-"
 
     def _work(self, trainer: Trainer, interrupts: Interrupts) -> int:
-        from dlm.pipeline.progress import ProgressReport, Totals
+        from dlm.pipeline.progress import ProgressReport
+        from dlm.pipeline.totals import Totals
 
         workers = self._workers(trainer.world_size)
         worker = workers[trainer.global_rank]
@@ -169,48 +183,73 @@ class Session:
             self.stop.throw()
 
     def _decode(self, trainer: Trainer, claims: Claims, plan: Plan, heart: Heart) -> None:
-        from dlm.decoding.options import DecoderOptions
-        from dlm.decoding.request import PARAM_NAMES, SamplingParams
-        from dlm.pipeline.data import PromptDataModule, Recipe
-        from dlm.pipeline.model_source import pair
-        from dlm.pipeline.module import DecodingOptions, DiffusionLM
         from dlm.pipeline.writer import ShardWriter
-        from dlm.text import TextCodec
+
+        generation = self.config.generation
+        shard = Shard(self.folder.shards / f"{self.launch.attempt}-{heart.status.worker}.jsonl")
+        writer = ShardWriter(shard, self.prompts, tuple(generation.stop), generation.n, heart)
+        callbacks(trainer).append(writer)
+        module, data = self._parts(instantiate(self.config.model), claims, plan, writer)
+        trainer.predict(module, datamodule=data, return_predictions=False)
+
+    def _parts(
+        self, source: ModelSource, claims: Claims, plan: Plan, writer: ShardWriter
+    ) -> tuple[LightningModule, LightningDataModule]:
+        """The module that holds the model, and what this process claims of the prompts."""
+        from dlm.decoding.options import DecoderOptions
+        from dlm.pipeline.data import PromptDataModule
+        from dlm.pipeline.module import DecodingOptions, DiffusionLM
+
+        config, recipe = self.config, self._recipe(source)
+        data = PromptDataModule(self.prompts, lambda: self._codec(source), recipe, claims, plan, writer, self.stop)
+        share = plan.fair_share() * config.generation.n
+        limits = {**config.decoder, "max_num_seqs": min(config.decoder.max_num_seqs, share)}
+        module = DiffusionLM(decoding_options=DecodingOptions(source.load, DecoderOptions(**limits)))
+        return module, data
+
+    def _recipe(self, source: ModelSource) -> Recipe:
+        """How every prompt is decoded."""
+        from dlm.decoding.request import PARAM_NAMES, SamplingParams
+        from dlm.pipeline.data import Recipe
+        from dlm.pipeline.model_source import pair
 
         config, generation = self.config, self.config.generation
-        source, stop = instantiate(config.model), tuple(generation.stop)
         source.traits()  # refuses a checkpoint of another family before its tokenizer is looked at
         engine, sampler = pair(instantiate(config.engine), instantiate(config.sampler), config.algorithm, source)
-        chat = source.chat if config.data.chat_template is None else config.data.chat_template
-        recipe = Recipe(
+        return Recipe(
             params=SamplingParams(**{name: generation[name] for name in PARAM_NAMES}),
             engine=engine,
             sampler=sampler,
-            stop=stop,
+            stop=tuple(generation.stop),
         )
-        shard = Shard(self.folder.shards / f"{self.launch.attempt}-{heart.status.worker}.jsonl")
-        writer = ShardWriter(shard, self.prompts, stop, generation.n, heart)
-        callbacks(trainer).append(writer)
-        data = PromptDataModule(
-            self.prompts,
-            lambda: TextCodec.load(source.tokenizer_folder(), chat),
-            recipe,
-            claims,
-            plan,
-            writer,
-            self.stop,
+
+    def _codec(self, source: ModelSource) -> TextCodec:
+        from dlm.text import TextCodec
+
+        chat = source.chat if self.config.data.chat_template is None else self.config.data.chat_template
+        return TextCodec.load(source.tokenizer_folder(), chat)
+
+    def _trace(self) -> Path | None:
+        """Write the page of how answers were revealed, where it is asked for; where it lies."""
+        from dlm.decoding.request import Request
+        from dlm.pipeline.summary import read_predictions
+
+        if self.config.trace.get("_target_") is None:
+            return None
+        source: ModelSource = instantiate(self.config.model)
+        recipe = self._recipe(source)
+        instantiate(self.config.trace).write(
+            self.folder.trace,
+            read_predictions(self.folder.predictions),
+            self._codec(source),
+            lambda ids: Request("", ids, recipe.params, recipe.engine, recipe.sampler),
         )
-        share = plan.fair_share() * generation.n
-        limits = {**config.decoder, "max_num_seqs": min(config.decoder.max_num_seqs, share)}
-        module = DiffusionLM(decoding_options=DecodingOptions(source.load, DecoderOptions(**limits)))
-        trainer.predict(module, datamodule=data, return_predictions=False)
+        return self.folder.trace
 
     def _conclude(self, others: Others, totals: Totals, loggers: Sequence[Logger]) -> int:
         """Merge, tell what was done, and choose the exit code."""
-        from dlm.pipeline.summary import log_summary, show, summarize
-
         try:
-            merged = merge(self.folder, self.command)
+            merge(self.folder, self.command)
         except IncompleteRunError as error:
             for failure in others.failed():
                 print(failure, file=sys.stderr)
@@ -225,8 +264,16 @@ class Session:
                 )
                 return 0
             raise
-        summary = summarize(merged.path)
-        show(summary, totals, merged.path)
-        for logger in loggers:
-            log_summary(logger, summary, totals, merged.path, self.folder.shards)
+        self._tell(totals, loggers)
         return 0
+
+    def _tell(self, totals: Totals, loggers: Sequence[Logger]) -> None:
+        """Say what the predictions are worth: on standard output, in the folder, and to the loggers."""
+        from dlm.pipeline.loggers import attempt, log_summary
+        from dlm.pipeline.summary import figures, show, summarize, write_summary
+
+        summary = summarize(self.folder.predictions)
+        write_summary(self.folder.summary, summary, totals)
+        show(summary, totals, self.folder.predictions, self._trace())
+        for logger in loggers:
+            attempt("the summary", partial(log_summary, logger, figures(summary, totals), totals.rows, self.folder))

@@ -1,4 +1,7 @@
-"""What a run has done, from its predictions: the table at its end and the figures for the logger."""
+"""What a run has done, from its predictions: the table at its end, `summary.json` and the figures for the logger.
+
+Knows no Lightning.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 from rich.table import Table
 
 from dlm.demo import check
 from dlm.demo.tasks import FAMILIES
-from dlm.pipeline.progress import Totals, clock
-
-TABLE_ROWS = 200
-"""Answers in a logger's table: what a page of it can show."""
+from dlm.pipeline.run_folder import replace
+from dlm.pipeline.totals import Totals, clock
 
 
 @dataclass
@@ -68,11 +68,45 @@ def summarize(predictions: Path) -> Summary:
             continue
         summary.nfe += row["nfe"]
         summary.tokens += len(row["token_ids"])
-        family = row.get("row", {}).get("family")
-        if family in FAMILIES and isinstance(row["prompt"], str):
+        fields = row.get("row", {})
+        family, question = fields.get("family"), fields.get("prompt", row["prompt"])  # of a task: without its template
+        if family in FAMILIES and isinstance(question, str):
             summary.checked[family] += 1
-            summary.right[family] += check(family, row["prompt"], row["text"])
+            summary.right[family] += check(family, question, row["text"])
     return summary
+
+
+def figures(summary: Summary, totals: Totals) -> dict[str, Any]:
+    """A run in numbers: what `summary.json` holds.
+
+    `scores` are shares of right answers by demo family; `exact_match` is None where none can be checked, and the last
+    four, which are of this attempt, where it wrote nothing.
+    """
+    wrote = totals.rows > 0
+    return {
+        "prompts": summary.prompts,
+        "answers": summary.answers,
+        "errors": summary.errors,
+        "exact_match": summary.exact_match,
+        "checked": summary.checked.total(),
+        "scores": {family: summary.right[family] / count for family, count in sorted(summary.checked.items())},
+        "mean_nfe": summary.mean_nfe,
+        "tokens_per_forward": summary.tokens_per_forward,
+        "tokens": totals.tokens if wrote else None,
+        "seconds": totals.seconds if wrote else None,
+        "tokens_per_second": totals.tokens_per_second if wrote else None,
+        "occupancy": totals.occupancy if wrote else None,
+    }
+
+
+def write_summary(path: Path, summary: Summary, totals: Totals) -> None:
+    """Keep the figures with the run. An attempt that had nothing left to do leaves the timings of the one before it.
+
+    Raises:
+        RunError: no room for them.
+    """
+    if totals.rows or not path.exists():
+        replace(path, [json.dumps(figures(summary, totals), indent=2).encode() + b"\n"])
 
 
 def read_predictions(path: Path) -> Iterator[dict[str, Any]]:
@@ -81,8 +115,8 @@ def read_predictions(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def show(summary: Summary, totals: Totals, predictions: Path) -> None:
-    """Print the table on standard output."""
+def show(summary: Summary, totals: Totals, predictions: Path, trace: Path | None = None) -> None:
+    """Print the table on standard output; `trace` is the page of how answers were revealed."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -101,38 +135,7 @@ def show(summary: Summary, totals: Totals, predictions: Path) -> None:
         )
         table.add_row("decoder occupancy", f"{totals.occupancy:.0%}")
     table.add_row("output", str(predictions))
+    if trace is not None:
+        table.add_row("revealed step by step", str(trace))
     # As wide as it needs to be: a path that is folded cannot be copied.
     Console(width=max(Console().width, 30 + len(str(predictions)))).print(table)
-
-
-def log_summary(logger: Logger, summary: Summary, totals: Totals, predictions: Path, shards: Path) -> None:
-    """Final figures to a Lightning logger; to W&B also some answers as a table and all shards as an artifact."""
-    figures: dict[str, float] = {
-        "summary/answers": summary.answers,
-        "summary/errors": summary.errors,
-        "summary/mean_nfe": summary.mean_nfe,
-        "summary/tokens_per_forward": summary.tokens_per_forward,
-        "summary/tokens_per_second": totals.tokens_per_second,
-        "summary/occupancy": totals.occupancy,
-    }
-    if summary.exact_match is not None:
-        figures["summary/exact_match"] = summary.exact_match
-    for family, checked in summary.checked.items():
-        figures[f"summary/exact_match/{family}"] = summary.right[family] / checked
-    if not isinstance(logger, WandbLogger):
-        logger.log_metrics(figures, step=totals.rows)
-        logger.save()
-        return
-    import wandb
-
-    run = logger.experiment
-    run.summary.update(figures)
-    table = wandb.Table(columns=["id", "prompt", "text", "nfe", "error"])
-    for row, _ in zip(read_predictions(predictions), range(TABLE_ROWS), strict=False):
-        prompt = row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"])
-        reason = row.get("error", {}).get("message")
-        table.add_data(row["id"], prompt, row.get("text"), row.get("nfe"), reason)
-    run.log({"predictions": table})
-    artifact = wandb.Artifact(f"shards-{predictions.parent.name}", type="predictions")
-    artifact.add_dir(str(shards))
-    run.log_artifact(artifact)

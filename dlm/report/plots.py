@@ -1,0 +1,208 @@
+"""The plots of a report, as PNG. matplotlib without its state: figures are objects and belong to nobody else."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from dlm.report.pareto import Point, interval
+from dlm.report.runs import Run
+from dlm.report.table import comparable, front_area, on_front, point
+
+PANELS = 24
+"""Runs with a histogram or a heat map of their own; a page of more is not looked at."""
+WIDTH, PANEL_HEIGHT, COLUMNS = 10.0, 2.3, 3
+"""Inches of a figure and of a row of panels, and panels in a row."""
+INK, SOFT, SHEET = "#1d1f24", "#5d5f66", "#fffefc"
+COLOURS = ("#2253a3", "#c2571a", "#1b7f5c", "#8d3b8f", "#b08900", "#3aa0b5", "#a83246", "#5b6770", "#6b8e23", "#7a5230")
+MARKERS = "osD^vPX*<>"
+DPI = 150
+
+
+def accuracy_against_speed(runs: Sequence[Run]) -> bytes | None:
+    """Accuracy against tokens per forward, with 95 % intervals, the Pareto front and its area; None without a run that
+    has both. Runs that differ in numbers alone are joined, in the order of their speed, and each names its numbers.
+
+    Where several runs crowd at the fast end, a second panel shows that end.
+    """
+    placed = comparable(runs)
+    if not placed:
+        return None
+    fast = crowded([point(run) for run in placed])
+    figure, panels = _row([1.0] if fast is None else [3.0, 2.0])
+    for axes in panels:
+        _draw_runs(axes, placed)
+    speeds, accuracies = zip(*map(point, placed), strict=True)
+    panels[0].set_xlim(0, max(speeds) * 1.08)
+    panels[0].set_ylim(max(0.0, min(accuracies) - 0.15 * (1.02 - min(accuracies)) - 0.02), 1.02)
+    panels[0].set_ylabel("accuracy")
+    panels[0].set_title(f"Accuracy against tokens per forward; area of the front {front_area(placed):.3f}", loc="left")
+    if fast is not None:
+        inside = [accuracy for speed, accuracy in map(point, placed) if speed >= fast]
+        margin, room = 0.15 * (max(speeds) - fast) + 0.02, 1.5 * (max(inside) - min(inside)) + 0.01
+        panels[1].set_xlim(fast - margin, max(speeds) + margin)
+        panels[1].set_ylim(max(0.0, min(inside) - room), min(1.005, max(inside) + room))
+        panels[1].set_title("The fast end", loc="left")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower left", ncols=3)
+    return _png(figure)
+
+
+def crowded(points: Sequence[Point]) -> float | None:
+    """Where the fast end begins, in tokens per forward, if a tenth of the axis there holds three points or more and the
+    rest of it some others; else None."""
+    bound = 0.9 * max(speed for speed, _ in points)
+    inside = [speed for speed, _ in points if speed >= bound]
+    return min(inside) if 3 <= len(inside) < len(points) else None
+
+
+def _draw_runs(axes: Any, placed: Sequence[Run]) -> None:
+    """Runs by group, and the front with what lies below it."""
+    groups = list(dict.fromkeys(run.group for run in placed))
+    styles = dict(zip(groups, zip(cycle(COLOURS), cycle(MARKERS), strict=False), strict=False))
+    best = [point(run) for run in on_front(placed)]
+    stairs = [(0.0, best[0][1]), *best]
+    axes.step(*zip(*stairs, strict=True), where="pre", color=SOFT, linewidth=1.2, linestyle="--", zorder=1)
+    axes.fill_between(*zip(*stairs, strict=True), step="pre", color=SOFT, alpha=0.08, linewidth=0, zorder=0)
+    for group in groups:
+        several = sorted((run for run in placed if run.group == group), key=point)
+        colour, marker = styles[group]
+        speeds, accuracies = zip(*map(point, several), strict=True)
+        axes.errorbar(
+            speeds, accuracies, yerr=_bars(several), color=colour, marker=marker, markersize=7, linewidth=1,
+            elinewidth=0.8, capsize=2, alpha=0.9, markeredgecolor=SHEET, label=group, zorder=2,
+        )  # fmt: skip
+        for run in several:
+            if len(several) > 1:
+                axes.annotate(
+                    ", ".join(run.numbers), point(run), (5, 5), textcoords="offset points", fontsize=7, color=colour,
+                    annotation_clip=True,
+                )  # fmt: skip
+    axes.set_xlabel("tokens per forward")
+
+
+def nfe_histograms(runs: Sequence[Run]) -> bytes | None:
+    """Forwards an answer took, a panel a run, over one axis; None where no run has answers."""
+    counted = [run for run in runs if run.nfe][:PANELS]
+    if not counted:
+        return None
+    most = max(max(run.nfe) for run in counted)
+    width = max(1, math.ceil(most / 48))
+    edges = np.arange(0.5, most + width + 0.5, width)
+    figure, panels = _panels(len(counted), sharex=True)
+    for run, axes in zip(counted, panels, strict=True):
+        mean = sum(run.nfe) / len(run.nfe)
+        axes.hist(run.nfe, bins=edges, color=COLOURS[0])
+        axes.axvline(mean, color=COLOURS[1], linewidth=1.2)
+        _whole_numbers(axes)
+        axes.set_title(f"{_wrapped(run.label)}\nmean {mean:.2f}", loc="left", fontsize=8)
+    figure.supxlabel("forwards an answer (NFE)", fontsize=9, color=INK)
+    figure.supylabel("answers", fontsize=9, color=INK)
+    return _png(figure)
+
+
+def reveal_order(runs: Sequence[Run]) -> bytes | None:
+    """Which share of the answers had a position revealed by a forward, a panel a run; None where none has step maps."""
+    mapped = [run for run in runs if any(any(steps) for steps in run.step_maps)][:PANELS]
+    if not mapped:
+        return None
+    figure, panels = _panels(len(mapped), sharex=False)
+    image = None
+    for run, axes in zip(mapped, panels, strict=True):
+        shares = revealed_by(run.step_maps)
+        image = axes.imshow(
+            shares, origin="upper", aspect="auto", cmap=colormaps["cividis"], vmin=0, vmax=1, interpolation="nearest",
+            extent=(0.5, shares.shape[1] + 0.5, shares.shape[0] + 0.5, 0.5),
+        )  # fmt: skip
+        _whole_numbers(axes)
+        axes.set_title(_wrapped(run.label), loc="left", fontsize=8)
+    figure.supxlabel("position behind the prompt", fontsize=9, color=INK)
+    figure.supylabel("forward", fontsize=9, color=INK)
+    assert image is not None
+    bar = figure.colorbar(image, ax=panels, location="top", shrink=0.4, aspect=40, pad=0.02)
+    bar.set_label("share of the answers in which it is revealed by then", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    return _png(figure)
+
+
+def revealed_by(step_maps: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
+    """`[forwards, positions]`: of the answers that have a position revealed at all, the share that has it after each
+    forward; nan where none ever has."""
+    forwards = max(max(steps, default=0) for steps in step_maps)
+    counts = np.zeros((forwards, max(map(len, step_maps))))
+    for steps in step_maps:
+        for position, step in enumerate(steps):
+            if step > 0:
+                counts[step - 1, position] += 1
+    ever = counts.sum(axis=0)
+    shares = np.full_like(counts, np.nan)
+    np.divide(counts.cumsum(axis=0), ever, out=shares, where=ever > 0)
+    last = int(np.flatnonzero(ever)[-1]) + 1 if ever.any() else 0
+    return shares[:, :last]
+
+
+def _bars(runs: Sequence[Run]) -> npt.NDArray[np.float64]:
+    """Distances from accuracy to the ends of its interval, `[2, runs]`; 0 where it is not known of how many answers."""
+    bars = np.zeros((2, len(runs)))
+    for number, run in enumerate(runs):
+        _, accuracy = point(run)
+        if run.figures.checked:
+            low, high = interval(accuracy, run.figures.checked)
+            bars[:, number] = accuracy - low, high - accuracy
+    return bars.clip(min=0.0)
+
+
+def _row(widths: Sequence[float]) -> tuple[Figure, list[Any]]:
+    """Panels beside each other, of these shares of the width."""
+    figure = Figure(figsize=(WIDTH * (1.0 if len(widths) == 1 else 1.3), 6.0), layout="constrained", facecolor=SHEET)
+    panels = list(figure.subplots(1, len(widths), squeeze=False, width_ratios=list(widths)).flat)
+    for axes in panels:
+        _calm(axes)
+    return figure, panels
+
+
+def _panels(count: int, *, sharex: bool) -> tuple[Figure, list[Any]]:
+    rows, columns = math.ceil(count / COLUMNS), min(count, COLUMNS)
+    figure = Figure(figsize=(WIDTH, max(3.0, PANEL_HEIGHT * rows + 0.5)), layout="constrained", facecolor=SHEET)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=sharex)
+    panels = list(grid.flat)
+    for spare in panels[count:]:
+        spare.set_axis_off()
+    for axes in panels[:count]:
+        _calm(axes)
+    return figure, panels[:count]
+
+
+def _calm(axes: Any) -> None:
+    axes.set_facecolor(SHEET)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8, colors=SOFT, labelbottom=True)
+
+
+def _whole_numbers(axes: Any) -> None:
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+
+
+def _wrapped(label: str, width: int = 44) -> str:
+    """A label in lines of about `width` characters, broken between overrides."""
+    lines = [""]
+    for word in label.split(" "):
+        if lines[-1] and len(lines[-1]) + len(word) >= width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()

@@ -1,0 +1,234 @@
+"""What a folder of runs holds, and what it lacks.
+
+A run is a folder with `config.yaml`, as predict and evaluate leave it. Its figures come from `summary.json`; where that
+is missing, from `predictions.jsonl`. What a run lacks is said in words, and stops nobody from looking at the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from dlm.errors import RunError
+from dlm.pipeline.launch import is_alive, machine
+from dlm.pipeline.ranks import SILENCE, Status
+from dlm.pipeline.run_folder import RunFolder
+from dlm.pipeline.shards import read_answers
+from dlm.pipeline.summary import summarize
+
+MAPS = 2000
+"""Step maps read of a run: more change no picture."""
+INSIDE = ("wandb", "shards", "claims")
+"""Folders in which there is no run, though W&B keeps a `config.yaml` of its own."""
+WITHOUT_EFFECT = ("run_dir", "logger", "trainer", "progress", "decoder", "trace")
+"""Overrides that change no answer, and so tell no run from another."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A run in numbers; None for what is not known.
+
+    Attributes:
+        accuracy: share of right answers, 0..1.
+        checked: answers that it is a share of.
+        answers, errors: prompts' samples with and without an answer.
+        mean_nfe: forwards an answer.
+        tokens_per_forward, tokens_per_second: visible tokens.
+        scores: accuracy by task or family.
+    """
+
+    accuracy: float | None = None
+    checked: int | None = None
+    answers: int | None = None
+    errors: int | None = None
+    mean_nfe: float | None = None
+    tokens_per_forward: float | None = None
+    tokens_per_second: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        folder: where it lies.
+        name: its folder's place in the folder of runs.
+        overrides: what was typed to start it, `key=value`, as far as it changes answers.
+        label: what tells it from the others.
+        group: the part of the label without numbers: runs of one group differ in a number, such as a threshold.
+        numbers: the numbers of the label.
+        figures: of the answers that there are.
+        nfe: forwards of each answer.
+        step_maps: of each answer with one, at most `MAPS`: by position the forward that revealed it, 0 for none.
+        missing: what it lacks, in words; empty where it lacks nothing.
+        whole: all its prompts are answered or refused.
+    """
+
+    folder: Path
+    name: str
+    overrides: tuple[str, ...]
+    label: str = ""
+    group: str = ""
+    numbers: tuple[str, ...] = ()
+    figures: Figures = Figures()
+    nfe: tuple[int, ...] = ()
+    step_maps: tuple[tuple[int, ...], ...] = ()
+    missing: tuple[str, ...] = ()
+    whole: bool = False
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Every run in `folder`, at whatever depth, by name.
+
+    Raises:
+        RunError: there is no such folder, or no run in it.
+    """
+    if not folder.is_dir():
+        raise RunError(f"runs={folder}: no such folder; write runs=<folder>, outputs/predict for instance")
+    found = list(_run_folders(folder))
+    if not found:
+        raise RunError(f"runs={folder} holds no run: none of its folders has a config.yaml as predict leaves it")
+    return labelled([_read(path, "." if path == folder else str(path.relative_to(folder))) for path in sorted(found)])
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    for place, names, files in os.walk(folder):
+        if "config.yaml" in files:
+            yield Path(place)
+            names.clear()
+        names[:] = [name for name in names if name not in INSIDE and not name.startswith(".")]
+
+
+def _read(path: Path, name: str) -> Run:
+    folder, overrides = RunFolder(path), _overrides(path)
+    if not folder.predictions.is_file():
+        return Run(path, name, overrides, missing=(_unfinished(folder),))
+    missing: list[str] = []
+    nfe: list[int] = []
+    step_maps: list[tuple[int, ...]] = []
+    try:
+        for row in _rows(folder.predictions):
+            if "error" in row:
+                continue
+            nfe.append(row["nfe"])
+            if "step_map" in row and len(step_maps) < MAPS:
+                step_maps.append(tuple(row["step_map"]))
+        figures = _figures(folder, missing)
+    except (KeyError, TypeError, ValueError) as error:
+        broken = f"{folder.predictions.name} cannot be read ({type(error).__name__}: {error}): merge the run again"
+        return Run(path, name, overrides, missing=(broken,))
+    return Run(
+        folder=path,
+        name=name,
+        overrides=overrides,
+        figures=figures,
+        nfe=tuple(nfe),
+        step_maps=tuple(step_maps),
+        missing=tuple(missing),
+        whole=True,
+    )
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def _figures(folder: RunFolder, missing: list[str]) -> Figures:
+    """From `summary.json`; what it does not say comes from the predictions."""
+    told: dict[str, Any] = {}
+    if not folder.summary.exists():
+        missing.append("no summary.json: the figures are those of predictions.jsonl, and tokens/s are not known")
+    else:
+        try:
+            told = dict(json.loads(folder.summary.read_text()))
+        except (TypeError, ValueError) as error:
+            missing.append(f"summary.json is broken ({error}): the figures are those of predictions.jsonl")
+    counted = summarize(folder.predictions)
+    own = Figures(
+        accuracy=counted.exact_match,
+        checked=counted.checked.total() or None,
+        answers=counted.answers,
+        errors=counted.errors,
+        mean_nfe=counted.mean_nfe,
+        tokens_per_forward=counted.tokens_per_forward,
+        scores={name: counted.right[name] / count for name, count in sorted(counted.checked.items())},
+    )
+    names = {one.name for one in fields(Figures)} - {"accuracy"}
+    said = {name: told[name] for name in names if told.get(name) is not None}
+    if told.get("exact_match") is not None:
+        said["accuracy"] = told["exact_match"]
+    known = replace(own, **said)
+    if known.accuracy is None:
+        missing.append("no accuracy: its answers were not checked")
+    return known
+
+
+def _unfinished(folder: RunFolder) -> str:
+    """Why there are no predictions, how far the run came and how to go on."""
+    resume = folder.begun_with()
+    if not folder.index.exists():
+        return f"it died before its prompts were read; to begin again: {resume}"
+    index = folder.read_index()
+    done = len(index.ids) - len(read_answers(folder.shard_files(), index.samples).missing(index.ids))
+    far = f"{done} of {len(index.ids)} prompts are answered"
+    if any(map(_at_work, folder.path.glob("claims/*/*.status.json"))):
+        return f"it is still running: {far}"
+    return f"it died or was stopped: {far}; to go on: {resume}"
+
+
+def _at_work(path: Path) -> bool:
+    """Whether the process that wrote this status lives; on another machine, whether it wrote of late."""
+    try:
+        status = Status(**json.loads(path.read_text()))
+        age = time.time() - path.stat().st_mtime
+    except (OSError, ValueError):  # just replaced, or written by a killed process
+        return False
+    if status.ended:
+        return False
+    return is_alive(status.pid, status.birth) if status.machine == machine() else age < SILENCE
+
+
+def _overrides(path: Path) -> tuple[str, ...]:
+    """What was typed, from `command.txt`, as far as it changes answers."""
+    command = path / "command.txt"
+    words = shlex.split(command.read_text()) if command.exists() else []
+    return tuple(
+        word
+        for word in words
+        if "=" in word and not word.startswith("-") and word.split("=")[0].split(".")[0] not in WITHOUT_EFFECT
+    )
+
+
+def labelled(runs: Sequence[Run]) -> list[Run]:
+    """The runs with labels: the overrides that not all of them have; where these are the same, the name as well."""
+    common = set.intersection(*(set(run.overrides) for run in runs)) if len(runs) > 1 else set()
+    own = [[word for word in run.overrides if word not in common] for run in runs]
+    named = []
+    for run, words in zip(runs, own, strict=True):
+        label = " ".join(words)
+        if not words:
+            label = run.name
+        elif own.count(words) > 1:
+            label = f"{label} ({run.name})"
+        values = [word.partition("=")[2] for word in words]
+        numbers = tuple(value for value in values if _is_number(value))
+        group = " ".join(word for word, value in zip(words, values, strict=True) if not _is_number(value))
+        named.append(replace(run, label=label, group=group or "all", numbers=numbers))
+    return named
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

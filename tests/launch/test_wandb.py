@@ -1,0 +1,113 @@
+"""The sweep files: what W&B's own agent makes of them is a command that predict takes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from wandb import wandb_agent
+
+from dlm.checks import check_predict
+from dlm.command_line import compose_config
+from dlm.demo.tasks import FAMILIES
+from dlm.pipeline.summary import Summary, figures
+from dlm.pipeline.totals import Totals
+from tests.launch.cluster import LAUNCH
+
+SWEEPS = sorted((LAUNCH / "wandb").glob("*.yaml"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    sweep: dict[str, Any] = yaml.safe_load(path.read_text())
+    return sweep
+
+
+def choices(sweep: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What W&B may choose: every combination of values, of intervals their ends."""
+    each = [one["values"] if "values" in one else [one["min"], one["max"]] for one in sweep["parameters"].values()]
+    for values in itertools.product(*each):
+        yield dict(zip(sweep["parameters"], values, strict=True))
+
+
+def started(sweep: dict[str, Any], chosen: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command that W&B's agent starts for these values."""
+    commands: list[list[str]] = []
+
+    class Process:
+        def __init__(self, command: list[str], **_: Any) -> None:
+            commands.append(command)
+
+    monkeypatch.setattr(wandb_agent, "AgentProcess", Process)
+    monkeypatch.setenv("WANDB_RUN_ID", "set by the agent")  # so that it is taken back afterwards
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", "set by the agent")
+    agent = wandb_agent.Agent(None, None, sweep_id="abc")
+    agent._sweep_command = list(sweep["command"])
+    args = {name: {"value": value} for name, value in chosen.items()}
+    agent._command_run({"run_id": "r1", "program": sweep["program"], "args": args})
+    (command,) = commands
+    return command
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_each_command_of_the_agent_is_one_that_predict_takes(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    sweep = read(path)
+    for chosen in choices(sweep):
+        command = started(sweep, chosen, monkeypatch)
+        assert command[:4] == ["/usr/bin/env", "python", "-m", sweep["program"]]
+        assert not any("${" in word for word in command)
+        config = compose_config("predict", command[4:])
+        check_predict(config)
+        assert config.logger._target_.endswith("WandbLogger")
+        assert not config.logger.offline
+        for name, value in chosen.items():
+            place: Any = config
+            for key in name.split("."):
+                place = place[key]
+            assert place == (None if value == "null" else value)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_no_value_is_one_that_the_agent_writes_as_another(path: Path) -> None:
+    """It writes values with Python's `str`: None would arrive as the word None."""
+    for chosen in choices(read(path)):
+        assert None not in chosen.values()
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_metric_is_one_that_a_run_logs(path: Path) -> None:
+    summary = Summary(prompts=1)
+    family = next(iter(FAMILIES))
+    summary.checked[family] = summary.right[family] = 1
+    logged = {f"summary/{name}" for name, value in figures(summary, Totals(1, 0, 1, 1, 1.0, 1.0)).items() if value}
+    assert read(path)["metric"]["name"] in logged | {"summary/tokens_per_forward"}
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_command_without_a_server_is_one_that_predict_takes(path: Path) -> None:
+    header = path.read_text().partition("\nname:")[0]
+    text = re.sub(r"^# ?", "", header, flags=re.MULTILINE).replace("\\\n", " ")
+    for line in text.splitlines():
+        words = shlex.split(line) if line.strip().startswith("python -m dlm.predict -m") else []
+        each = [[f"{word.partition('=')[0]}={one}" for one in word.partition("=")[2].split(",")] for word in words[4:]]
+        for job in itertools.product(*each):
+            config = compose_config("predict", list(job))
+            if words:
+                check_predict(config)
+                assert "${" not in config.run_dir
+                assert config.logger.offline
+
+
+def test_there_are_sweeps_and_nothing_of_them_is_left_in_the_environment() -> None:
+    assert {path.stem for path in SWEEPS} == {"thresholds", "schedules", "search"}
+    assert "WANDB_RUN_ID" not in os.environ
