@@ -6,9 +6,14 @@ from typing import Any
 
 import pytest
 
+from dlm.decoding.decoder import Decoder
+from dlm.decoding.request import Request
 from dlm.errors import RequestError
 from dlm.evaluation.harness.asking import Settings, greedy_values
 from dlm.likelihood import Ar, LladaMC
+from dlm.sampling import SamplingParams
+from tests.decoding.worlds import BY_NAME
+from tests.likelihood.models import FAMILIES
 
 LLADA = {"gen_length": 64, "block_length": 32, "steps": 64, "algorithm": "basic"}
 
@@ -93,3 +98,16 @@ def test_greedy_decoding_is_one_token_a_forward() -> None:
     one_block = greedy_values(5, ("klass", "basic"))
     assert one_block == {"gen_length": 5, "temperature": 0.0, "algorithm": "basic", "block_length": 5, "steps": 5}
     assert greedy_values(5, ("llada2", "ar")) == {"gen_length": 5, "temperature": 0.0, "algorithm": "ar"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_decoded_greedily(family: str) -> None:
+    model = BY_NAME[family].checkpoint()
+    config = model.backbone.config
+    params = SamplingParams(**greedy_values(5, model.family.algorithms), ignore_eos=True, record=True)
+    request = Request("greedy", (1, 2, 3), *params.translate(model.family, config.attention, config.block_length))
+    [completion] = Decoder(model.backbone, model.special).run([request])
+    assert completion.error is None
+    assert completion.step_map is not None
+    assert len(set(completion.step_map)) == len(completion.step_map) >= len(completion.token_ids) == 5
+    assert completion.nfe >= 5
