@@ -1,4 +1,8 @@
 """Tasks with questions and checkers: what they ask, how answers are read out of texts, and what the scores mean.
 
-Importing this costs nothing: neither torch nor Lightning is loaded. `python -m dlm.evaluate` runs a task.
+`python -m dlm.evaluate` runs a task: a run of `dlm.predict` (`session`) whose prompts are its questions (`tasks`,
+`shots`), and whose predictions are judged at the end (`results`, `checkers`) and summed up (`report`, `metrics`).
+Answers are read by `numbers`, `mathematics`, `choices` and `programs`; code runs in `sandbox`.
+
+Importing this costs nothing: neither torch nor Lightning is loaded.
 """

@@ -80,22 +80,23 @@ def _before(prompt: str, entry_point: str) -> str:
 
 
 def _body(code: str) -> str:
-    """The body of a function, indented by four."""
-    lines = code.rstrip().splitlines()
-    while lines and not lines[0].strip():
-        lines.pop(0)
+    """The body of a function, indented by four, up to the first line at the left margin.
+
+    Where only the first line stands there, it has lost its indentation on the way: texts are often stripped.
+    """
+    lines = [line.expandtabs(4) for line in code.strip("\r\n").rstrip().splitlines()]
     if not lines:
         return "    pass"
-    if not lines[0].startswith((" ", "\t")):
-        later = [line for line in lines[1:] if line.strip()]
-        if later and all(line.startswith("    ") for line in later) and not lines[0].rstrip().endswith(":"):
-            lines[0] = "    " + lines[0]  # a tokenizer or a strip took the first line's indentation
+    if _margin(lines[0]) == 0:
+        later = [_margin(line) for line in lines[1:] if line.strip()]
+        opens = lines[0].rstrip().endswith(":")
+        if later and min(later) > 0 and not (opens and later[0] == min(later)):
+            lines[0] = " " * min(later) + lines[0]
         else:
-            lines = indent("\n".join(lines), "    ").splitlines()
-    margin = len(lines[0]) - len(lines[0].lstrip())
-    kept = []
-    for line in lines:
-        if line.strip() and not line.startswith((" ", "\t")):
-            break
-        kept.append(line)
-    return "\n".join(kept) if margin else indent("\n".join(kept), "    ")
+            return indent("\n".join(lines), "    ")
+    end = next((place for place, line in enumerate(lines) if line.strip() and _margin(line) == 0), len(lines))
+    return indent(dedent("\n".join(lines[:end])), "    ")
+
+
+def _margin(line: str) -> int:
+    return len(line) - len(line.lstrip())
