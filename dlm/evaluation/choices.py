@@ -9,7 +9,10 @@ from dlm.evaluation.mathematics import boxed
 
 DRESS = r"[\s(\[*\"'`$]*"
 """What a letter may be dressed in: brackets, quotes, bold."""
-SAID = r"(?i:(?:answer|choice|option)\b(?:\s+(?:is|are|would\s+be|must\s+be|choice|option))*\s*[:=]?)"
+SAID = (
+    r"(?i:(?:answer|(?:correct|right|best)\s+(?:choice|option))\b"
+    r"(?:\s+(?:is|are|would\s+be|must\s+be|choice|option))*\s*[:=]?)"
+)
 """Words that announce it: `the answer is`, `Answer:`, `the correct option is`."""
 
 

@@ -34,7 +34,7 @@ SPELLINGS = (
 """Spellings that mean the same, in the order in which they are replaced."""
 UNIT = re.compile(
     r"(?<=[\d})])\s*(?:dollars?|cents?|degrees?|units?|inch(?:es)?|feet|foot|miles?|hours?|minutes?|seconds?|days?|"
-    r"(?:square|cubic|sq\.?)\s*\w+|[cmk]?m|[cmk]?m\^\{?[23]\}?|mph|percent|points?|ways)\.?$"
+    r"(?:square|cubic|sq\.?)\s*\w+|(?:[cmk]m|(?<=\s)m)(?:\^\{?[23]\}?)?|mph|percent|points?|ways)\.?$"
 )
 """Units behind a number or a formula."""
 NAMED = re.compile(r"^(?:[A-Za-z]|[A-Za-z]\([A-Za-z]\))=(?![=])")

@@ -67,13 +67,12 @@ class Sandbox:
         mark = secrets.token_hex(8)
         limits = [math.ceil(self.seconds) + 1, self.memory_mib]
         asked = {"program": program, "mark": mark, "limits": limits, "descriptor": its}
-        kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         try:
             try:
                 child = subprocess.Popen(
                     [sys.executable, "-I", "-B", str(CHILD)],
                     cwd=folder,
-                    env={"PATH": "/usr/bin:/bin", "HOME": folder, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", **kept},
+                    env=_environment(folder),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -99,6 +98,13 @@ class Sandbox:
         if verdict["state"] == "unconfined":
             raise RunError(f"answers that are code cannot be run here: {verdict['reason']}. Run them on Linux")
         return Outcome(verdict["state"] == "passed", verdict["reason"])
+
+
+def _environment(folder: str) -> dict[str, str]:
+    """Nothing of this process's own but where its libraries are; numerical ones take memory for each thread."""
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    alone = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {"PATH": "/usr/bin:/bin", "HOME": folder, "LANG": "C.UTF-8", **alone, **kept}
 
 
 def _finish(child: subprocess.Popen[bytes], given: bytes, seconds: float) -> bool:
