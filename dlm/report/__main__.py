@@ -28,6 +28,8 @@ EXAMPLES = """\
   python -m dlm.report runs=outputs/sweep output=outputs/sweep_report logger=none"""
 WIDTH = 160
 """Columns of the table where the output is no terminal."""
+NARROWEST = 110
+"""And on a terminal that has fewer: a line goes on below rather than without a run's name."""
 
 
 def main() -> None:
@@ -52,8 +54,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
         raise MissingExtraError(str(error.name), "report", "python -m dlm.report") from error
     report = write_report(runs, Path(config.output or folder / "report"), str(folder))
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDTH
+    console.width = max(console.width, WIDTH if not console.is_terminal else NARROWEST)
     console.print(in_words(runs))
     area = front_area([run for run in runs if run.whole])
     if area is not None:

@@ -41,8 +41,9 @@ def accuracy_against_speed(runs: Sequence[Run]) -> bytes | None:
     for axes in panels:
         _draw_runs(axes, placed)
     speeds, accuracies = zip(*map(point, placed), strict=True)
-    panels[0].set_xlim(0, max(speeds) * 1.08)
-    panels[0].set_ylim(max(0.0, min(accuracies) - 0.15 * (1.02 - min(accuracies)) - 0.02), 1.02)
+    panels[0].set_xlim(0, max(speeds) * 1.08 or 1.0)
+    lowest = float((np.array(accuracies) - _bars(placed)[0]).min())
+    panels[0].set_ylim(max(0.0, lowest - 0.05 * (1.0 - lowest) - 0.01), 1.0 + 0.05 * (1.0 - lowest) + 0.01)
     panels[0].set_ylabel("accuracy")
     panels[0].set_title(f"Accuracy against tokens per forward; area of the front {front_area(placed):.3f}", loc="left")
     if fast is not None:

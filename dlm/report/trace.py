@@ -106,7 +106,7 @@ def events_of(
         "first_block": first,
         "block_length": others,
         "prompt_tokens": prompt_tokens,
-        "seed": row["seed"],
+        "seed": str(row["seed"]),  # JavaScript would round it
     }
     order = sorted((step, position) for position, step in enumerate(step_map) if step > 0)
     for step, several in groupby(order, lambda one: one[0]):

@@ -1,4 +1,4 @@
-"""The sweep files: what W&B's own agent makes of them is a command that predict takes."""
+"""The sweep files: what W&B's own agent makes of them is a command that the program takes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,32 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import DictConfig
 from wandb import wandb_agent
 
 from dlm.checks import check_predict
 from dlm.command_line import compose_config
 from dlm.demo.tasks import FAMILIES
+from dlm.evaluation.checks import check_evaluate
+from dlm.evaluation.config import register
 from dlm.pipeline.summary import Summary, figures
 from dlm.pipeline.totals import Totals
 from tests.launch.cluster import LAUNCH
 
 SWEEPS = sorted((LAUNCH / "wandb").glob("*.yaml"))
+
+
+STANDS_FOR = {"data.path=DATA": "data.path=questions.jsonl", "model.path=MODEL": "model.path=demo"}
+"""What a user writes in place of a file's words."""
+
+
+def check_evaluation(config: DictConfig) -> None:
+    check_evaluate(config, ())
+
+
+@pytest.fixture(autouse=True)
+def _schemas() -> None:
+    register()
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -56,18 +72,20 @@ def started(sweep: dict[str, Any], chosen: dict[str, Any], monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_each_command_of_the_agent_is_one_that_predict_takes(
+def test_each_command_of_the_agent_is_one_that_its_program_takes(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    sweep = read(path)
+    sweep, checks = read(path), {"dlm.predict": check_predict, "dlm.evaluate": check_evaluation}
+    sweep["command"] = [STANDS_FOR.get(word, word) for word in sweep["command"]]
+    (tmp_path / "questions.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
     for chosen in choices(sweep):
         command = started(sweep, chosen, monkeypatch)
         assert command[:4] == ["/usr/bin/env", "python", "-m", sweep["program"]]
         assert not any("${" in word for word in command)
-        config = compose_config("predict", command[4:])
-        check_predict(config)
+        config = compose_config(sweep["program"].removeprefix("dlm."), command[4:])
+        checks[sweep["program"]](config)
         assert config.logger._target_.endswith("WandbLogger")
         assert not config.logger.offline
         for name, value in chosen.items():
@@ -109,5 +127,5 @@ def test_the_command_without_a_server_is_one_that_predict_takes(path: Path) -> N
 
 
 def test_there_are_sweeps_and_nothing_of_them_is_left_in_the_environment() -> None:
-    assert {path.stem for path in SWEEPS} == {"thresholds", "schedules", "search"}
+    assert {path.stem for path in SWEEPS} == {"thresholds", "schedules", "search", "gsm8k"}
     assert "WANDB_RUN_ID" not in os.environ

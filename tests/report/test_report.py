@@ -109,6 +109,12 @@ def test_runs_without_an_accuracy_are_drawn_where_they_can_be(tmp_path: Path) ->
     assert "No run has both" in written.page.read_text()
 
 
+def test_empty_answers_are_drawn_at_no_speed(tmp_path: Path) -> None:
+    for number in range(3):
+        finished(tmp_path / str(number), [{**answer(0, right=False, nfe=2), "token_ids": []}], summary=False)
+    assert write_report(read_runs(tmp_path), tmp_path / "out", "t").images.keys() == {"accuracy", "nfe"}
+
+
 def test_the_heat_map_is_the_share_that_is_revealed_by_then() -> None:
     shares = plots.revealed_by([[1, 2, 0, 0], [2, 1, 0], [1, 3]])
     third = 1 / 3
