@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shlex
@@ -240,13 +241,17 @@ def test_csv_figures_lie_in_the_run_folder(prompts: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_wandb_is_offline_and_finished(prompts: Path, tmp_path: Path) -> None:
+def test_wandb_is_offline_told_everything_and_finished(prompts: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     command = python("dlm.predict", *TINY, f"data.path={prompts}", "data.limit=9", "logger=wandb", f"run_dir={run_dir}")
     done = running.run([*command, "progress.every_seconds=0.1"], tmp_path, WANDB_API_KEY="")
     assert done.returncode == 0, done.stderr
     (offline,) = (run_dir / "wandb").glob("offline-run-*")
-    assert list(offline.glob("*.wandb"))
+    (kept,) = offline.glob("*.wandb")
+    for part in (b"gen_length", b"progress/answers", b"summary/mean_nfe", b"shards-run"):
+        assert part in kept.read_bytes()
+    (table,) = (offline / "files" / "media" / "table").glob("predictions_*.json")
+    assert len(json.loads(table.read_text())["data"]) == 9
 
 
 LONG = ("generation.gen_length=128", "generation.temperature=1", "decoder.max_num_seqs=2")
