@@ -92,7 +92,7 @@ def ports() -> tuple[str, ...]:
 def checks() -> Iterator[object]:
     """A case for each check, named after the first of its rows."""
     for check in dict.fromkeys(CHECKS.values()):
-        marks = [pytest.mark.slow] if SLOW & signature(check).parameters.keys() else []
+        marks = [pytest.mark.slow, pytest.mark.long] if SLOW & signature(check).parameters.keys() else []
         yield pytest.param(check, id=f"{check.__module__.rpartition('.')[2]}-{check.__name__}", marks=marks)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.soak import soak
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def test_mixed_load_with_clients_that_leave_or_are_wrong_harms_nobody(tmp_path: Path) -> None:
