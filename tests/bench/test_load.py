@@ -192,6 +192,7 @@ def run(tmp_path: Path, *overrides: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_servers_are_started_and_compared_by_turns_and_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,6 +89,7 @@ def whole(run_dir: Path, count: int) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_ends_well_when_wandb_dies_in_the_middle(tmp_path: Path) -> None:
     run_dir, prompts = tmp_path / "run", running.write_prompts(tmp_path / "prompts.jsonl", 24)
     command = python(
@@ -121,6 +122,7 @@ def services(owner: int) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_kept_offline_where_wandb_cannot_be_reached(tmp_path: Path) -> None:
     with socket.socket() as taken:  # bound and not listening: nobody answers there
         taken.bind(("127.0.0.1", 0))
@@ -138,6 +140,7 @@ def test_a_run_is_kept_offline_where_wandb_cannot_be_reached(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_ends_well_when_the_server_of_wandb_goes_away_in_the_middle(tmp_path: Path) -> None:
     run_dir, prompts = tmp_path / "run", running.write_prompts(tmp_path / "prompts.jsonl", 24)
     command = python(

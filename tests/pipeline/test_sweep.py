@@ -11,6 +11,7 @@ from tests import running
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_other_jobs_of_a_sweep_go_on_when_one_dies(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     (runs / "run-0.7" / "predictions.jsonl").mkdir(parents=True)  # so that it cannot be written

@@ -170,6 +170,7 @@ def test_help_and_config_are_quick_and_import_nothing_heavy(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_report_is_logged_offline_by_default(tmp_path: Path) -> None:
     runs = sweep(tmp_path / "runs")
     done = running.run(running.python("dlm.report", f"runs={runs}"), tmp_path, WANDB_API_KEY="")
