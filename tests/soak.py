@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -173,7 +174,9 @@ def soak(seconds: float, clients: int, seed: int, folder: Path, *, deadlines: bo
         before = look(server)
         probe, sampler = HealthProbe(server.url), Sampler(server, min(1.0, seconds / 100))
         traffic = Traffic(server.url, random.Random(seed))
-        asyncio.run(_load(traffic, clients, seconds, [probe, sampler], deadlines=deadlines))
+        load = _load(traffic, clients, seconds, [probe, sampler], deadlines=deadlines)
+        with ThreadPoolExecutor(1) as pool:  # the caller's thread may have an event loop already
+            pool.submit(asyncio.run, load).result()
         health, samples = probe.finish(), sampler.finish()
         until = time.monotonic() + PATIENCE
         while any((after := look(server)).gauges.values()) and time.monotonic() < until:

@@ -73,10 +73,10 @@ def routed(workers: list[str], folder: Path) -> Iterator[str]:
     settings = FleetSettings(
         router="only", devices=0, peers=tuple(workers), first_worker=0, start_timeout=60.0, gpu_ids=(),
         host="127.0.0.1", port=port, worker_base_port=0, policy="round_robin", health_check_interval=1.0,
-        request_timeout=60.0, max_body_mib=4.0, cors_origins=(), model="demo", run_dir=str(folder),
+        request_timeout=60.0, max_body_mib=4.0, header_timeout=20.0, cors_origins=(), model="demo", run_dir=str(folder),
     )  # fmt: skip
     program = shutil.which("vllm-router", path=str(Path(sys.executable).parent)) or "vllm-router"
-    command = settings.router_command(program, workers, port + 1)
+    command = settings.router_command(program, port, port + 1)
     with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             wait_until(lambda: answers(f"{settings.url}/health"), 60, "the router answered")
