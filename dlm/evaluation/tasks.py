@@ -4,6 +4,7 @@ neither models nor decoding.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ MOST_CHOICES = len(ascii_uppercase)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(ABC):
     """What all tasks have.
 
     Attributes:
@@ -55,9 +56,9 @@ class Task:
     generates: ClassVar[bool]
     """Answers are decoded; else given ones are scored."""
 
+    @abstractmethod
     def needs(self) -> tuple[str, ...]:
         """Fields without which a row cannot be judged; `answer` stands for `answer_field`."""
-        raise NotImplementedError
 
     def faults(self, source: PromptSource) -> list[str]:
         """What is wrong without reading a file, each with its key and remedy."""
