@@ -79,7 +79,10 @@ class Remote:
         self.model = next(iter(served)) if model is None else model
         if self.model not in served:
             raise ConfigError(f"model={model!r}: {self.url} serves {', '.join(served)}")
-        self.max_model_len = int((served[self.model].model_extra or {})["max_model_len"])
+        told = (served[self.model].model_extra or {}).get("max_model_len")
+        if told is None:
+            raise self._foreign("its models have no max_model_len")
+        self.max_model_len = int(told)
 
     def generate(self, jobs: Sequence[Job], *, progress: bool) -> Iterator[list[str]]:
         """The texts of each job's samples. Raises `RunError` for what the server refuses."""
@@ -109,12 +112,14 @@ class Remote:
             asked["mc_num"] = scheme.mc_num
         body = {"echo": True, "logprobs": 1, "max_tokens": 0, "dlm": asked}
         answer = self._completed((*context, *continuation), body)
-        told = (answer.model_extra or {})["dlm"]["likelihood"]
-        [logprob] = told["logprobs"]
+        told = (answer.model_extra or {}).get("dlm")
+        if not isinstance(told, dict) or "likelihood" not in told:
+            raise self._foreign("an answer has no dlm.likelihood")
+        [logprob] = told["likelihood"]["logprobs"]
         if not self.settings.check_greedy:
             greedy = False
         elif scheme.name == Ar.name:
-            greedy = _told_greedy(answer, len(context))
+            greedy = self._told_greedy(answer, len(context))
         else:
             greedy = self._greedy(pair)
         return -float("inf") if logprob is None else logprob, greedy
@@ -132,7 +137,8 @@ class Remote:
     def _algorithms(self) -> tuple[str, ...]:
         """Names of those that the served model runs."""
         told = self._tried(lambda: self._client.get(f"{self.url}/generation/algorithms", cast_to=object))
-        assert isinstance(told, dict)
+        if not isinstance(told, dict) or "algorithms" not in told:
+            raise self._foreign("/generation/algorithms lists none")
         return tuple(one["name"] for one in told["algorithms"] if one["available"])
 
     def _completed(self, prompt: TokenIds, body: Mapping[str, Any]) -> Completion:
@@ -147,14 +153,15 @@ class Remote:
         except self._failed as error:
             raise RunError(f"{self.url}: {error}") from error
 
+    def _foreign(self, what: str) -> RunError:
+        return RunError(f"{self.url} is no server of dlm ({what}): base_url names python -m dlm.serve")
 
-def _told_greedy(answer: Completion, context_tokens: int) -> bool:
-    """Whether each token behind the context is the most probable one, as lm-eval's own API model finds out."""
-    logprobs = answer.choices[0].logprobs
-    assert logprobs is not None
-    assert logprobs.token_logprobs is not None
-    assert logprobs.top_logprobs is not None
-    terms = zip(logprobs.token_logprobs[context_tokens:], logprobs.top_logprobs[context_tokens:], strict=True)
-    return all(
-        value is not None and value == max(one for one in top.values() if one is not None) for value, top in terms
-    )
+    def _told_greedy(self, answer: Completion, context_tokens: int) -> bool:
+        """Whether each token behind the context is the most probable one, as lm-eval's own API model finds out."""
+        told = answer.choices[0].logprobs
+        if told is None or told.token_logprobs is None or told.top_logprobs is None:
+            raise self._foreign("an answer does not tell the most probable tokens")
+        terms = zip(told.token_logprobs[context_tokens:], told.top_logprobs[context_tokens:], strict=True)
+        return all(
+            value is not None and value == max(one for one in top.values() if one is not None) for value, top in terms
+        )
