@@ -21,11 +21,10 @@ from torch import Tensor
 
 from dlm.errors import ConfigError, RequestError, RunError
 from dlm.rl.refit import Broadcasts, TorchGroup, from_broadcasts, from_shared_memory
-from dlm.rl.rollout import Rollout
+from dlm.rl.rollout import Rollout, ended_length
 from dlm.rl.rollouts import Rollouts
 from dlm.rl.weights import Shapes
 from dlm.sampling import SamplingParams
-from dlm.text import first_stop
 
 LOGPROBS = ("raw", "processed")
 
@@ -100,7 +99,8 @@ class NemoGeneration:
         params = [self._params(row, stop, greedy) for row, stop in enumerate(stops)]
         self._calls += 1
         found = self.rollouts.generate(prompts, params, distributions=self.logprobs == "processed")
-        counts = [self._length(rollout, one.stop) for rollout, one in zip(found, params, strict=True)]
+        codec, end_ids = self.rollouts.codec, self.rollouts.checkpoint.special.end_ids
+        counts = [ended_length(each, one.stop, codec, end_ids) for each, one in zip(found, params, strict=True)]
         return type(data)(self._padded(found, counts, input_ids))  # type: ignore[call-arg]  # dict and BatchedDataDict take one
 
     def _params(self, row: int, stop: Sequence[str], greedy: bool) -> SamplingParams:
@@ -108,20 +108,6 @@ class NemoGeneration:
         seed = None if given.seed is None else random.Random(f"{given.seed} {self._calls} {row}").getrandbits(63)
         temperature = 0.0 if greedy else given.temperature
         return replace(given, temperature=temperature, stop=tuple(dict.fromkeys((*given.stop, *stop))), seed=seed)
-
-    def _length(self, rollout: Rollout, stop: Sequence[str]) -> int:
-        """Tokens of an answer together with what ended it."""
-        count, canvas = len(rollout.token_ids), rollout.replay_token_ids
-        if rollout.finish_reason != "stop":
-            return count
-        codec, over = self.rollouts.codec, (*self.rollouts.checkpoint.special.end_ids, rollout.mask_id)
-        while stop and codec is not None:
-            if first_stop(codec.decode(canvas[:count]), stop) is not None:
-                return count
-            if count == len(canvas) or canvas[count] in over:
-                break
-            count += 1
-        return count + (count < len(canvas) and canvas[count] in over[:-1])
 
     def _padded(self, found: Sequence[Rollout], counts: Sequence[int], input_ids: Tensor) -> dict[str, Tensor]:
         device = input_ids.device

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dlm.decoding.request import Completion, Request
 from dlm.errors import RunError
 from dlm.likelihood import Replay
-from dlm.text import TextCodec
+from dlm.text import TextCodec, first_stop
 
 CONTRACT_VERSION = 1
 
@@ -115,6 +115,29 @@ def rollout_of(
         mask_id=mask_id,
         weight_version=weight_version,
     )
+
+
+def ended_length(rollout: Rollout, stop: Sequence[str], codec: TextCodec | None, end_ids: Sequence[int]) -> int:
+    """How many of `replay_token_ids` are the answer together with what ended it: the end token, or all tokens through
+    the stop string. A trainer learns to end from these.
+
+    Args:
+        rollout: an answer.
+        stop: its stop strings; `codec` finds them.
+        codec: None where there are none.
+        end_ids: tokens that end an answer.
+    """
+    count, canvas = len(rollout.token_ids), rollout.replay_token_ids
+    if rollout.finish_reason != "stop":
+        return count
+    over = (*end_ids, rollout.mask_id)
+    while stop and codec is not None:
+        if first_stop(codec.decode(canvas[:count]), stop) is not None:
+            return count
+        if count == len(canvas) or canvas[count] in over:
+            break
+        count += 1
+    return count + (count < len(canvas) and canvas[count] in end_ids)
 
 
 def _finite(values: Sequence[float] | None) -> tuple[float, ...]:
