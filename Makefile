@@ -34,8 +34,8 @@ serve: $(VENV)/.serve  ## serve the bundled checkpoint on http://127.0.0.1:8000
 bench: $(VENV)/.package  ## time the decoder against a plain reference loop
 	$(BIN)/python -m dlm.bench $(ARGS)
 
-test: $(VENV)/.dev  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev  ## run the tests, a process for each of at most 8 cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev  ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

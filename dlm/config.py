@@ -11,6 +11,7 @@ name until `instantiate` is called.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, get_args, get_type_hints
 
@@ -21,7 +22,7 @@ from dlm.decoding.engines import ENGINES
 from dlm.decoding.request import SamplingParams
 from dlm.decoding.samplers import SAMPLERS
 from dlm.pipeline.model_source import CheckpointSource, RandomSource
-from dlm.pipeline.prompts import DemoPrompts, HfPrompts, JsonlPrompts
+from dlm.pipeline.prompts import DemoFamilyPrompts, DemoPrompts, HfPrompts, JsonlPrompts
 from dlm.report.trace import HtmlTrace
 
 PLAIN = (int, float, str, bool)
@@ -37,10 +38,21 @@ def mirror(kind: type[Any], **defaults: Any) -> type[Any]:
     rows: list[Any] = [("_target_", str, field(default=f"{kind.__module__}.{kind.__qualname__}"))]
     hints = get_type_hints(kind)
     for one in fields(kind):
-        known = all(part in PLAIN or part is type(None) for part in get_args(hints[one.name]) or (hints[one.name],))
         default = defaults.get(one.name, MISSING if one.default is dataclasses.MISSING else one.default)
-        rows.append((one.name, hints[one.name] if known else Any, field(default=default)))
+        rows.append((one.name, _checked(hints[one.name]), field(default=default)))
     return make_dataclass(kind.__name__, rows)
+
+
+def _checked(hint: Any) -> Any:
+    """The type where omegaconf knows it, else any."""
+    return hint if all(part in PLAIN or part is type(None) for part in get_args(hint) or (hint,)) else Any
+
+
+def optional(name: str, kind: type[Any], without: Sequence[str]) -> type[Any]:
+    """A schema of the fields of a dataclass but `without` some; None, their default, is a value that is not given."""
+    hints = get_type_hints(kind)
+    names = [one.name for one in fields(kind) if one.name not in without]
+    return make_dataclass(name, [(one, _checked(hints[one] | None), field(default=None)) for one in names])
 
 
 @dataclass
@@ -154,7 +166,12 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "model": {"checkpoint": mirror(CheckpointSource), "random": mirror(RandomSource, dtype="auto")},
     "engine": {"auto": Auto, **{name: mirror(kind) for name, kind in ENGINES.items()}},
     "sampler": {"auto": Auto, **{name: mirror(kind) for name, kind in SAMPLERS.items()}},
-    "data": {"demo": mirror(DemoPrompts), "jsonl": mirror(JsonlPrompts), "hf": mirror(HfPrompts)},
+    "data": {
+        "demo": mirror(DemoPrompts),
+        "demo_family": mirror(DemoFamilyPrompts),
+        "jsonl": mirror(JsonlPrompts),
+        "hf": mirror(HfPrompts),
+    },
     "trainer": {"trainer": TrainerConfig},
     "logger": {"none": NoLogger, "csv": CsvLogger, "wandb": WandbLogger},
     "trace": {"none": NoTrace, "html": mirror(HtmlTrace)},

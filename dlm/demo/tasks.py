@@ -219,14 +219,35 @@ def held_out(seed: int = TEST_SEED, per_family: int = TEST_PER_FAMILY) -> list[E
     return examples
 
 
-def training_examples(seed: int) -> Iterator[Example]:
-    """An endless stream over the families by their shares, without the questions of the test and validation sets.
+def _kept_back() -> set[str]:
+    """Questions of the test and validation sets. Memorised facts are no part of it: they can only be known by having
+    been seen."""
+    examples = [*held_out(), *held_out(VALIDATION_SEED, VALIDATION_PER_FAMILY)]
+    return {example.question for example in examples if not FAMILIES[example.family].memorised}
 
-    Memorised facts are the exception: they can only be known by having been seen.
+
+def fresh_examples(family: str, seed: int, count: int) -> list[Example]:
+    """`count` different questions of a family, none of the test and validation sets.
+
+    Raises:
+        ConfigError: there is no such family, or it has not so many.
     """
-    rng = random.Random(seed)
-    kept_back = [*held_out(), *held_out(VALIDATION_SEED, VALIDATION_PER_FAMILY)]
-    excluded = {example.question for example in kept_back if not FAMILIES[example.family].memorised}
+    if family not in FAMILIES:
+        raise ConfigError(f"demo family {family!r} does not exist; choose one of {', '.join(FAMILIES)}")
+    rng, seen, found = random.Random(f"fresh-{seed}-{family}"), _kept_back(), []
+    for _ in range(200 * count):
+        example = FAMILIES[family].example(rng)
+        if example.question not in seen:
+            seen.add(example.question)
+            found.append(example)
+        if len(found) == count:
+            return found
+    raise ConfigError(f"the demo's family {family} has {len(found)} new questions, not {count}; ask for fewer")
+
+
+def training_examples(seed: int) -> Iterator[Example]:
+    """An endless stream over the families by their shares, without the questions of the test and validation sets."""
+    rng, excluded = random.Random(seed), _kept_back()
     for family in cycle([one for one in FAMILIES.values() for _ in range(one.share)]):
         example = family.example(rng)
         while example.question in excluded:

@@ -183,29 +183,37 @@ CHECKERS: dict[str, type[Checker]] = {
 }
 
 
-def checker_of(name: str, sandbox: Sandbox) -> Checker:
+def checker_of(name: str, sandbox: Sandbox, key: str = "task.checker") -> Checker:
     """The checker called `name`, or the function `package.module:function`.
 
     Raises:
-        ConfigError: there is no such thing.
+        ConfigError: there is no such thing; says so of `key`.
     """
     if name in CHECKERS:
         kind: Any = CHECKERS[name]
         made: Checker = kind(sandbox) if kind.executes else kind()
         return made
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise ConfigError(
-            f"task.checker={name}: no such checker; choose one of {', '.join(CHECKERS)}, or "
-            "write package.module:function"
+            f"{key}={name}: no such checker; choose one of {', '.join(CHECKERS)}, or write package.module:function"
         )
+    return Own(imported(name, key))
+
+
+def imported(path: str, key: str) -> Callable[..., Any]:
+    """The function `package.module:function`.
+
+    Raises:
+        ConfigError: there is no such function; says so of `key`.
+    """
+    module, _, name = path.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"task.checker={name}: {error}") from error
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}={path}: {error}; write package.module:function") from error
     if not callable(found):
-        raise ConfigError(f"task.checker={name}: it is a {type(found).__name__}, not a function")
-    return Own(found)
+        raise ConfigError(f"{key}={path}: it is a {type(found).__name__}, not a function")
+    return found
 
 
 def place_of(reference: Any, count: int) -> int:

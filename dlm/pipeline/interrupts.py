@@ -23,7 +23,7 @@ SHOW_CURSOR = "\x1b[?25h"
 
 
 class Interrupts(Callback):
-    """Turns the signals into a throw of the switch while prompts are decoded, and into an immediate end before.
+    """Turns the signals into a throw of the switch while there is work in progress, and into an immediate end before.
 
     A callback, because Lightning takes SIGTERM for itself just before the loop begins, and its handler talks to all
     ranks: it waits half an hour for those that were not signalled.
@@ -35,7 +35,7 @@ class Interrupts(Callback):
 
     def __init__(self, stop: StopSwitch, launched: bool) -> None:
         self.stop, self.launched = stop, launched
-        self._decoding = False
+        self._working = False
         self._before = {signum: signal.getsignal(signum) for signum in SIGNALS}
 
     def install(self) -> None:
@@ -47,17 +47,21 @@ class Interrupts(Callback):
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._working = True
+        self.install()
+
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._decoding = True
+        self._working = True
         self.install()
         decoder = cast("DiffusionLM", pl_module).decoder
         if decoder is not None:
             self.stop.on_stop(decoder.stop)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if not self._decoding:
+        if not self._working:
             if not self.launched:
-                self._say("stopped before decoding began")
+                self._say("stopped before the first step")
             raise SystemExit(128 + signum)
         if not self.stop:
             if not self.launched:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm.demo import PROMPTS
+from dlm.demo.tasks import FAMILIES, fresh_examples
 from dlm.errors import DataError, MissingExtraError
 
 Messages = list[dict[str, str]]
@@ -96,6 +97,31 @@ class DemoPrompts:
 
 
 @dataclass(frozen=True)
+class DemoFamilyPrompts:
+    """New questions of one of the demo's families.
+
+    Attributes:
+        family: which.
+        limit: how many.
+        seed: which of all there are.
+        chat_template: as in the other kinds.
+    """
+
+    family: str = "split"
+    limit: int = 64
+    seed: int = 0
+    chat_template: bool | None = None
+
+    def faults(self) -> list[str]:
+        return [] if self.family in FAMILIES else [f"data.family={self.family}: one of {', '.join(FAMILIES)}"]
+
+    def read(self) -> list[Prompt]:
+        """Raises `ConfigError` when the family has not so many."""
+        examples = enumerate(fresh_examples(self.family, self.seed, self.limit))
+        return [Prompt(f"{self.family}-{number}", one.question, {"family": self.family}) for number, one in examples]
+
+
+@dataclass(frozen=True)
 class HfPrompts:
     """A split of a data set, through the package `datasets`."""
 
@@ -129,7 +155,7 @@ class HfPrompts:
         return _named(_prompts(rows, self.prompt_field, self.id_field), self.path)
 
 
-PromptSource = JsonlPrompts | DemoPrompts | HfPrompts
+PromptSource = JsonlPrompts | DemoPrompts | DemoFamilyPrompts | HfPrompts
 
 
 def digest(prompts: Iterable[Prompt]) -> str:

@@ -49,8 +49,9 @@ def build_trainer(
     callbacks: Sequence[Callback],
     logger: Logger | None,
     run_dir: Path,
+    **settings: Any,
 ) -> Trainer:
-    """A Trainer without any of what a training run needs.
+    """A Trainer without any of what a training run needs, but for the Trainer's arguments in `settings`.
 
     Raises:
         ConfigError: the devices are not there, or the launcher started another number of processes.
@@ -70,6 +71,7 @@ def build_trainer(
             enable_model_summary=False,
             use_distributed_sampler=False,
             inference_mode=False,
+            **settings,
         )
     except Exception as error:
         cause: Any = error.__cause__ or error

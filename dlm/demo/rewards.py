@@ -1,0 +1,19 @@
+"""Rewards for the demo's questions that its checkpoint does not know of: among valid answers they prefer some."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from dlm.demo.tasks import check
+
+
+def balanced_split(row: dict[str, Any], text: str) -> float:
+    """For "Split 12 apples into 2.": how near the parts are, 1 - |a - b| / (a + b); 0 for a wrong answer.
+
+    The training data of the checkpoint draws the parts at random, for which the mean is about a half.
+    """
+    if not check("split", row["prompt"], text):
+        return 0.0
+    first, second = map(int, re.findall(r"\d+", text))
+    return 1 - abs(first - second) / (first + second)

@@ -1,0 +1,52 @@
+"""Train a policy with GRPO: `python -m dlm.rl.grpo` (see `--help`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from dlm import command_line
+from dlm.rl.grpo.config import check_grpo, register
+
+TITLE = "Train a diffusion language model with GRPO: answers that are better than their group become likelier."
+KEYS = """\
+  model=checkpoint model.path=folder       what to train
+  data=jsonl data.path=file                prompts, the last validation.prompts of them to measure with
+  reward=checker reward.checker=number     1 for a right answer (a checker of dlm.evaluate), else 0
+  reward=function reward.path=module:name  a function of yours, of the row and the answer's text
+  likelihood=d1_onestep                    what stands for log-probabilities: d1_onestep, coupled, step_map, ...
+  steps=200 prompts_per_step=8 group_size=8
+  generation.temperature=1.0               how answers are decoded; the parameters of dlm.SamplingParams
+  objective.kl=0.04                        holds the policy to where it came from
+  rollout_dtype=bfloat16                   decode with a copy of the weights in it
+  trainer=ddp trainer.devices=2            several processes
+  run_dir=outputs/grpo/...                 go on with a run"""
+EXAMPLES = """\
+  python -m dlm.rl.grpo experiment=demo_grpo
+  python -m dlm.rl.grpo -m experiment=demo_grpo seed=0,1,2
+  python -m dlm.rl.grpo model=llada_8b_instruct data=jsonl data.path=gsm8k_train.jsonl data.prompt_field=question \\
+      reward=checker reward.checker=number reward.answer_field=answer steps=500 trainer=ddp precision=bf16-mixed"""
+
+
+def main() -> None:
+    register()
+    command_line.main("grpo", "dlm.rl.grpo", run, TITLE, KEYS, EXAMPLES)
+
+
+def run(config: DictConfig, overrides: Sequence[str]) -> int:
+    """Train what `config` asks for; returns the exit code."""
+    check_grpo(config)
+    from dlm.pipeline.launch import decide, forget
+    from dlm.rl.grpo.session import Session
+
+    launch = decide(config.run_dir, "grpo")
+    try:
+        return Session(config, launch, overrides).run()
+    finally:
+        launch.discard_note()
+        forget()
+
+
+if __name__ == "__main__":
+    main()

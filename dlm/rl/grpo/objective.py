@@ -1,0 +1,115 @@
+"""The objective of GRPO: advantages within a group, clipped ratios, and a penalty for leaving the reference.
+
+Tensors alone; knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dlm.decoding.request import check_real
+from dlm.errors import RequestError
+
+SPREAD = 1e-4
+"""Added to a group's standard deviation, so that equal rewards are no division by zero."""
+AVERAGES = ("sequence", "token", "constant")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How rewards become a loss.
+
+    Attributes:
+        clip_low, clip_high: ratios of the new policy to the one that decoded are held in [1 - low, 1 + high] where that
+            lowers the objective (PPO; a higher upper bound is DAPO's, arXiv 2503.14476).
+        kl: weight of the divergence from the reference; 0 keeps no reference.
+        scale_rewards: advantages are divided by their group's standard deviation (GRPO, arXiv 2402.03300); without it
+            they are differences from the mean (Dr. GRPO, arXiv 2503.20783).
+        average: over tokens: `sequence`, within each answer and then over answers (GRPO); `token`, over all tokens of
+            the step alike (DAPO); `constant`, a sum over the longest answer there can be (Dr. GRPO).
+
+    Raises:
+        RequestError: a value out of range.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl: float = 0.0
+    scale_rewards: bool = True
+    average: str = "sequence"
+
+    def __post_init__(self) -> None:
+        check_real("clip_low", self.clip_low, 0.0, 1.0, open_low=True)
+        check_real("clip_high", self.clip_high, 0.0, None, open_low=True)
+        check_real("kl", self.kl, 0.0, None)
+        if self.average not in AVERAGES:
+            raise RequestError(f"average={self.average!r} is unknown; known: {', '.join(AVERAGES)}")
+
+    def advantages(self, rewards: Tensor) -> Tensor:
+        """How much better each answer is than its group.
+
+        Args:
+            rewards: `[prompts, group]` float64.
+
+        Returns:
+            `[prompts, group]` float64; 0 throughout a group of equal rewards.
+        """
+        better = rewards - rewards.mean(dim=1, keepdim=True)
+        return better / (rewards.std(dim=1, keepdim=True) + SPREAD) if self.scale_rewards else better
+
+    def weights(self, counts: Sequence[int], longest: int, mean_tokens: float) -> Tensor:
+        """What a token of each answer weighs, so that the loss is a sum over all tokens.
+
+        Args:
+            counts: tokens of each answer.
+            longest: tokens that an answer can have.
+            mean_tokens: the sum of the counts, averaged over processes, which have equally many answers and whose
+                gradients are averaged.
+
+        Returns:
+            `[answers]` float64.
+        """
+        lengths = torch.tensor(counts, dtype=torch.float64).clamp(min=1)
+        if self.average == "sequence":
+            return 1 / lengths / len(lengths)
+        if self.average == "constant":
+            return torch.full_like(lengths, 1 / longest / len(lengths))
+        return torch.full_like(lengths, 1 / mean_tokens)
+
+    def loss(self, new: Tensor, old: Tensor, reference: Tensor | None, advantage: Tensor, weight: Tensor) -> Losses:
+        """The loss of the tokens of several answers, laid end to end.
+
+        Args:
+            new: `[tokens]` log-probabilities under the policy, with their graph.
+            old: `[tokens]` under the policy that decoded.
+            reference: `[tokens]` under the reference; None where `kl` is 0.
+            advantage, weight: `[tokens]`, of the answer that each token belongs to.
+        """
+        ratio = (new - old).exp()
+        held = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
+        gain = torch.minimum(ratio * advantage, held * advantage)
+        clipped = (weight * (held * advantage < ratio * advantage)).sum().detach()
+        if reference is None:
+            return Losses(-(weight * gain).sum(), torch.zeros_like(clipped), clipped)
+        apart = divergence(new, reference)
+        return Losses((weight * (self.kl * apart - gain)).sum(), (weight * apart).sum().detach(), clipped)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss, a scalar with its graph, and the weighted means of the divergence and of clipped tokens."""
+
+    total: Tensor
+    kl: Tensor
+    clipped: Tensor
+
+
+def divergence(new: Tensor, reference: Tensor) -> Tensor:
+    """exp(r - p) - (r - p) - 1 for log-probabilities p and r, an estimate of KL(policy || reference) that is never
+    negative and unbiased over tokens drawn from the policy (J. Schulman, "Approximating KL divergence", k3)."""
+    behind = reference - new
+    return behind.exp() - behind - 1

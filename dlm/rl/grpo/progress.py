@@ -1,0 +1,163 @@
+"""What happens around the steps: measuring, keeping, telling, and ending when asked to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice
+from typing import Any, cast
+
+import torch
+import torch.distributed
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from dlm.pipeline.loggers import TABLE_ROWS, attempt
+from dlm.pipeline.ranks import StopSwitch
+from dlm.rl.grpo.module import GRPO, Answer
+from dlm.rl.grpo.questions import Question
+from dlm.rl.grpo.record import Record
+
+
+class Progress(Callback):
+    """Rank 0 writes and tells; all processes measure, and agree on when to stop.
+
+    Args:
+        record: where to.
+        header: the first line of the record.
+        questions: to measure with; none measures nothing.
+        samples: answers to each of them.
+        measure_every, keep_every: steps between measurements and between states; None is at the end alone.
+        last: step that ends the run.
+        stop: ends it earlier, after the step in progress.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        header: dict[str, Any],
+        questions: Sequence[Question],
+        samples: int,
+        measure_every: int | None,
+        keep_every: int | None,
+        last: int,
+        stop: StopSwitch,
+    ) -> None:
+        self.record, self.header, self.questions, self.samples = record, header, questions, samples
+        self.measure_every, self.keep_every, self.last, self.stop = measure_every, keep_every, last, stop
+        self.spent, self.begun = 0.0, time.perf_counter()
+        self.answers: list[dict[str, Any]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Of the run, in all its attempts."""
+        return self.spent + time.perf_counter() - self.begun
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = cast(GRPO, pl_module)
+        state = self.record.kept()
+        if state is not None:
+            self.spent = state["seconds"]
+            module.restore(state)
+        if trainer.is_global_zero:
+            self.record.begin(self.header, module.steps_done)
+        if state is None:
+            self._measure(trainer, module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module = cast(GRPO, pl_module)
+        number = module.steps_done
+        self._tell(trainer, number, module.measured)
+        self._say(trainer, number, module)
+        ending = trainer.strategy.reduce_boolean_decision(bool(self.stop), all=False)
+        if self._due(self.measure_every, number) and not ending:
+            self._measure(trainer, module)
+        if (ending or self._due(self.keep_every, number)) and trainer.is_global_zero:
+            self.record.keep({**module.state(), "seconds": self.seconds})
+        trainer.should_stop = ending
+
+    def _due(self, every: int | None, number: int) -> bool:
+        return number == self.last or (every is not None and number % every == 0)
+
+    def _measure(self, trainer: Trainer, module: GRPO) -> None:
+        """The mean reward of the held-out questions, decoded with the same noise each time."""
+        if not self.questions:
+            return
+        mine = self.questions[trainer.global_rank :: trainer.world_size]
+        number = module.steps_done
+        rows = [row_of(number, answer) for answer in module.answers(mine, self.samples, "validation")] if mine else []
+        self.answers = _gathered(rows)
+        if not trainer.is_global_zero:
+            return
+        self.record.append(self.record.answers, self.answers)
+        means = (
+            torch.tensor([row["reward"] for row in self.answers], dtype=torch.float64).view(-1, self.samples).mean(1)
+        )
+        reward, error = float(means.mean()), float(means.std()) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+        self._tell(trainer, number, {"validation_reward": reward, "validation_stderr": error})
+        print(f"step {number}: reward of {len(means)} held-out prompts {reward:.3f} ± {error:.3f}", flush=True)
+
+    def _tell(self, trainer: Trainer, number: int, figures: dict[str, float]) -> None:
+        """A line of the record, and the same to the logger."""
+        if not trainer.is_global_zero:
+            return
+        self.record.append(self.record.training, [{"step": number, "seconds": round(self.seconds, 2), **figures}])
+        for logger in trainer.loggers:
+            attempt("a step", partial(logger.log_metrics, figures, step=number))
+
+    def _say(self, trainer: Trainer, number: int, module: GRPO) -> None:
+        news = module.judge.news()
+        if news is not None:
+            print(f"the reward failed on an answer, which is worth 0: {news}", flush=True)
+        if trainer.is_global_zero:
+            shown = module.measured
+            spent = ", ".join(f"{part} {shown[f'seconds_{part}']:.2f} s" for part in ("rollout", "score", "update"))
+            print(
+                f"step {number}/{self.last}: reward {shown['reward']:.3f}, KL {shown['kl']:.4f}, "
+                f"{shown['tokens']:.1f} tokens in {shown['nfe']:.1f} forwards; {spent}",
+                flush=True,
+            )
+
+
+def row_of(step: int, answer: Answer) -> dict[str, Any]:
+    """A measured answer as a line of `answers.jsonl`."""
+    rollout = answer.rollout
+    return {
+        "step": step,
+        "id": answer.question.id,
+        "sample": rollout.sample_index,
+        "prompt": answer.question.row["prompt"],
+        "text": answer.text,
+        "reward": answer.reward,
+        "nfe": rollout.nfe,
+        "finish_reason": rollout.finish_reason,
+    }
+
+
+def log_summary(logger: Logger, summary: dict[str, Any], answers: Sequence[dict[str, Any]]) -> None:
+    """The end of a run to a Lightning logger; to W&B the last measured answers as a table, too."""
+    figures = {f"summary/{name}": value for name, value in summary.items() if isinstance(value, int | float)}
+    if not isinstance(logger, WandbLogger):
+        logger.log_metrics(figures, step=summary["steps"])
+        logger.save()
+        return
+    import wandb
+
+    table = wandb.Table(columns=["id", "sample", "prompt", "text", "reward", "nfe"])
+    for row in islice(answers, TABLE_ROWS):
+        table.add_data(row["id"], row["sample"], str(row["prompt"]), row["text"], row["reward"], row["nfe"])
+    logger.experiment.summary.update(figures)
+    logger.experiment.log({"answers": table})
+
+
+def _gathered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of all processes, each question's together."""
+    if not torch.distributed.is_initialized():
+        return rows
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]

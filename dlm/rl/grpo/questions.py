@@ -1,0 +1,129 @@
+"""Which prompts each step asks: a function of the seed and the step alone, so that a resumed run asks the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset
+
+from dlm.errors import ConfigError, DataError
+from dlm.pipeline.prompts import Prompt
+from dlm.text import TextCodec
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt to roll out.
+
+    Attributes:
+        id: its stable name, from which its seeds come.
+        row: the fields of the data, the prompt among them as `prompt`.
+        token_ids: the prompt, in the chat template where there is one.
+    """
+
+    id: str
+    row: dict[str, Any]
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one process asks in one step.
+
+    Attributes:
+        number: of the step, from 1.
+        questions: its share of them.
+    """
+
+    number: int
+    questions: Sequence[Question]
+
+
+def questions_of(prompts: Sequence[Prompt], codec: TextCodec) -> list[Question]:
+    """Encoded prompts.
+
+    Raises:
+        DataError: a row cannot be used; a training set is mended, not skipped.
+    """
+    faults = [f"{prompt.id}: {prompt.fault.message}" for prompt in prompts if prompt.fault is not None]
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise DataError(f"row {faults[0]}{more}; mend it, or leave it out")
+    return [
+        Question(prompt.id, {**prompt.row, "prompt": prompt.content}, tuple(codec.encode(prompt.content)))
+        for prompt in prompts
+    ]
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Questions to train on, in a new random order each time round, and others to measure with.
+
+    Attributes:
+        questions: all of them.
+        held_out: the last so many are for measuring.
+        per_step: asked in each step, by all processes together.
+        seed: of the order.
+
+    Raises:
+        ConfigError: too few are left to train on.
+    """
+
+    questions: Sequence[Question]
+    held_out: int
+    per_step: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        left = len(self.questions) - self.held_out
+        if left < self.per_step:
+            raise ConfigError(
+                f"{len(self.questions)} prompts without validation.prompts={self.held_out} leave {left}, fewer than "
+                f"prompts_per_step={self.per_step}; give more prompts, or lower one of them"
+            )
+
+    @cached_property
+    def training(self) -> Sequence[Question]:
+        return self.questions[: len(self.questions) - self.held_out]
+
+    @cached_property
+    def validation(self) -> Sequence[Question]:
+        return self.questions[len(self.questions) - self.held_out :]
+
+    def of_step(self, number: int) -> list[Question]:
+        """The questions of step `number`, from 1."""
+        first, size = (number - 1) * self.per_step, len(self.training)
+        return [
+            self.training[self._order(place // size)[place % size]] for place in range(first, first + self.per_step)
+        ]
+
+    def _order(self, turn: int) -> Sequence[int]:
+        if turn not in self._orders:
+            self._orders.clear()
+            self._orders[turn] = np.random.default_rng([self.seed, turn]).permutation(len(self.training)).tolist()
+        return self._orders[turn]
+
+    @cached_property
+    def _orders(self) -> dict[int, list[int]]:
+        return {}
+
+
+class Steps(IterableDataset[Step]):
+    """The steps of one process.
+
+    Args:
+        curriculum: says what each asks.
+        first, last: steps to take, both included.
+        rank, world: which process of how many; each takes every `world`-th question of a step.
+    """
+
+    def __init__(self, curriculum: Curriculum, first: int, last: int, rank: int, world: int) -> None:
+        self.curriculum, self.first, self.last, self.rank, self.world = curriculum, first, last, rank, world
+
+    def __iter__(self) -> Iterator[Step]:
+        for number in range(self.first, self.last + 1):
+            yield Step(number, self.curriculum.of_step(number)[self.rank :: self.world])

@@ -1,0 +1,130 @@
+"""What a run leaves in its folder: `training.jsonl`, `answers.jsonl`, `summary.json`, and the state to go on from.
+
+`training.jsonl` begins with a line that says what was run. Then come a line for each step and one for each measurement
+(`validation_reward`); `answers.jsonl` holds the answers of the measurements.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlm.errors import RunError
+from dlm.pipeline.run_folder import publish, replace
+
+PARTS = ("rollout", "reward", "score", "update")
+"""What a step's time is spent on."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Paths and files of a run; one process writes them."""
+
+    folder: Path
+
+    @property
+    def training(self) -> Path:
+        return self.folder / "training.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        return self.folder / "answers.jsonl"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "last.ckpt"
+
+    @property
+    def summary(self) -> Path:
+        return self.folder / "summary.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the trained model, in its family's format."""
+        return self.folder / "checkpoint"
+
+    def begin(self, header: dict[str, Any], step: int) -> None:
+        """Write the first line, or take back what was written after `step`: it will be done again."""
+        publish(self.training, json.dumps(header) + "\n")
+        for path in (self.training, self.answers):
+            if path.exists():
+                kept = [line for line in path.read_bytes().splitlines(keepends=True) if _step_of(line) <= step]
+                replace(path, kept)
+
+    def append(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
+        """Rows at the end of a file. Raises `RunError` when the disk is full."""
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror}; make room, and go on") from error
+
+    def keep(self, state: dict[str, Any]) -> None:
+        """The state in place of the last one, whole or not at all. Raises `RunError` when the disk is full."""
+        draft = self.state.with_suffix(".draft")
+        try:
+            torch.save(state, draft)
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+            draft.replace(self.state)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+            raise RunError(f"cannot write {self.state}: {error}; make room, and go on") from error
+
+    def kept(self) -> dict[str, Any] | None:
+        """The state to go on from; None for a new run. Raises `RunError` when it cannot be read."""
+        if not self.state.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+            raise RunError(f"{self.state} cannot be read ({error}); remove it to begin again") from error
+        return state
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of `training.jsonl` behind the first."""
+        return [json.loads(line) for line in self.training.read_text(encoding="utf-8").splitlines()[1:]]
+
+    def conclude(self, seconds: float, failures: int) -> dict[str, Any]:
+        """Write `summary.json`; returns what it holds."""
+        summary = summary_of(self.rows(), seconds, failures)
+        replace(self.summary, [json.dumps(summary, indent=2).encode() + b"\n"])
+        return summary
+
+
+def summary_of(rows: Sequence[dict[str, Any]], seconds: float, failures: int) -> dict[str, Any]:
+    """A run in figures: what was measured first and last, how long it took, and on what.
+
+    Args:
+        rows: of `training.jsonl`, behind the first.
+        seconds: that the run took, loading and measurements among them.
+        failures: answers that the reward could not judge.
+    """
+    measured = [row for row in rows if "validation_reward" in row]
+    steps = [row for row in rows if "reward" in row]
+    spent = {part: sum(row[f"seconds_{part}"] for row in steps) for part in PARTS}
+    total = sum(spent.values())
+    return {
+        "steps": len(steps),
+        "minutes": round(seconds / 60, 2),
+        "reward_before": measured[0]["validation_reward"] if measured else None,
+        "reward_after": measured[-1]["validation_reward"] if measured else None,
+        "stderr_before": measured[0]["validation_stderr"] if measured else None,
+        "stderr_after": measured[-1]["validation_stderr"] if measured else None,
+        "share_of_step_time": {part: round(value / total, 3) if total else None for part, value in spent.items()},
+        "answers_not_judged": failures,
+    }
+
+
+def _step_of(line: bytes) -> int:
+    """The step of a line; the first line is that of no step, and half a line, which a kill leaves, that of none."""
+    try:
+        return int(json.loads(line).get("step", 0))
+    except json.JSONDecodeError:
+        return 2**63
