@@ -12,10 +12,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dlm.command_line import in_multirun
 from dlm.config import instantiate
 from dlm.decoding.request import PARAM_NAMES, SamplingParams
 from dlm.errors import ConfigError, RequestError
+from dlm.multirun import in_multirun, is_launched
 from dlm.pipeline.model_source import FamilyDefault
 
 
@@ -130,7 +130,7 @@ def _trainer_faults(config: DictConfig) -> list[str]:
             f"trainer.devices={devices}, trainer.num_nodes={nodes} with trainer.strategy=auto: several processes are "
             "trainer=ddp"
         )
-    if trainer.strategy == "ddp" and in_multirun() and not _launched():
+    if trainer.strategy == "ddp" and in_multirun() and not is_launched():
         faults.append(
             "trainer=ddp with -m: each process that it starts would run the whole sweep again. Use one process a job, "
             "or hydra/launcher=slurm, which starts the processes of each job itself"
@@ -141,12 +141,6 @@ def _trainer_faults(config: DictConfig) -> list[str]:
     if "TORCHELASTIC_RUN_ID" in os.environ and world not in (None, "1") and trainer.strategy != "ddp":
         faults.append(f"trainer: torchrun started {world} processes, and each would decode everything; use trainer=ddp")
     return faults
-
-
-def _launched() -> bool:
-    """Whether torchrun or srun started this process as one of several."""
-    by_srun = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
-    return by_srun or "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _progress_faults(config: DictConfig) -> list[str]:

@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dlm.config import register_schemas
 from dlm.errors import ConfigError, DLMError
+from dlm.multirun import begin_job, end_sweep, in_multirun, is_launched, one_after_the_other, separately
 from dlm.paths import conf_dir
 
 Task = Callable[[DictConfig, Sequence[str]], int]
@@ -192,23 +193,30 @@ def _hand_to_hydra(config_name: str, task: Task) -> None:
 
     register_schemas()
     failed: list[tuple[int, str]] = []
+    folders: list[Path] = []
 
     def job(config: DictConfig) -> None:
         words = tuple(HydraConfig.get().overrides.task)
-        try:
-            _refuse_unknown(config)
-            code = task(config, words)
-        except DLMError as error:
-            code = report(error)
-        if code and code < STOPPED and in_multirun() and HydraConfig.get().launcher._target_.endswith("BasicLauncher"):
+        if in_multirun():
+            folders.extend(begin_job(config, words))
+
+        def work() -> int:
+            try:
+                _refuse_unknown(config)
+                return task(config, words)
+            except DLMError as error:
+                return report(error)
+
+        code = separately(work) if one_after_the_other() and not is_launched() else work()
+        if code and code < STOPPED and one_after_the_other():
             failed.append((code, quoted(words)))  # the other jobs go on
         elif code:
             sys.exit(code)
 
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
-    if failed:
-        print("\n  ".join([f"{len(failed)} of the jobs failed:", *(words for _, words in failed)]), file=sys.stderr)
-        sys.exit(max(code for code, _ in failed))
+    code = end_sweep(folders, failed)
+    if code:
+        sys.exit(code)
 
 
 def _part(config: DictConfig, package: str) -> DictConfig:
@@ -236,14 +244,6 @@ def _refuse_unknown(config: DictConfig) -> None:
         raise ConfigError("; ".join(unknown))
 
 
-def in_multirun() -> bool:
-    """Whether this is one of several jobs of `-m`."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
 def _unknown_keys(node: DictConfig, path: str = "") -> Iterator[tuple[str, str]]:
     """Keys that no schema has: what `+key=value` puts beside the ones that are read."""
     schema = OmegaConf.get_type(node)
@@ -266,6 +266,13 @@ def _nearest(word: str, known: Iterable[str], path: str = "") -> str:
     return f"; known here: {', '.join(path + name for name in words)}" if words else ""
 
 
+def _elsewhere(name: str, key: str) -> str:
+    """Where a key of how answers are decoded is, when it was looked for elsewhere: `sampler.steps`, for instance."""
+    last = key.rpartition(".")[2]
+    there = last in (compose(name).get("generation") or ())
+    return f"; did you mean generation.{last}?" if there and key != f"generation.{last}" else ""
+
+
 def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     """Hydra's message in our words: the path, the value and the remedy."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
@@ -279,7 +286,7 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
             parent, _, last = key.rpartition(".")
             known: dict[str, Any] = getattr(cause.object_type, "__dataclass_fields__", {})
             path = f"{parent}." if parent else ""
-            return f"{given or key}: {key} is no key{_nearest(last, known, path)}"
+            return f"{given or key}: {key} is no key{_elsewhere(name, key) or _nearest(last, known, path)}"
         return f"{given or key}: {reason}"
     match = re.match(r"Could not override '([^']+)'\. No match in the defaults list", first)
     if match:

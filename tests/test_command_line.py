@@ -78,6 +78,7 @@ def test_a_wrong_configuration_is_told_in_lines(arguments: list[str], code: int,
     [
         (["sampler=threshold", "sampler.nonsense=1"], "sampler.nonsense is no key; known here: sampler.threshold"),
         (["sampler=threshold,factor", "sampler.threshold=0.8"], "threshold is no key; known here: sampler.factor"),
+        (["sampler=fixed", "sampler.steps=16,32"], "sampler.steps is no key; did you mean generation.steps?"),
         (["generation.seed=1,x"], "generation.seed=x: Value 'x' of type 'str' could not be converted to Integer"),
         (["trainer=cpu,gpuu"], "trainer=gpuu is no choice; did you mean trainer=gpu?"),
         (["+wrong=1,2"], "wrong is no key: known here: model, engine"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from dlm.report.pareto import Point, interval
 from dlm.report.runs import Run
@@ -38,20 +40,25 @@ def accuracy_against_speed(runs: Sequence[Run]) -> bytes | None:
         return None
     fast = crowded([point(run) for run in placed])
     figure, panels = _row([1.0] if fast is None else [3.0, 2.0])
-    for axes in panels:
-        _draw_runs(axes, placed)
     speeds, accuracies = zip(*map(point, placed), strict=True)
-    panels[0].set_xlim(0, max(speeds) * 1.08 or 1.0)
+    last = max(speeds)
+    for axes in panels:
+        draw_runs(axes, placed, last if fast is None or axes is panels[-1] else np.nextafter(fast, 0.0))
     lowest = float((np.array(accuracies) - _bars(placed)[0]).min())
+    panels[0].set_xlim(0, last * 1.08 or 1.0)
     panels[0].set_ylim(max(0.0, lowest - 0.05 * (1.0 - lowest) - 0.01), 1.0 + 0.05 * (1.0 - lowest) + 0.01)
-    panels[0].set_ylabel("accuracy")
+    panels[0].set_ylabel("accuracy (share of the answers that are right)")
     panels[0].set_title(f"Accuracy against tokens per forward; area of the front {front_area(placed):.3f}", loc="left")
     if fast is not None:
         inside = [accuracy for speed, accuracy in map(point, placed) if speed >= fast]
-        margin, room = 0.15 * (max(speeds) - fast) + 0.02, 1.5 * (max(inside) - min(inside)) + 0.01
-        panels[1].set_xlim(fast - margin, max(speeds) + margin)
-        panels[1].set_ylim(max(0.0, min(inside) - room), min(1.005, max(inside) + room))
-        panels[1].set_title("The fast end", loc="left")
+        margin, room = 0.15 * (last - fast) + 0.02, 1.5 * (max(inside) - min(inside)) + 0.01
+        ends = (fast - margin, last + margin), (max(0.0, min(inside) - room), min(1.005, max(inside) + room))
+        panels[1].set(xlim=ends[0], ylim=ends[1])
+        panels[1].set_title("The fast end, framed on the left", loc="left")
+        (left, right), (bottom, top) = ends
+        panels[0].add_patch(
+            Rectangle((left, bottom), right - left, top - bottom, fill=False, edgecolor=SOFT, linewidth=0.8)
+        )
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower left", ncols=3)
     return _png(figure)
@@ -65,28 +72,41 @@ def crowded(points: Sequence[Point]) -> float | None:
     return min(inside) if 3 <= len(inside) < len(points) else None
 
 
-def _draw_runs(axes: Any, placed: Sequence[Run]) -> None:
-    """Runs by group, and the front with what lies below it."""
+def draw_runs(axes: Any, placed: Sequence[Run], told: float) -> None:
+    """Runs by group, and the front with what lies below it; up to `told` tokens per forward with intervals and numbers.
+
+    A group is drawn larger than later ones that share a place with it, so that all of them are seen.
+    """
     groups = list(dict.fromkeys(run.group for run in placed))
     styles = dict(zip(groups, zip(cycle(COLOURS), cycle(MARKERS), strict=False), strict=False))
     best = [point(run) for run in on_front(placed)]
     stairs = [(0.0, best[0][1]), *best]
-    axes.step(*zip(*stairs, strict=True), where="pre", color=SOFT, linewidth=1.2, linestyle="--", zorder=1)
+    axes.step(
+        *zip(*stairs, strict=True), where="pre", color=SOFT, linewidth=1.2, linestyle="--", label="Pareto front",
+        zorder=1,
+    )  # fmt: skip
     axes.fill_between(*zip(*stairs, strict=True), step="pre", color=SOFT, alpha=0.08, linewidth=0, zorder=0)
-    for group in groups:
+    numbers: dict[tuple[Point, str], set[str]] = defaultdict(set)
+    places = {group: {point(run) for run in placed if run.group == group} for group in groups}
+    for number, group in enumerate(groups):
+        above = min(3, sum(bool(places[group] & places[later]) for later in groups[number + 1 :]))
         several = sorted((run for run in placed if run.group == group), key=point)
         colour, marker = styles[group]
         speeds, accuracies = zip(*map(point, several), strict=True)
+        bars = np.where([speed <= told for speed in speeds], _bars(several), np.nan)
+        label = f"{group}, by {', '.join(several[0].varied)}" if len(several) > 1 and several[0].varied else group
         axes.errorbar(
-            speeds, accuracies, yerr=_bars(several), color=colour, marker=marker, markersize=7, linewidth=1,
-            elinewidth=0.8, capsize=2, alpha=0.9, markeredgecolor=SHEET, label=group, zorder=2,
+            speeds, accuracies, yerr=bars, color=colour, marker=marker, markersize=7 + 5 * above,
+            linewidth=1 + 2 * above, elinewidth=0.8, capsize=2, alpha=0.9, markeredgecolor=SHEET, label=label, zorder=2,
         )  # fmt: skip
         for run in several:
-            if len(several) > 1:
-                axes.annotate(
-                    ", ".join(run.numbers), point(run), (5, 5), textcoords="offset points", fontsize=7, color=colour,
-                    annotation_clip=True,
-                )  # fmt: skip
+            if len(several) > 1 and point(run)[0] <= told:
+                numbers[point(run), ", ".join(run.numbers)].add(colour)
+    for (place, text), colours in numbers.items():
+        axes.annotate(
+            text, place, (6, 6), textcoords="offset points", fontsize=7, annotation_clip=True,
+            color=colours.pop() if len(colours) == 1 else INK,
+        )  # fmt: skip
     axes.set_xlabel("tokens per forward")
 
 

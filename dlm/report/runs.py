@@ -64,6 +64,7 @@ class Run:
         label: what tells it from the others.
         group: the part of the label without numbers: runs of one group differ in a number, such as a threshold.
         numbers: the numbers of the label.
+        varied: what they are numbers of.
         figures: of the answers that there are.
         nfe: forwards of each answer.
         step_maps: of each answer with one, at most `MAPS`: by position the forward that revealed it, 0 for none.
@@ -77,6 +78,7 @@ class Run:
     label: str = ""
     group: str = ""
     numbers: tuple[str, ...] = ()
+    varied: tuple[str, ...] = ()
     figures: Figures = Figures()
     nfe: tuple[int, ...] = ()
     step_maps: tuple[tuple[int, ...], ...] = ()
@@ -146,7 +148,10 @@ def _figures(folder: RunFolder, missing: list[str]) -> Figures:
     """From `summary.json`; what it does not say comes from the predictions."""
     told: dict[str, Any] = {}
     if not folder.summary.exists():
-        missing.append("no summary.json: the figures are those of predictions.jsonl, and tokens/s are not known")
+        missing.append(
+            "no summary.json: the figures are those of predictions.jsonl, and tokens/s are not known; to go on: "
+            f"{folder.begun_with()}"
+        )
     else:
         try:
             told = dict(json.loads(folder.summary.read_text()))
@@ -219,10 +224,11 @@ def labelled(runs: Sequence[Run]) -> list[Run]:
             label = run.name
         elif own.count(words) > 1:
             label = f"{label} ({run.name})"
-        values = [word.partition("=")[2] for word in words]
-        numbers = tuple(value for value in values if _is_number(value))
-        group = " ".join(word for word, value in zip(words, values, strict=True) if not _is_number(value))
-        named.append(replace(run, label=label, group=group or "all", numbers=numbers))
+        pairs = [word.partition("=")[::2] for word in words]
+        told = [(key, value) for key, value in pairs if _is_number(value)]
+        group = " ".join(word for word, (_, value) in zip(words, pairs, strict=True) if not _is_number(value))
+        numbers, varied = tuple(value for _, value in told), tuple(key for key, _ in told)
+        named.append(replace(run, label=label, group=group or "all", numbers=numbers, varied=varied))
     return named
 
 

@@ -19,9 +19,10 @@ COLUMNS = ("run", "accuracy", "95 %", "answers", "errors", "NFE", "tokens/forwar
 
 
 def on_front(runs: Sequence[Run]) -> list[Run]:
-    """The runs that no other beats in accuracy and tokens per forward, slow to fast."""
+    """The runs that no other beats in accuracy and tokens per forward, slow to fast; of equal runs all."""
     placed = comparable(runs)
-    return [placed[index] for index in front([point(run) for run in placed])]
+    places = [point(run) for run in placed]
+    return [run for index in front(places) for run in placed if point(run) == places[index]]
 
 
 def front_area(runs: Sequence[Run]) -> float | None:

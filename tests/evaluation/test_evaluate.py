@@ -246,14 +246,15 @@ def test_two_processes_give_the_same_results(way: str, demo: Path, tmp_path: Pat
 def test_a_sweep_is_one_run_a_job_and_one_that_fails_leaves_the_others(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"prompt": "Capital of France?", "family": "capital"}])
     arguments = ["task=jsonl", "task.checker=demo", f"data.path={path}", "data.limit=1,0", *QUICK]
-    done = running.run(python("dlm.evaluate", "-m", *arguments, "algorithm=dual_cache,dinfer_blockwise"), tmp_path)
+    swept = ("algorithm=dual_cache,dinfer_blockwise", f"hydra.sweep.dir={tmp_path / 'runs'}")
+    done = running.run(python("dlm.evaluate", "-m", *arguments, *swept), tmp_path)
     assert done.returncode == 2
     assert "data.limit=0: must be at least 1" in done.stderr
-    runs = sorted((tmp_path / "outputs" / "evaluate").iterdir())
+    runs = [path.parent for path in (tmp_path / "runs").glob("*/summary.json")]
     assert len(runs) == 2
     assert [summary_of(run)["exact_match"] for run in runs] == [1.0, 1.0]
-    configs = [yaml.safe_load((run / "config.yaml").read_text())["algorithm"] for run in runs]
-    assert configs == ["dual_cache", "dinfer_blockwise"]
+    configs = {yaml.safe_load((run / "config.yaml").read_text())["algorithm"] for run in runs}
+    assert configs == {"dual_cache", "dinfer_blockwise"}
 
 
 @pytest.mark.parametrize(

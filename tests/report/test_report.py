@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from dlm.command_line import compose_config
 from dlm.errors import ConfigError, RunError
@@ -19,6 +20,7 @@ from dlm.report.__main__ import run as report
 from dlm.report.config import register
 from dlm.report.page import write_report
 from dlm.report.runs import read_runs
+from dlm.report.table import on_front
 from tests import running
 from tests.report.folders import answer, begun, finished, sweep
 
@@ -127,6 +129,22 @@ def test_the_fast_end_has_a_panel_where_runs_crowd_there() -> None:
     assert plots.crowded([(1.0, 1.0), (5.0, 0.9), (5.1, 0.9), (5.3, 0.8)]) == 5.0
     assert plots.crowded([(1.0, 1.0), (5.0, 0.9), (5.3, 0.8)]) is None
     assert plots.crowded([(5.0, 1.0), (5.1, 0.9), (5.3, 0.8)]) is None
+
+
+def test_runs_in_one_place_are_all_on_the_front_and_all_seen(tmp_path: Path) -> None:
+    for name in ("dual_cache", "klass", "basic"):
+        for bar, right in (("0.5", 1), ("0.9", 2)):
+            rows = [answer(number, right=number < right, nfe=2 + right) for number in range(2)]
+            finished(tmp_path / f"{name}-{bar}", rows, f"algorithm={name}", f"sampler.threshold={bar}")
+    runs = read_runs(tmp_path)
+    assert len(on_front(runs)) == len(runs) == 6
+    axes = Figure().subplots()
+    plots.draw_runs(axes, runs, told=10.0)
+    sizes = [line.get_markersize() for line in axes.lines if line.get_marker() in plots.MARKERS and line.get_label()]
+    assert len(set(sizes)) == 3
+    assert sizes == sorted(sizes, reverse=True)
+    assert sorted(text.get_text() for text in axes.texts) == ["0.5", "0.9"]
+    assert "algorithm=klass, by sampler.threshold" in axes.get_legend_handles_labels()[1]
 
 
 def test_many_runs_and_long_answers_are_drawn(tmp_path: Path) -> None:

@@ -107,6 +107,15 @@ def test_equal_commands_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_runs_that_differ_in_numbers_alone_are_a_group_that_says_in_which(tmp_path: Path) -> None:
+    for bar in ("0.5", "0.9"):
+        finished(tmp_path / bar, [answer(0, right=True, nfe=2)], "algorithm=klass", f"sampler.threshold={bar}")
+    finished(tmp_path / "x", [answer(0, right=True, nfe=2)], "algorithm=basic")
+    found = [(run.group, run.varied, run.numbers) for run in read_runs(tmp_path)]
+    of = ("algorithm=klass", ("sampler.threshold",))
+    assert found == [(*of, ("0.5",)), (*of, ("0.9",)), ("algorithm=basic", (), ())]
+
+
 def test_what_lies_inside_a_run_is_no_run(tmp_path: Path) -> None:
     run = finished(tmp_path / "deep" / "run", [answer(0, right=True, nfe=2)])
     for inside in (run / "wandb" / "files", tmp_path / "wandb" / "files", tmp_path / ".hidden"):
