@@ -25,7 +25,7 @@ from dlm.rl.grpo.optimizer import OptimizerOptions
 from dlm.rl.grpo.questions import Question, Step
 from dlm.rl.grpo.rewards import Judge
 from dlm.rl.likelihoods import Choice, token_logprobs
-from dlm.rl.rollout import Rollout
+from dlm.rl.rollout import Rollout, ended_length
 from dlm.rl.rollouts import Rollouts
 from dlm.sampling import SamplingParams
 from dlm.text import TextCodec
@@ -209,10 +209,8 @@ class GRPO(LightningModule):
         return torch.cat([logprobs[:count] for logprobs, count in zip(each, counts, strict=True)])
 
     def _counted(self, rollout: Rollout) -> int:
-        """Tokens that a gradient goes to: the answer's, and the end token behind them."""
-        count = len(rollout.token_ids)
-        ended = rollout.replay_token_ids[count : count + 1]
-        return count + (bool(ended) and ended[0] in self.checkpoint.special.end_ids)
+        """Tokens that a gradient goes to: the answer's, and what ended it."""
+        return ended_length(rollout, self.options.generation.stop, self.codec, self.checkpoint.special.end_ids)
 
     def _descend(self, loss: Tensor) -> float:
         """One optimizer step; returns the gradient's norm before it was clipped."""

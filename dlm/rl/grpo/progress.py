@@ -48,6 +48,7 @@ class Progress(Callback):
         self.record, self.header, self.questions, self.samples = record, header, questions, samples
         self.measure_every, self.keep_every, self.last, self.stop = measure_every, keep_every, last, stop
         self.spent, self.begun = 0.0, time.perf_counter()
+        self.measured = -1
         self.answers: list[dict[str, Any]] = []
 
     @property
@@ -59,11 +60,11 @@ class Progress(Callback):
         module = cast(GRPO, pl_module)
         state = self.record.kept()
         if state is not None:
-            self.spent = state["seconds"]
+            self.spent, self.measured = state["seconds"], state["measured"]
             module.restore(state)
         if trainer.is_global_zero:
             self.record.begin(self.header, module.steps_done)
-        if state is None:
+        if self._due(self.measure_every, module.steps_done) or state is None:
             self._measure(trainer, module)
 
     def on_train_batch_end(
@@ -77,7 +78,7 @@ class Progress(Callback):
         if self._due(self.measure_every, number) and not ending:
             self._measure(trainer, module)
         if (ending or self._due(self.keep_every, number)) and trainer.is_global_zero:
-            self.record.keep({**module.state(), "seconds": self.seconds})
+            self.record.keep({**module.state(), "seconds": self.seconds, "measured": self.measured})
         trainer.should_stop = ending
 
     def _due(self, every: int | None, number: int) -> bool:
@@ -85,10 +86,11 @@ class Progress(Callback):
 
     def _measure(self, trainer: Trainer, module: GRPO) -> None:
         """The mean reward of the held-out questions, decoded with the same noise each time."""
-        if not self.questions:
-            return
-        mine = self.questions[trainer.global_rank :: trainer.world_size]
         number = module.steps_done
+        if not self.questions or self.measured == number:
+            return
+        self.measured = number
+        mine = self.questions[trainer.global_rank :: trainer.world_size]
         rows = [row_of(number, answer) for answer in module.answers(mine, self.samples, "validation")] if mine else []
         self.answers = _gathered(rows)
         if not trainer.is_global_zero:

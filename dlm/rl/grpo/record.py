@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +82,10 @@ class Record:
             return None
         try:
             state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-            raise RunError(f"{self.state} cannot be read ({error}); remove it to begin again") from error
+        except Exception as error:  # torch's reader raises whatever its bytes lead it to
+            raise RunError(
+                f"{self.state} cannot be read ({type(error).__name__}: {error}); remove it to begin again"
+            ) from error
         return state
 
     def rows(self) -> list[dict[str, Any]]:

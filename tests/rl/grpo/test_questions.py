@@ -1,0 +1,50 @@
+"""Which prompts a step asks."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from dlm.errors import ConfigError, DataError
+from dlm.pipeline.prompts import Fault, Prompt
+from dlm.rl.grpo.questions import Curriculum, Question, Steps, questions_of
+
+QUESTIONS = [Question(f"q{number}", {"prompt": str(number)}, (number,)) for number in range(13)]
+
+
+def test_each_question_is_asked_once_a_turn_and_none_of_those_held_out():
+    curriculum = Curriculum(QUESTIONS, held_out=3, per_step=4, seed=1)
+    asked = [question.id for number in range(1, 6) for question in curriculum.of_step(number)]
+    assert Counter(asked) == {f"q{number}": 2 for number in range(10)}
+    assert asked[:10] != asked[10:]
+    assert [question.id for question in curriculum.validation] == ["q10", "q11", "q12"]
+
+
+def test_a_step_does_not_depend_on_the_ones_before():
+    one, other = (Curriculum(QUESTIONS, 3, 4, seed=1) for _ in range(2))
+    first = [one.of_step(number) for number in range(1, 9)]
+    assert [other.of_step(number) for number in range(8, 0, -1)] == first[::-1]
+    assert [Curriculum(QUESTIONS, 3, 4, seed=2).of_step(number) for number in range(1, 9)] != first
+
+
+def test_processes_share_a_step_among_them():
+    curriculum = Curriculum(QUESTIONS, 3, 4, seed=1)
+    parts = [list(Steps(curriculum, 3, 5, rank, 2)) for rank in range(2)]
+    for number, *shares in zip(range(3, 6), *parts, strict=True):
+        assert [share.number for share in shares] == [number, number]
+        asked = [question.id for share in shares for question in share.questions]
+        assert sorted(asked) == sorted(question.id for question in curriculum.of_step(number))
+
+
+def test_too_few_prompts_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"13 prompts without validation.prompts=10 leave 3, fewer than prompts_per_step=4"
+    ):
+        Curriculum(QUESTIONS, 10, 4, 0)
+
+
+def test_a_row_that_cannot_be_used_is_named():
+    prompts = [Prompt("a", "hello"), Prompt("b", "", {}, Fault("DataError", "field 'prompt' is empty"))]
+    with pytest.raises(DataError, match="row b: field 'prompt' is empty; mend it"):
+        questions_of(prompts, None)

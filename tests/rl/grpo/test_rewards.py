@@ -1,0 +1,67 @@
+"""What an answer is worth, and rewards that fail."""
+
+from __future__ import annotations
+
+import pytest
+
+from dlm.demo.rewards import balanced_split
+from dlm.rl.grpo.rewards import CheckerReward, FunctionReward, Judge
+
+HERE = "tests.rl.grpo.rewarding"
+
+
+@pytest.mark.parametrize(
+    ("text", "worth"),
+    [
+        ("Parts: 6 + 6", 1.0),
+        ("Parts: 5 + 7", 1 - 2 / 12),
+        ("Parts: 11 + 1", 1 - 10 / 12),
+        ("Parts: 6 + 7", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_the_nearer_the_parts_the_more_a_split_is_worth(text, worth):
+    assert balanced_split({"prompt": "Split 12 apples into 2."}, text) == pytest.approx(worth)
+
+
+def test_a_checker_is_a_reward_of_one_or_nothing():
+    reward = CheckerReward("number", "answer").function()
+    assert reward({"prompt": "?", "answer": "#### 12"}, "so it is 12.") == 1.0
+    assert reward({"prompt": "?", "answer": "#### 12"}, "so it is 13.") == 0.0
+
+
+def test_a_function_of_the_users_is_a_reward():
+    assert FunctionReward(f"{HERE}:length").function()({}, "four") == 4.0
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        (FunctionReward(f"{HERE}:missing"), "reward.path="),
+        (FunctionReward("no.such.module:name"), "No module named 'no'"),
+        (FunctionReward(f"{HERE}:NUMBER"), "is a int, not a function"),
+        (FunctionReward("length"), "package.module:function"),
+        (CheckerReward("numbers"), "reward.checker=numbers: no such checker; choose one of demo, number"),
+        (CheckerReward("number"), "reward.answer_field is not set"),
+        (CheckerReward("humaneval", "test"), "reward.checker=humaneval runs code"),
+    ],
+)
+def test_what_cannot_be_a_reward_is_named(reward, said):
+    [fault] = reward.faults()
+    assert said in fault
+
+
+def test_good_rewards_have_no_fault():
+    assert FunctionReward(f"{HERE}:length").faults() == []
+    assert CheckerReward("demo").faults() == []
+
+
+def test_an_answer_that_cannot_be_judged_is_worth_nothing_and_told_once():
+    judge = Judge(FunctionReward(f"{HERE}:broken").function())
+    assert [judge({"prompt": "a"}, "x"), judge({"prompt": "b"}, "y")] == [0.0, 0.0]
+    assert judge.failures == 2
+    assert judge.news() == "KeyError: 'b'"
+    assert judge.news() is None
+    endless = Judge(FunctionReward(f"{HERE}:endless").function())
+    assert endless({}, "") == 0.0
+    assert "inf is no finite number" in (endless.news() or "")

@@ -1,0 +1,225 @@
+"""Runs of `python -m dlm.rl.grpo` on the demo checkpoint: what they leave, how they go on, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dlm.command_line import compose_config
+from dlm.errors import ConfigError, RunError
+from dlm.models.loading import load_checkpoint
+from dlm.pipeline.model_source import CheckpointSource
+from dlm.rl import Rollouts
+from dlm.rl.grpo.__main__ import run
+from dlm.rl.grpo.config import check_grpo, register
+from dlm.rl.grpo.record import Record
+from dlm.sampling import SamplingParams
+
+SMALL = (
+    "experiment=demo_grpo", "generation.algorithm=dual_cache", "generation.threshold=0.9", "prompts_per_step=4",
+    "group_size=4", "steps=4", "data.limit=16", "validation.prompts=4", "validation.samples=2", "validation.every=2",
+)  # fmt: skip
+CLOCKED = ("seconds", "seconds_rollout", "seconds_reward", "seconds_score", "seconds_update")
+
+
+def compose(*overrides: str):
+    register()
+    return compose_config("grpo", [*SMALL, *overrides])
+
+
+def train(folder: Path, *overrides: str) -> Record:
+    """A run of this process; it has to end well."""
+    words = [*overrides, f"run_dir={folder}"]
+    assert run(compose(*words), words) == 0
+    return Record(folder)
+
+
+def weights(record: Record) -> dict[str, torch.Tensor]:
+    return dict(load_checkpoint(record.checkpoint).backbone.state_dict())
+
+
+def figures(record: Record) -> list[dict]:
+    """The lines of the log, without what the clock says."""
+    return [{name: value for name, value in row.items() if name not in CLOCKED} for row in record.rows()]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Record:
+    return train(tmp_path_factory.mktemp("straight"))
+
+
+def test_a_run_leaves_a_record_and_a_model(straight, capsys):
+    header, *rows = map(json.loads, straight.training.read_text().splitlines())
+    assert header["command"].startswith("python -m dlm.rl.grpo") and header["seed"] == 0
+    assert [row["step"] for row in rows if "reward" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows if "validation_reward" in row] == [0, 2, 4]
+    for row in rows:
+        if "reward" in row:
+            assert 0 <= row["reward"] <= 1 and row["kl"] >= 0 and row["nfe"] >= 1 and row["tokens"] > 0
+            assert row["seconds_rollout"] > 0 and row["gradient_norm"] > 0
+    assert rows[1]["kl"] < 1e-12, "the first step is made by the reference itself"
+    summary = json.loads(straight.summary.read_text())
+    assert summary["reward_before"] == rows[0]["validation_reward"]
+    assert sum(summary["share_of_step_time"].values()) == pytest.approx(1, abs=0.01)
+    answers = [json.loads(line) for line in straight.answers.read_text().splitlines()]
+    assert len(answers) == 3 * 4 * 2
+    measured = [row["reward"] for row in answers if row["step"] == 4]
+    assert sum(measured) / len(measured) == pytest.approx(summary["reward_after"])
+
+
+def test_the_model_that_is_left_is_the_policy(straight):
+    """Its answers are those of the last measurement, and not those of the first."""
+    codec_rows = [json.loads(line) for line in straight.answers.read_text().splitlines()]
+    last = [row for row in codec_rows if row["step"] == 4 and row["sample"] == 0]
+    from dlm.decoding.noise import seed_of
+
+    rollouts = Rollouts.load(straight.checkpoint)
+    for row in last:
+        params = SamplingParams(
+            algorithm="dual_cache", threshold=0.9, gen_length=16, block_length=16, steps=16, temperature=1.0,
+            seed=seed_of(0, f"validation, {row['id']}"),
+        )  # fmt: skip
+        [rollout] = rollouts.generate([row["prompt"]], [params])
+        assert rollouts.codec.decode(rollout.token_ids) == row["text"]
+    before = load_checkpoint(CheckpointSource("demo").tokenizer_folder()).backbone.state_dict()
+    after = weights(straight)
+    assert any(not torch.equal(after[name], before[name].float()) for name in before)
+
+
+def test_a_run_goes_on_as_if_it_had_not_been_stopped(straight, tmp_path):
+    """To the bit: weights, optimizer, prompts and noise."""
+    record = train(tmp_path, "keep_every=2")
+    cut = torch.load(record.state, weights_only=True)
+    assert cut["step"] == 4
+    half = tmp_path / "half"
+    config = compose(f"run_dir={half}", "keep_every=2")
+    stopper = Stopper(half, after=2)
+    with stopper:
+        assert run(config, [f"run_dir={half}"]) == 128 + signal.SIGINT
+    assert not Record(half).checkpoint.exists()
+    assert torch.load(Record(half).state, weights_only=True)["step"] == stopper.stopped_at < 4
+    assert run(compose(f"run_dir={half}", "keep_every=2"), [f"run_dir={half}"]) == 0
+    assert figures(Record(half)) == figures(straight)
+    one, other = weights(straight), weights(Record(half))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Stopper:
+    """Sends this process SIGINT while step `after` is being told."""
+
+    def __init__(self, folder: Path, after: int) -> None:
+        self.after, self.stopped_at = after, 0
+
+    def __enter__(self) -> None:
+        from dlm.rl.grpo.progress import Progress
+
+        self._say = Progress._say
+
+        def say(progress, trainer, number, module):
+            self._say(progress, trainer, number, module)
+            if number == self.after:
+                self.stopped_at = number
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)
+
+        Progress._say = say
+
+    def __exit__(self, *error: object) -> None:
+        from dlm.rl.grpo.progress import Progress
+
+        Progress._say = self._say
+
+
+def test_a_run_that_is_through_does_nothing_more(straight):
+    before = straight.training.read_text()
+    assert run(compose(f"run_dir={straight.folder}"), []) == 0
+    assert straight.training.read_text() == before
+
+
+def test_another_run_does_not_go_on_in_its_folder(straight):
+    with pytest.raises(ConfigError, match=r"prompts_per_step: begun with 4, now 2"):
+        run(compose(f"run_dir={straight.folder}", "prompts_per_step=2"), [])
+
+
+def test_two_processes_train_as_one_does(straight, tmp_path):
+    command = [sys.executable, "-m", "dlm.rl.grpo", *SMALL, f"run_dir={tmp_path}", "trainer=ddp", "trainer.devices=2"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    record = Record(tmp_path)
+    one, both = weights(straight), weights(record)
+    assert max(float((one[name] - both[name]).abs().max()) for name in one) < 2e-4
+    for alone, shared in zip(figures(straight), figures(record), strict=True):
+        assert alone.keys() == shared.keys()
+        if alone["step"] <= 1:
+            assert shared == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.mark.parametrize("likelihood", ["d1_onestep", "coupled", "step_map", "llada_mc", "block_causal", "ar"])
+def test_every_likelihood_trains_with_several_updates_of_a_step(likelihood, tmp_path):
+    record = train(tmp_path, f"likelihood={likelihood}", "steps=1", "updates=3", "objective.kl=0.1")
+    [row] = [row for row in record.rows() if "reward" in row]
+    assert 0 < row["kl"] < 0.5
+    assert row["gradient_norm"] > 0
+
+
+def test_a_copy_in_half_precision_decodes_what_is_trained(tmp_path):
+    record = train(tmp_path, "rollout_dtype=bfloat16", "precision=bf16-mixed", "steps=2")
+    assert [row["step"] for row in record.rows() if "reward" in row] == [1, 2]
+    assert weights(record)["embedding.weight"].dtype == torch.float32
+
+
+def test_a_reward_that_fails_costs_its_answers_alone(tmp_path, capsys):
+    record = train(tmp_path, "reward=function", "reward.path=tests.rl.grpo.rewarding:broken", "steps=1")
+    summary, said = json.loads(record.summary.read_text()), capsys.readouterr().out
+    assert summary["answers_not_judged"] == 4 * 2 * 2 + 4 * 4
+    assert summary["reward_after"] == 0.0
+    assert said.count("the reward failed on an answer, which is worth 0: KeyError") == 1
+    assert "32 answers the reward failed on are worth 0" in said
+
+
+def test_csv_and_wandb_are_told(tmp_path):
+    train(tmp_path / "csv", "logger=csv", "steps=1")
+    table = (tmp_path / "csv" / "csv" / "metrics.csv").read_text()
+    assert "validation_reward" in table and "seconds_rollout" in table
+    train(tmp_path / "wandb", "logger=wandb", "steps=1")
+    assert list((tmp_path / "wandb" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_state_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "last.ckpt").write_bytes(b"half")
+    with pytest.raises(RunError, match=r"last.ckpt cannot be read .* remove it to begin again"):
+        run(compose(f"run_dir={tmp_path}"), [])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["group_size=1"], "group_size=1: must be at least 2"),
+        (["generation.temperature=0"], "generation.temperature=0: all answers of a group would be equal"),
+        (["generation.gen_length=0"], "gen_length=0"),
+        (["objective.average=answer"], "objective.average='answer' is unknown"),
+        (["optimizer.lr=0"], "optimizer.lr=0.0: must be above 0"),
+        (["likelihood.p_mask_prompt=2"], "likelihood.p_mask_prompt"),
+        (["precision=8"], "precision=8: one of 32-true, bf16-mixed"),
+        (["rollout_dtype=int8"], "rollout_dtype=int8: null, or one of"),
+        (["reward=function"], "reward.path is not set"),
+        (["reward=checker", "reward.checker=number"], "reward.answer_field is not set"),
+        (["steps=0", "updates=0"], "updates=0: must be at least 1"),
+        (["data.family=poem"], "data.family=poem: one of split, pick"),
+        (["trainer.devices=2"], "several processes are trainer=ddp"),
+    ],
+)
+def test_wrong_values_are_named_before_anything_is_loaded(overrides, said):
+    with pytest.raises(ConfigError) as error:
+        check_grpo(compose(*overrides))
+    assert said in str(error.value)
