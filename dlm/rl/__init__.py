@@ -7,6 +7,7 @@ rollouts.update_weights(module.state_dict(), version=1)
 
 from dlm.rl.broadcast import send_weights
 from dlm.rl.rollout import Rollout
+from dlm.rl.rollout_func import make_rollout_func
 from dlm.rl.rollouts import Rollouts
 
-__all__ = ["Rollout", "Rollouts", "send_weights"]
+__all__ = ["Rollout", "Rollouts", "make_rollout_func", "send_weights"]
