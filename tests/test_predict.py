@@ -16,6 +16,7 @@ from dlm.command_line import compose_config
 from dlm.pipeline.data import seed_of
 from dlm.predict import run as predict
 from tests import kill_runs, running
+from tests.pipeline import wandb_file
 from tests.running import TIMEOUT, TINY, answers, processes_of, python, rows_of, shard_rows, started, torchrun
 
 PROMPTS = 40
@@ -247,9 +248,14 @@ def test_wandb_is_offline_told_everything_and_finished(prompts: Path, tmp_path: 
     done = running.run([*command, "progress.every_seconds=0.1"], tmp_path, WANDB_API_KEY="")
     assert done.returncode == 0, done.stderr
     (offline,) = (run_dir / "wandb").glob("offline-run-*")
-    (kept,) = offline.glob("*.wandb")
-    for part in (b"gen_length", b"progress/answers", b"summary/mean_nfe", b"shards-run"):
-        assert part in kept.read_bytes()
+    (kept,) = map(wandb_file.read, offline.glob("*.wandb"))
+    assert (kept.name, kept.job_type, kept.exit_code) == ("run", "predict", 0)
+    assert kept.config["generation"]["gen_length"] == 32
+    assert [entry["progress/answers"] for entry in kept.history if "progress/answers" in entry][-1] == 9
+    assert kept.summary["summary/answers"] + kept.summary["summary/errors"] == 9
+    assert kept.summary["predictions.nrows"] == 9
+    assert kept.artifacts["shards-run"] == [path.name for path in (run_dir / "shards").iterdir()]
+    assert "wandb:" not in done.stdout + done.stderr
     (table,) = (offline / "files" / "media" / "table").glob("predictions_*.json")
     assert len(json.loads(table.read_text())["data"]) == 9
 

@@ -79,7 +79,7 @@ class EvaluationSession(Session):
             speed = {name: before.get(name) for name in SPEED}
         figures = {**report.figures(), **speed}
         replace(path, [json.dumps(figures, indent=2).encode() + b"\n"])
-        files = {"predictions": str(self.folder.predictions), "results": str(self.folder.path / "results.jsonl")}
+        files = {"predictions": str(self.folder.predictions), "results": str(self.folder.results)}
         trace = self._trace()
         if trace is not None:
             files["revealed step by step"] = str(trace)
@@ -105,7 +105,7 @@ class EvaluationSession(Session):
             how |= {"scheme": task.scheme, "by": task.by}
         rows = read_predictions(self.folder.predictions)
         results = list(judged(rows, judge, task.group_field, threads))
-        write_results(self.folder.path / "results.jsonl", results)
+        write_results(self.folder.results, results)
         metric = "pass" if isinstance(task, GenerationTask) else "accuracy"
         published = None
         if self.config.published.score is not None:

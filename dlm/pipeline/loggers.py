@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from dlm.pipeline.totals import Totals
 
 TABLE_ROWS = 200
 """Answers in a logger's table: what a page of it can show."""
+
+LONGEST_NAME = 128
+"""Characters of an artifact's name."""
 
 FINISH_WITHIN = 120.0
 """Seconds that W&B gets at the end to upload what is left, unless its own variable WANDB_FINISH_TIMEOUT says otherwise;
@@ -86,6 +90,7 @@ def _wandb_logger(config: DictConfig, run_dir: Path, job_type: str, *, offline: 
     )
     # W&B's `config` goes past Hydra's `instantiate`, which has an argument of that name.
     logger: WandbLogger = make(config=OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    logger._wandb_init.pop("anonymous", None)  # Lightning always passes it on, and W&B warns of it whatever it is
     return logger
 
 
@@ -129,9 +134,12 @@ def log_summary(logger: Logger, figures: dict[str, Any], step: int, folder: RunF
 
     run = logger.experiment
     run.summary.update(found)
-    run.log({"predictions": table_of(read_predictions(folder.predictions))})
-    artifact = wandb.Artifact(f"shards-{folder.path.name}", type="predictions")
-    artifact.add_dir(str(folder.shards))
+    judged = read_predictions(folder.results) if folder.results.exists() else None
+    run.log({"predictions": table_of(read_predictions(folder.predictions), judged)})
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", f"shards-{folder.path.name}")[:LONGEST_NAME]
+    artifact = wandb.Artifact(name, type="predictions")
+    for shard in folder.shard_files():
+        artifact.add_file(str(shard), name=shard.name)
     run.log_artifact(artifact)
 
 
@@ -144,14 +152,16 @@ def _flat(values: dict[str, Any]) -> Iterable[tuple[str, float]]:
             yield name, value
 
 
-def table_of(rows: Iterable[dict[str, Any]]) -> Any:
-    """A `wandb.Table` of the first `TABLE_ROWS` rows of predictions."""
+def table_of(rows: Iterable[dict[str, Any]], judged: Iterable[dict[str, Any]] | None = None) -> Any:
+    """A `wandb.Table` of the first `TABLE_ROWS` rows of predictions, with what an evaluation's results say of each."""
     import wandb
 
-    table = wandb.Table(columns=["id", "prompt", "text", "nfe", "error"])
-    for row in islice(rows, TABLE_ROWS):
+    found = ("right", "answer", "reference") if judged is not None else ()
+    table = wandb.Table(columns=["id", "prompt", "text", "nfe", "error", *found])
+    for row, result in zip(islice(rows, TABLE_ROWS), judged or repeat({}), strict=False):
         prompt = row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"])
-        table.add_data(row["id"], prompt, row.get("text"), row.get("nfe"), row.get("error", {}).get("message"))
+        told = (row["id"], prompt, row.get("text"), row.get("nfe"), row.get("error", {}).get("message"))
+        table.add_data(*told, *(result.get(name) for name in found))
     return table
 
 

@@ -60,6 +60,7 @@ class ProgressReport(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.close()
+        self._log(self.totals())  # so that the curve ends at its end, and a short run has one
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.close()

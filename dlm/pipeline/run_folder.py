@@ -52,6 +52,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def results(self) -> Path:
+        """What an evaluation says of each prediction."""
+        return self.path / "results.jsonl"
+
+    @property
     def trace(self) -> Path:
         return self.path / "trace.html"
 

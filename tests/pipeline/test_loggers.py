@@ -84,6 +84,14 @@ def test_a_table_has_the_first_answers_and_no_more() -> None:
     ]
 
 
+def test_a_table_of_an_evaluation_says_what_is_right() -> None:
+    rows = [{"id": name, "prompt": "1 + 1?", "text": "2", "nfe": 1} for name in "ab"]
+    results = [{"id": "a", "right": True, "answer": "2", "reference": "2"}, {"id": "b", "right": False}]
+    table = table_of(rows, results)
+    assert table.columns[-3:] == ["right", "answer", "reference"]
+    assert [line[-3:] for line in table.data] == [[True, "2", "2"], [False, None, None]]
+
+
 def whole(run_dir: Path, count: int) -> bool:
     return len(rows_of(run_dir / "predictions.jsonl")) == count and (run_dir / "summary.json").exists()
 
