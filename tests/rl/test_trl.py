@@ -34,13 +34,13 @@ from dlm.rl.trl import DiffusionGRPOTrainer, make_rollout_func
 from dlm.text import TextCodec
 from tests.rl.subjects import bits, equal
 
-pytestmark = [
-    pytest.mark.slow,
+KNOWN_WARNINGS = [
     # transformers renames options and methods that TRL uses.
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated and will be:FutureWarning"),
     # TRL says so of every rollout function.
     pytest.mark.filterwarnings("ignore:You are using 'rollout_func', which is an experimental feature:UserWarning"),
 ]
+pytestmark = [pytest.mark.slow, *KNOWN_WARNINGS]
 
 PARAMS = SamplingParams(gen_length=8, block_length=8, algorithm="basic")
 """Every forward sees the whole canvas, as a replay does."""
