@@ -18,7 +18,6 @@ import pytest
 import torch
 from datasets import Dataset
 from trl.trainer.grpo_config import GRPOConfig
-from trl.trainer.grpo_trainer import GRPOTrainer
 
 from dlm import SamplingParams
 from dlm.decoding.noise import seed_of
@@ -160,7 +159,6 @@ def test_a_run_in_trls_own_trainer(likelihood: Any, beta: float, tmp_path: Path)
         tmp_path, max_steps=4, num_iterations=2, beta=beta, eval_strategy="steps", eval_steps=1, learning_rate=1e-3
     )
     trainer = trainer_of(args, Recorder, likelihood=likelihood, eval_dataset=DATA.select(range(2)))
-    assert isinstance(trainer, GRPOTrainer)
     start, before = trainer.model.frozen_copy(), bits(trainer.model.backbone)
     trainer.train()
     seconds = time.monotonic() - begun
@@ -170,8 +168,7 @@ def test_a_run_in_trls_own_trainer(likelihood: Any, beta: float, tmp_path: Path)
     assert [version for training, version in versions if not training] == [{1}, {2}, {3}, {4}]
     assert all(len(one["prompt_ids"]) == 8 for one in trainer.generated)
     assert not equal(bits(trainer.model.backbone), before)
-    assert torch.tensor(trainer.losses).isfinite().all()
-    assert len(trainer.losses) == 4
+    assert torch.tensor(trainer.losses).isfinite().tolist() == [True] * 4
 
     ratios = []
     for inputs, logps in zip(trainer.batches, trainer.scored, strict=True):
@@ -186,11 +183,8 @@ def test_a_run_in_trls_own_trainer(likelihood: Any, beta: float, tmp_path: Path)
 
     second = trainer.batches[2]
     stale = token_logprobs(StepMap(), start.likelihood, second["rollouts"], seed=0)
-    gap = max(
-        float((torch.tensor(rollout.logprobs_raw) - old).abs().max())
-        for rollout, old in zip(second["rollouts"], stale, strict=True)
-    )
-    assert gap > 1e-3, "the second generation is that of the new weights"
+    recorded = torch.tensor([value for rollout in second["rollouts"] for value in rollout.logprobs_raw])
+    assert (recorded - torch.cat(stale)).abs().max() > 1e-3, "the second generation is that of the new weights"
 
     norms = [float((theirs - ours).norm() / theirs.norm()) for theirs, ours in trainer.gradients if theirs.norm() > 0]
     assert len(norms) > 20
