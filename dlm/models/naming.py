@@ -99,7 +99,7 @@ def find_names(
 ) -> Match:
     """The match of names alone; `prefix` chooses where several sets of weights fit."""
     clean = _without_wrappers(source)
-    head = _common_head(wanted)
+    head = common_head(wanted)
     short = {name.removeprefix(head) for name in wanted}
     votes = _prefixes(clean, short)
     fitting = sorted(found for found, count in votes.items() if count == len(short))
@@ -145,7 +145,7 @@ def _without_wrappers(source: NameSource) -> dict[str, str]:
     return clean
 
 
-def _common_head(names: Iterable[str]) -> str:
+def common_head(names: Iterable[str]) -> str:
     """The parts with which all names begin, with the dot behind them; the last part of a name never counts."""
     heads = [name.split(".")[:-1] for name in names]
     common = takewhile(lambda pair: pair[0] == pair[1], zip(min(heads), max(heads), strict=False))

@@ -66,6 +66,16 @@ class WeightControl:
         """Whether the weights are the trainer's own."""
         return self.trainer is self.checkpoint.backbone
 
+    @property
+    def asleep(self) -> frozenset[str]:
+        """What sleeps, of `TAGS`."""
+        return frozenset(self._asleep)
+
+    @property
+    def torn(self) -> str | None:
+        """Why the weights are a mixture that must not be used; None where they are whole."""
+        return self._torn
+
     # Weights
 
     def update_weights(self, named_tensors: NamedTensors, *, version: int) -> None:
@@ -227,6 +237,7 @@ class WeightControl:
             self._drop_decoder()
 
     def _drop_decoder(self) -> None:
+        """Let go of the key/value memory and of recordings, which know where the weights were."""
         self._decoder = None
         if self.checkpoint.backbone.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -57,6 +57,10 @@ class TorchGroup:
         """Fill `tensor` with what the process `src` has. Raises `RuntimeError` when a process is gone."""
         self._group.broadcast(tensor, src).wait()
 
+    def barrier(self) -> None:
+        """Return when every process is here. Raises `RuntimeError` when one is gone."""
+        self._group.barrier().wait()
+
 
 def from_broadcasts(
     info: Shapes, group: Broadcasts, device: torch.device, packed_bytes: int

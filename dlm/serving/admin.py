@@ -36,8 +36,10 @@ def admin_routes(service: Service, state: ServerState, algorithms: dict[str, Any
 
     @router.get("/ready", responses=probes)
     async def ready() -> Response:
-        good = state.ready and service.thread.load().alive
-        return Response(f'{{"status":"{state.name}"}}', 200 if good else 503, media_type="application/json")
+        load = service.thread.load()
+        good = state.ready and load.alive and load.refusal is None
+        name = "weights unavailable" if state.ready and load.refusal is not None else state.name
+        return Response(f'{{"status":"{name}"}}', 200 if good else 503, media_type="application/json")
 
     def model(name: str) -> dict[str, Any]:
         return {

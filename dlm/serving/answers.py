@@ -22,12 +22,10 @@ class Header:
     Attributes:
         chat: chat completion, else text completion.
         model: name to answer with.
-        weight_version: of the weights it is decoded with.
     """
 
     chat: bool
     model: str
-    weight_version: int
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -50,6 +48,7 @@ class Sample:
         finish_reason: `stop` or `length`.
         prompt_tokens: of its prompt.
         nfe, seconds, seed: of the completion.
+        weight_version: of the weights that it was decoded with.
         logprobs: of `token_ids` at reveal time; None where they were not recorded.
     """
 
@@ -60,15 +59,17 @@ class Sample:
     nfe: int
     seconds: float
     seed: int
+    weight_version: int
     logprobs: tuple[float, ...] | None
 
     @classmethod
-    def none(cls, prepared: Prepared) -> Sample:
+    def none(cls, prepared: Prepared, weight_version: int) -> Sample:
         """That of a request that asks for no token (`max_tokens=0`)."""
-        return cls("", (), "length", len(prepared.request.prompt_ids), 0, 0.0, prepared.params.seed or 0, ())
+        seed = prepared.params.seed or 0
+        return cls("", (), "length", len(prepared.request.prompt_ids), 0, 0.0, seed, weight_version, ())
 
     @classmethod
-    def of(cls, completion: Completion, prepared: Prepared, codec: TextCodec) -> Sample:
+    def of(cls, completion: Completion, prepared: Prepared, codec: TextCodec, weight_version: int) -> Sample:
         """The sample that a completion shows."""
         shown = sample_of(completion, prepared.params, codec)
         count = len(shown["token_ids"])
@@ -81,6 +82,7 @@ class Sample:
             nfe=completion.nfe,
             seconds=completion.seconds,
             seed=completion.seed,
+            weight_version=weight_version,
             logprobs=logprobs,
         )
 
@@ -125,15 +127,16 @@ def usage(samples: Sequence[Sequence[Sample]]) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def figures(samples: Sequence[Sample], prepared: Prepared, header: Header) -> dict[str, Any]:
-    """`dlm` of an answer: forwards of all its samples, and what it was made with."""
+def figures(samples: Sequence[Sample], prepared: Prepared) -> dict[str, Any]:
+    """`dlm` of an answer: forwards of all its samples, and what it was made with; of several versions of the weights
+    (prompts of one body between which an update came) the oldest."""
     nfe, tokens = sum(one.nfe for one in samples), sum(len(one.token_ids) for one in samples)
     return {
         "nfe": nfe,
         "tokens_per_forward": round(tokens / nfe, 4) if nfe else 0.0,
         "algorithm": prepared.algorithm,
         "seed": samples[0].seed,
-        "weight_version": header.weight_version,
+        "weight_version": min(one.weight_version for one in samples),
     }
 
 
@@ -154,7 +157,7 @@ def chat_answer(
         **header.fields(chunk=False),
         "choices": choices,
         "usage": usage([samples]),
-        "dlm": figures(samples, prepared, header),
+        "dlm": figures(samples, prepared),
     }
 
 
@@ -183,7 +186,7 @@ def text_answer(
         **header.fields(chunk=False),
         "choices": choices,
         "usage": usage(samples),
-        "dlm": figures(everything, prepared[0], header),
+        "dlm": figures(everything, prepared[0]),
     }
 
 

@@ -24,7 +24,9 @@ from dlm.serving.openai_routes import openai_routes
 from dlm.serving.polling import polling_routes
 from dlm.serving.service import Service
 from dlm.serving.settings import api_key
+from dlm.serving.sglang_routes import sglang_routes
 from dlm.serving.state import ServerState
+from dlm.serving.trl_routes import PATHS, trl_routes
 
 log = logging.getLogger("dlm.serving")
 
@@ -52,7 +54,7 @@ def build_app(service: Service, state: ServerState) -> FastAPI:
     middleware = [
         Middleware(Observed, metrics=service.metrics),
         *cross_origin(settings.cors_origins),
-        Middleware(Guarded, key=api_key()),
+        Middleware(Guarded, key=api_key(), passwords=PATHS if service.weights else ()),
         Middleware(Limited, max_bytes=int(settings.max_body_mib * 2**20), seconds=settings.header_timeout),
     ]
     algorithms = catalogue(service.family, service.architecture.attention, service.defaults)
@@ -60,6 +62,9 @@ def build_app(service: Service, state: ServerState) -> FastAPI:
     app.include_router(openai_routes(service))
     app.include_router(polling_routes(service))
     app.include_router(admin_routes(service, state, algorithms))
+    if service.weights is not None:
+        app.include_router(sglang_routes(service, service.weights))
+        app.include_router(trl_routes(service, service.weights))
     described = document(app, settings.names, algorithms)
 
     @app.get("/openapi.json", include_in_schema=False)

@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import Self
 
 from dlm.decoding.request import Completion, Progress, Request
-from dlm.serving.decoder_thread import DecoderThread, Draining, QueueFull
-from dlm.serving.errors import SERVER, ApiError, draining, out_of_memory, overloaded, timed_out
+from dlm.serving.decoder_thread import DecoderThread
+from dlm.serving.errors import SERVER, ApiError, aborted, draining, out_of_memory, overloaded, timed_out, unavailable
+from dlm.serving.tickets import Draining, QueueFull, Unavailable
 
 RETRY_AFTER = 1
 """Seconds after which a client that was turned away may try again."""
@@ -31,6 +32,9 @@ class Call:
         requests: with ids that nobody else uses.
         timeout: seconds for all of them together.
         watched: progress is told too.
+
+    Attributes:
+        weight_versions: by index of a request, of the weights that it was decoded with.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Call:
         self._thread, self._timeout = thread, timeout
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[int, News]] = asyncio.Queue()
+        self.weight_versions: dict[int, int] = {}
         self._left = {request.id: request.params.n for request in requests}
         self._requests = [
             replace(one, watch=partial(self._tell, index)) if watched else one for index, one in enumerate(requests)
@@ -46,20 +51,25 @@ class Call:
 
     def _tell(self, index: int, news: News) -> None:
         """Called in the decoder's thread."""
+        if isinstance(news, Completion):
+            self.weight_versions[index] = self._thread.weight_version
         self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, news))
 
     def submit(self) -> None:
-        """Hand the requests in, all or none. Raises `ApiError`: 429 with a full queue, 503 while draining."""
+        """Hand the requests in, all or none. Raises `ApiError`: 429 with a full queue, 503 while draining or while
+        nothing is decoded."""
         submitted = []
         try:
             for index, request in enumerate(self._requests):
                 self._thread.submit(request, partial(self._tell, index))
                 submitted.append(request.id)
-        except (QueueFull, Draining) as error:
+        except (QueueFull, Draining, Unavailable) as error:
             for name in submitted:
                 self._thread.cancel(name)
             if isinstance(error, Draining):
                 raise draining() from None
+            if isinstance(error, Unavailable):
+                raise unavailable(str(error)) from None
             waiting = self._thread.load().waiting
             raise overloaded(f"{waiting} sequences are waiting; try again later", RETRY_AFTER) from None
 
@@ -113,6 +123,10 @@ def failure_of(completion: Completion) -> ApiError:
         return ApiError(400, str(completion.error))
     if completion.fault == "draining":
         return draining()
+    if completion.fault == "unavailable":
+        return unavailable(str(completion.error))
+    if completion.fault == "aborted":
+        return aborted(str(completion.error))
     name = str(completion.error).partition(":")[0]
     if completion.fault == "out_of_memory":
         return out_of_memory()

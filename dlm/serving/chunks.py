@@ -62,7 +62,7 @@ class Chunks:
                         yield piece
                     settled = news.settled is not None
                 else:
-                    for piece in self._end(index, news):
+                    for piece in self._end(index, news, call.weight_versions[index]):
                         yield piece
                     settled = True
                 if first and settled:
@@ -113,9 +113,9 @@ class Chunks:
             return []
         return [self._chunk([self._choice(key, piece)] if piece else [], **extra)]
 
-    def _end(self, index: int, completion: Completion) -> list[str]:
+    def _end(self, index: int, completion: Completion, weight_version: int) -> list[str]:
         key, prepared = (index, completion.sample), self.prepared[index]
-        sample = Sample.of(completion, prepared, self.service.codec)
+        sample = Sample.of(completion, prepared, self.service.codec, weight_version)
         self._samples[key] = sample
         self.service.metrics.count_answer(
             0 if completion.sample else sample.prompt_tokens, len(sample.token_ids), sample.nfe
@@ -129,7 +129,7 @@ class Chunks:
         end = {
             "event": "end",
             "index": self._place(key),
-            **figures([sample], prepared, self.header),
+            **figures([sample], prepared),
             "completion_tokens": len(sample.token_ids),
             "seconds": round(sample.seconds, 4),
             "tokens_per_second": round(len(sample.token_ids) / max(sample.seconds, 1e-9), 2),

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, fields, make_dataclass
-from typing import TYPE_CHECKING, Any, get_type_hints
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from dlm.config import instantiate
+from dlm.config import instantiate, optional
 from dlm.errors import ConfigError, RequestError
 from dlm.sampling import SamplingParams
 from dlm.serving.defaults import Defaults
-from dlm.serving.settings import POLICIES, ROUTERS, FleetSettings, Identity, ServerSettings, near
+from dlm.serving.settings import (
+    KEY_VARIABLE,
+    POLICIES,
+    ROUTERS,
+    FleetSettings,
+    Identity,
+    ServerSettings,
+    api_key,
+    near,
+)
 
 if TYPE_CHECKING:
     from dlm.pipeline.model_source import ModelSource
@@ -24,14 +33,7 @@ EACH_REQUEST = ("algorithm", "max_tokens", "seed", "n", "record", "stop")
 """What is no default of a server: each request says it for itself, or has it from another key."""
 
 
-def _generation() -> type[Any]:
-    hints = get_type_hints(SamplingParams)
-    names = [one.name for one in fields(SamplingParams) if one.name not in EACH_REQUEST]
-    rows: list[Any] = [(name, hints[name] | None, field(default=None)) for name in names]
-    return make_dataclass("ServedGeneration", rows)
-
-
-Generation = _generation()
+Generation = optional("ServedGeneration", SamplingParams, EACH_REQUEST)
 
 
 @dataclass
@@ -68,6 +70,7 @@ class ServeConfig:
     drain_timeout: float = 30.0
     result_ttl: float = 3600.0
     cors_origins: list[str] = field(default_factory=list)
+    weight_control: bool = False
     log_format: str = "text"
 
 
@@ -101,7 +104,7 @@ def to_settings(config: DictConfig) -> ServerSettings:
         faults.append(f"gpu_memory_utilization={values['gpu_memory_utilization']}: must be above 0 and at most 1")
     if not 0 <= values["port"] < 2**16:
         faults.append(f"port={values['port']}: must be 0..65535; 0 takes a free one")
-    faults += _fleet_faults(values)
+    faults += _fleet_faults(values) + _control_faults(values)
     if values["log_format"] not in FORMATS:
         faults.append(f"log_format={values['log_format']}: choose one of {', '.join(FORMATS)}")
     if faults:
@@ -141,6 +144,21 @@ def _fleet_faults(values: dict[str, Any]) -> list[str]:
     if not values["health_check_interval"] > 0:
         faults.append(f"health_check_interval={values['health_check_interval']}: must be above 0")
     return faults + _url_faults(values)
+
+
+def _control_faults(values: dict[str, Any]) -> list[str]:
+    """Of `weight_control`."""
+    if not values["weight_control"]:
+        return []
+    faults = []
+    if api_key() is None:
+        faults.append(f"weight_control=true: who may change the weights? set {KEY_VARIABLE} in the environment")
+    if values["devices"] > 1 or values["router"] != "auto" or Identity.here() is not None:
+        faults.append(
+            "weight_control=true: several workers would have different weights, and one that is started again the "
+            "first; use devices=1 and router=auto, one server for each device"
+        )
+    return faults
 
 
 def _url_faults(values: dict[str, Any]) -> list[str]:

@@ -21,16 +21,19 @@ REASONS = {
     401: "The key is missing or wrong.",
     404: "There is no such model or result.",
     408: "The body did not come in time.",
+    409: "The weights cannot be changed now; the message says why and what to do.",
     413: "The body is too large.",
     429: "The queue is full; come back after the seconds in Retry-After.",
     500: "The request failed; the server's log says why.",
-    503: "The server is shutting down, or the request did not fit into memory.",
+    503: "The server is shutting down, the request did not fit into memory or was given up, or there are no weights.",
     504: "There was no answer in time.",
 }
 """What the errors mean."""
 OF_BODIES = (400, 408, 413, 500)
 OF_DECODING = (*OF_BODIES, 429, 503, 504)
 """Errors of every request with a body, and of those that are decoded."""
+OF_CHANGES = (*OF_BODIES, 409, 503, 504)
+"""Errors of requests that change the weights."""
 QUESTION = "What is 3 + 4?"
 SHORT = {"max_tokens": 32, "seed": 1}
 CHAT = {"messages": [{"role": "user", "content": QUESTION}], **SHORT}
@@ -47,6 +50,15 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     },
     "SubmitRequest": {"a question": {"prompt": QUESTION, **SHORT}},
     "SubmitBatchRequest": {"several": {"prompts": [QUESTION, "Hi"], **SHORT}},
+    "GenerateRequest": {"two samples": {"prompts": [QUESTION], "n": 2, "temperature": 1.0, "max_tokens": 32}},
+    "ConversationsRequest": {"a question": {"messages": [CHAT["messages"]], "max_tokens": 32}},
+    "SequencesRequest": {"a text": {"sequences": [[5, 6, 7]], "prompt_lengths": [1], "top_logprobs": 1}},
+    "CommunicatorRequest": {"TRL": {"host": "0.0.0.0", "port": 51216, "world_size": 2, "backend": "gloo"}},
+    "ParameterRequest": {"a tensor": {"name": "lm_head.weight", "dtype": "torch.float32", "shape": [4, 4]}},
+    "PauseRequest": {"stand still": {"mode": "in_place"}},
+    "DiskRequest": {"a step": {"model_path": "checkpoints/step_3", "weight_version": "3"}},
+    "TensorRequest": {"one file": {"serialized_named_tensors": ["CAAAAAAAAAB7fSAgICAgIA=="]}},
+    "MemoryRequest": {"the weights": {"tags": ["weights"]}},
 }
 """By body and title. Every model can answer them whose family runs `basic`."""
 
@@ -84,13 +96,14 @@ def document(app: FastAPI, names: tuple[str, ...], catalogue: Mapping[str, Any])
         operation["responses"].pop("422", None)  # ours are 400
         if "requestBody" in operation:
             content = operation["requestBody"]["content"]["application/json"]
-            examples = EXAMPLES[content["schema"]["$ref"].rpartition("/")[2]]
+            schema = content["schema"]  # a body that may be left out has null beside
+            examples = EXAMPLES[schema.get("anyOf", [schema])[0]["$ref"].rpartition("/")[2]]
             content["examples"] = {title: {"value": value} for title, value in examples.items()}
     schemas = made["components"]["schemas"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     ranges = _ranges(catalogue)
-    for body in (schemas[name] for name in EXAMPLES):
+    for body in (schemas[name] for name in EXAMPLES if name in schemas):
         for name, one in body["properties"].items():
             if name in ranges:
                 _narrow(one, ranges[name])

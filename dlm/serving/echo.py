@@ -15,10 +15,11 @@ from dlm.likelihood.estimates import Scored
 from dlm.likelihood.schemes import SCHEMES, Ar, LladaMC, Scheme
 from dlm.serving.answers import finite
 from dlm.serving.call import RETRY_AFTER
-from dlm.serving.decoder_thread import DecoderThread, Draining, QueueFull
+from dlm.serving.decoder_thread import DecoderThread
 from dlm.serving.defaults import refused
-from dlm.serving.errors import SERVER, ApiError, draining, out_of_memory, overloaded, timed_out
+from dlm.serving.errors import SERVER, ApiError, aborted, draining, out_of_memory, overloaded, timed_out, unavailable
 from dlm.serving.protocol import ScoringRequest
+from dlm.serving.tickets import Aborted, Draining, QueueFull, Unavailable
 from dlm.text import TextCodec
 
 MOST_DRAWS = 1024
@@ -90,11 +91,13 @@ class Echo:
         token_ids: the text's.
         context_tokens: those that are not scored.
         scored: of the others.
+        weight_version: of the weights that it was scored with.
     """
 
     token_ids: tuple[int, ...]
     context_tokens: int
     scored: Scored
+    weight_version: int
 
     def logprobs(self, codec: TextCodec, *, best: bool) -> dict[str, Any]:
         """OpenAI's shape; null where nothing is scored. With `best` the most probable tokens are told too, by schemes
@@ -138,6 +141,9 @@ class Scorings:
     Args:
         thread: has the model.
         slices: of `Scoring.slices`, one for each text.
+
+    Attributes:
+        weight_versions: of the weights that each text was scored with.
     """
 
     def __init__(self, thread: DecoderThread, slices: Sequence[Iterator[Scored | None]]) -> None:
@@ -145,12 +151,13 @@ class Scorings:
         self._loop = asyncio.get_running_loop()
         self._results: list[asyncio.Future[Scored]] = [self._loop.create_future() for _ in slices]
         self._gone = threading.Event()
+        self.weight_versions: list[int] = []
 
     async def results(self, timeout: float) -> list[Scored]:
         """What was found, in order. When it is cancelled, what is not done is forgotten.
 
-        Raises `ApiError`: 429 with too much other work, 503 while draining or without memory, 504 after `timeout`
-        seconds, 500 for what failed.
+        Raises `ApiError`: 429 with too much other work, 503 while draining, without memory or while nothing is
+        computed, 504 after `timeout` seconds, 500 for what failed.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -159,6 +166,8 @@ class Scorings:
                 return list(await asyncio.gather(*self._results))
         except Draining:
             raise draining() from None
+        except Unavailable as error:
+            raise unavailable(str(error)) from None
         except QueueFull:
             raise overloaded("many texts are being scored; try again later", RETRY_AFTER) from None
         except TimeoutError:
@@ -174,6 +183,7 @@ class Scorings:
 
     def _tell(self, index: int, found: Scored | None, error: Exception | None) -> None:
         """Called in the decoder's thread."""
+        self.weight_versions.append(self._thread.weight_version)
         self._loop.call_soon_threadsafe(self._settle, self._results[index], found, error)
 
     def _settle(self, result: asyncio.Future[Scored], found: Scored | None, error: Exception | None) -> None:
@@ -183,6 +193,9 @@ class Scorings:
             result.set_result(found)
         elif error is not None and is_out_of_memory(error):
             result.set_exception(out_of_memory())
+        elif isinstance(error, Aborted | Unavailable):
+            told = aborted if isinstance(error, Aborted) else unavailable
+            result.set_exception(told(str(error)))
         else:
             name = type(error).__name__
             result.set_exception(

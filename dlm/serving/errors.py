@@ -7,6 +7,7 @@ from typing import Any
 
 INVALID, AUTHENTICATION, NOT_FOUND = "invalid_request_error", "authentication_error", "not_found_error"
 OVERLOADED, TIMEOUT, SERVER = "rate_limit_error", "timeout_error", "server_error"
+CONFLICT = "conflict_error"
 
 
 class ApiError(Exception):
@@ -49,6 +50,16 @@ def overloaded(message: str, seconds: int) -> ApiError:
 def draining() -> ApiError:
     """503: the server takes no new requests."""
     return ApiError(503, "the server is shutting down; ask another, or this one when it is back", SERVER)
+
+
+def unavailable(message: str) -> ApiError:
+    """503: nothing is decoded now, since the weights sleep or are no version's."""
+    return ApiError(503, message, SERVER, code="weights_unavailable")
+
+
+def aborted(message: str) -> ApiError:
+    """503: somebody who controls the server gave the request up."""
+    return ApiError(503, message, SERVER, code="aborted")
 
 
 def timed_out(seconds: float) -> ApiError:

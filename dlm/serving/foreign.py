@@ -48,9 +48,14 @@ SHOWN = 40
 """Characters of a refused value that are shown."""
 
 
-def refuse_foreign(unknown: Mapping[str, Any]) -> None:
-    """Raise `ApiError` (400) for the first of a body's unknown fields that asks for what there is not."""
-    for name, neutral in NEUTRAL.items():
+def refuse_foreign(unknown: Mapping[str, Any], neutrals: Mapping[str, tuple[Any, ...]] = NEUTRAL) -> None:
+    """Raise `ApiError` (400) for the first of a body's unknown fields that asks for what there is not.
+
+    Args:
+        unknown: fields of a body.
+        neutrals: fields that cannot be honoured, each with the values that change nothing.
+    """
+    for name, neutral in neutrals.items():
         value = unknown.get(name)
         if value is None or value in neutral:
             continue

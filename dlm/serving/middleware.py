@@ -6,13 +6,15 @@ The order from outside: `Observed`, `CORS`, `Guarded`, `Limited`.
 from __future__ import annotations
 
 import asyncio
+import binascii
 import hmac
 import json
 import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from base64 import b64decode
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
@@ -24,7 +26,7 @@ from dlm.serving.metrics import Metrics
 
 access = logging.getLogger("dlm.access")
 
-OPEN = ("/health", "/ready", "/v1/health", "/")
+OPEN = ("/health", "/health/", "/ready", "/v1/health", "/")
 """Paths that need no key: probes, and the page (with its files), which holds nothing of anybody."""
 PAGE = "/static/"
 GOOD_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -96,16 +98,25 @@ def outcome(status: int) -> str:
 
 
 class Guarded:
-    """Asks for the key, where there is one."""
+    """Asks for the key, where there is one.
 
-    def __init__(self, app: ASGIApp, key: str | None) -> None:
-        self.app, self.key = app, None if key is None else key.encode()
+    Args:
+        app: what it guards.
+        key: None lets everybody in.
+        passwords: paths where it may also be sent as the password of basic authentication, because their clients know
+            no other way: they take it from the URL.
+    """
+
+    def __init__(self, app: ASGIApp, key: str | None, passwords: Collection[str] = ()) -> None:
+        self.app, self.key, self.passwords = app, None if key is None else key.encode(), passwords
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self.key is None or self._is_open(scope["path"]):
             await self.app(scope, receive, send)
             return
         scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        if scheme.lower() == "basic" and scope["path"] in self.passwords:
+            scheme, given = "bearer", password(given)
         if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.key):
             await self.app(scope, receive, send)
             return
@@ -116,6 +127,14 @@ class Guarded:
     @staticmethod
     def _is_open(path: str) -> bool:
         return path in OPEN or path.startswith(PAGE)
+
+
+def password(given: str) -> str:
+    """That of basic authentication; empty where there is none."""
+    try:
+        return b64decode(given, validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
 
 
 class Limited:

@@ -47,7 +47,7 @@ def openai_routes(service: Service) -> APIRouter:
         record = bool(body.logprobs) or bool(body.stream and body.dlm_events)
         params = service.defaults.params(service.given(body), limit, record=record)
         prepared = await service.in_text_thread(service.prepare, messages, params)
-        header = Header(True, name, service.weight_version)
+        header = Header(True, name)
         if body.stream:
             return stream(service, body, header, [prepared], with_logprobs=bool(body.logprobs))
         samples = await answers(service, request, [prepared])
@@ -67,7 +67,7 @@ def openai_routes(service: Service) -> APIRouter:
         if body.stream and body.echo:
             raise ApiError(400, "echo goes with stream=false alone; leave one of them out", param="echo")
         prompts = several(body.prompt)
-        header = Header(False, name, service.weight_version)
+        header = Header(False, name)
         given, limit, silent = service.given(body), body.max_tokens, scoring is not None and body.max_tokens == 0
         if silent:  # the text alone is wanted: the least that is checked as any request is
             given, limit = {**given, "gen_length": 1, "n": 1}, 1
@@ -78,7 +78,12 @@ def openai_routes(service: Service) -> APIRouter:
         if body.stream:
             return stream(service, body, header, prepared, with_logprobs=with_logprobs)
         echoes = None if scoring is None else await echoed(service, request, prepared, scoring)
-        samples = [[Sample.none(one)] for one in prepared] if silent else await answers(service, request, prepared)
+        if silent:
+            samples = [
+                [Sample.none(one, each.weight_version)] for one, each in zip(prepared, echoes or (), strict=True)
+            ]
+        else:
+            samples = await answers(service, request, prepared)
         leads = None
         if body.echo:
             leads = await service.in_text_thread(leading, service, prepared, echoes, best=bool(body.logprobs))
@@ -104,8 +109,12 @@ async def echoed(service: Service, request: Request, prepared: Sequence[Prepared
     texts = [one.request.prompt_ids for one in prepared]
     score = service.likelihood.score_in_slices
     slices = [await service.in_text_thread(scoring.slices, score, text) for text in texts]
-    found = await until_gone(request, Scorings(service.thread, slices).results(service.settings.request_timeout))
-    return [Echo(text, scoring.context_tokens, each) for text, each in zip(texts, found, strict=True)]
+    scorings = Scorings(service.thread, slices)
+    found = await until_gone(request, scorings.results(service.settings.request_timeout))
+    return [
+        Echo(text, scoring.context_tokens, each, version)
+        for text, each, version in zip(texts, found, scorings.weight_versions, strict=True)
+    ]
 
 
 def leading(service: Service, prepared: Sequence[Prepared], echoes: Sequence[Echo] | None, *, best: bool) -> list[Lead]:
@@ -121,8 +130,8 @@ async def answers(service: Service, request: Request, prepared: Sequence[Prepare
     with service.call(prepared) as call:
         completions = await until_gone(request, call.completions())
     found = [
-        [Sample.of(completion, one, service.codec) for completion in each]
-        for one, each in zip(prepared, completions, strict=True)
+        [Sample.of(completion, one, service.codec, call.weight_versions[index]) for completion in each]
+        for index, (one, each) in enumerate(zip(prepared, completions, strict=True))
     ]
     for each in found:
         for index, sample in enumerate(each):

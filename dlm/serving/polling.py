@@ -116,7 +116,7 @@ def polling_routes(service: Service) -> APIRouter:
             call.cancel()
             results.close(request_id, status="failed", error=error.body["error"])
             return
-        sample = Sample.of(completion, prepared, service.codec)
+        sample = Sample.of(completion, prepared, service.codec, call.weight_versions[0])
         service.metrics.count_answer(sample.prompt_tokens, len(sample.token_ids), sample.nfe)
         results.close(
             request_id,
@@ -126,6 +126,7 @@ def polling_routes(service: Service) -> APIRouter:
             finish_reason=sample.finish_reason,
             nfe=sample.nfe,
             seed=sample.seed,
+            weight_version=sample.weight_version,
             usage=usage([[sample]]),
         )
 

@@ -27,6 +27,7 @@ from dlm.serving.defaults import Defaults, refused
 from dlm.serving.errors import NOT_FOUND, ApiError
 from dlm.serving.metrics import Metrics
 from dlm.serving.protocol import Body
+from dlm.serving.served_weights import ServedWeights
 from dlm.serving.settings import ServerSettings
 from dlm.text import TextCodec
 
@@ -63,6 +64,9 @@ class Service:
         codec: its tokenizer.
         decoder: decodes with it.
         settings: what the server was told.
+
+    Attributes:
+        weights: for routes that change them; None where `weight_control` is off.
     """
 
     def __init__(self, checkpoint: Checkpoint, codec: TextCodec, decoder: Decoder, settings: ServerSettings) -> None:
@@ -83,7 +87,9 @@ class Service:
         self.likelihood = Likelihood(
             checkpoint.backbone, checkpoint.special, max_tokens=rows, logits_mib=decoder.options.logits_mib
         )
-        self.weight_version = 0
+        self.weights = None
+        if settings.weight_control:
+            self.weights = ServedWeights(checkpoint, self.thread, settings.request_timeout)
         self._numbers = itertools.count()
         self._text = ThreadPoolExecutor(1, thread_name_prefix="text")
         vocabulary = codec.tokenizer.get_vocab()

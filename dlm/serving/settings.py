@@ -41,6 +41,7 @@ class ServerSettings:
         drain_timeout: seconds that running requests have to finish after SIGTERM.
         result_ttl: seconds that a submitted request's result is kept.
         cors_origins: origins whose pages may call the server; `*` is all.
+        weight_control: whoever has the key may give the model new weights, pause it and let it sleep.
         log_format: `text` or `json`.
         index, workers: which worker this is, and of how many.
         peers: URLs of all workers, this one among them; empty for one alone.
@@ -65,6 +66,7 @@ class ServerSettings:
     drain_timeout: float = 30.0
     result_ttl: float = 3600.0
     cors_origins: tuple[str, ...] = ()
+    weight_control: bool = False
     log_format: str = "text"
     index: int = 0
     workers: int = 1

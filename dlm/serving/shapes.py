@@ -253,6 +253,7 @@ class Finished(Shape):
     finish_reason: FinishReason
     nfe: int
     seed: int
+    weight_version: int
     usage: Usage
 
 

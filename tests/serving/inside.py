@@ -47,9 +47,10 @@ class Inside:
 
 
 @contextmanager
-def serving_inside(*, small_buffers: bool = False, **settings: Any) -> Iterator[Inside]:
-    """A ready server with such `ServerSettings`; with `small_buffers` the system holds little of what nobody reads."""
-    service = Service.open(CheckpointSource(path="demo"), ServerSettings(names=("demo",), device="cpu", **settings))
+def serving_inside(*, path: str = "demo", small_buffers: bool = False, **settings: Any) -> Iterator[Inside]:
+    """A ready server of the model at `path` with such `ServerSettings`; with `small_buffers` the system holds little of
+    what nobody reads."""
+    service = Service.open(CheckpointSource(path=path), ServerSettings(names=("demo",), device="cpu", **settings))
     service.thread.start()
     listening = bind("127.0.0.1", 0)
     if small_buffers:

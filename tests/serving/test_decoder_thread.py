@@ -16,7 +16,8 @@ from dlm.decoding.engines import DualCache
 from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.decoding.samplers import Fixed, Threshold
-from dlm.serving.decoder_thread import DecoderThread, Draining, QueueFull
+from dlm.serving.decoder_thread import DecoderThread
+from dlm.serving.tickets import Draining, QueueFull, Standstill, Unavailable
 from tests.decoding.worlds import SPECIAL, tiny_model
 from tests.running import wait_until
 
@@ -216,3 +217,138 @@ def test_what_is_not_finished_in_time_is_told(make: Callable[..., DecoderThread]
     wait_until(lambda: thread.load().running == 1, 10, "it ran")
     assert not thread.drain(0.0)
     assert [one.fault for one in heard.all] == ["draining"]
+
+
+# Tasks, pauses
+
+
+class Results:
+    """What tasks came to."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[Any, Exception | None]] = []
+
+    def __call__(self, result: Any, error: Exception | None) -> None:
+        self.all.append((result, error))
+
+    def wait(self, count: int) -> list[tuple[Any, Exception | None]]:
+        wait_until(lambda: len(self.all) >= count, 30, f"{count} results were heard")
+        return self.all
+
+
+LONG = {"gen_length": 160, "steps": 160}
+
+
+def test_a_task_waits_for_what_has_begun_and_lets_the_rest_wait(make: Callable[..., DecoderThread]) -> None:
+    """Of seven samples four fit at once: a request of which one has begun is finished, another waits."""
+    thread, heard, results = make(), Heard(), Results()
+    thread.start()
+    for name in ("a", "b"):
+        thread.submit(ask(name, n=3, **LONG), heard)
+    thread.submit(ask("c", **LONG), heard)
+    wait_until(lambda: thread.load().running == 4, 10, "they ran")
+    seen: list[Any] = []
+
+    def task() -> str:
+        seen.append((sorted({one.request_id for one in heard.all}), thread.decoder.has_work, thread.load().waiting))
+        return "done"
+
+    thread.exclusively(task, results)
+    thread.submit(ask("d"), heard)
+    assert results.wait(1) == [("done", None)]
+    assert seen == [(["a", "b"], False, 2)]
+    done = {one.request_id: one.token_ids for one in heard.wait(8)}
+    assert done["c"] == solo(ask("c", **LONG))
+    assert done["d"] == solo(ask("d"))
+
+
+def test_other_work_that_has_begun_is_finished_before_a_task(make: Callable[..., DecoderThread]) -> None:
+    thread, results = make(), Results()
+    began, go_on = threading.Event(), threading.Event()
+
+    def slices(name: str) -> Iterator[str | None]:
+        began.set()
+        go_on.wait(10)
+        yield None
+        yield name
+
+    thread.start()
+    thread.work(slices("first"), results)
+    thread.work(slices("second"), results)
+    began.wait(10)
+    thread.exclusively(lambda: "task", results)
+    go_on.set()
+    assert [result for result, _ in results.wait(3)] == ["first", "task", "second"]
+
+
+def test_what_is_paused_stands_still_and_then_goes_on(make: Callable[..., DecoderThread]) -> None:
+    thread, heard = make(), Heard()
+    thread.start()
+    thread.submit(ask("a", **LONG), heard)
+    wait_until(lambda: thread.load().running == 1, 10, "it ran")
+    thread.pause()
+    time.sleep(0.1)
+    steps = thread.load().steps
+    thread.submit(ask("b"), heard)
+    time.sleep(0.2)
+    assert thread.load().steps == steps
+    assert (thread.load().running, thread.load().waiting) == (1, 1)
+    assert heard.all == []
+    thread.resume()
+    done = {one.request_id: one.token_ids for one in heard.wait(2)}
+    assert done == {"a": solo(ask("a", **LONG)), "b": solo(ask("b"))}
+
+
+def test_a_task_among_what_is_paused_is_refused_unless_that_is_given_up(make: Callable[..., DecoderThread]) -> None:
+    thread, heard, results = make(), Heard(), Results()
+    thread.start()
+    thread.submit(ask("a", **LONG), heard)
+    wait_until(lambda: thread.load().running == 1, 10, "it ran")
+    thread.pause()
+    thread.submit(ask("b"), heard)
+    thread.exclusively(lambda: "done", results)
+    assert isinstance(results.wait(1)[0][1], Standstill)
+    assert heard.all == []
+    thread.exclusively(lambda: "done", results, abort="we stop")
+    assert results.wait(2)[1] == ("done", None)
+    assert [(one.request_id, one.fault, one.error) for one in heard.wait(2)] == [
+        ("a", "aborted", "we stop"),
+        ("b", "aborted", "we stop"),
+    ]
+    assert (thread.load().running, thread.load().waiting, thread.load().arena_used) == (0, 0, 0)
+    thread.submit(ask("c"), heard)
+    thread.resume()
+    assert heard.wait(3)[2].token_ids == solo(ask("c"))
+
+
+def test_a_task_may_make_the_thread_refuse_and_take_again(make: Callable[..., DecoderThread]) -> None:
+    thread, heard, results = make(), Heard(), Results()
+    thread.start()
+    thread.pause()
+    thread.submit(ask("a"), heard)
+    thread.work(iter([1]), results)
+    thread.exclusively(lambda: thread.refuse("asleep"), results)
+    results.wait(2)
+    assert [(one.fault, one.error) for one in heard.all] == [("unavailable", "asleep")]
+    assert isinstance(results.all[0][1], Unavailable)
+    for use in (lambda: thread.submit(ask("b"), heard), lambda: thread.work(iter([1]), results)):
+        with pytest.raises(Unavailable, match="asleep"):
+            use()
+    thread.exclusively(lambda: thread.refuse(None), results)
+    results.wait(3)
+    thread.resume()
+    thread.submit(ask("b"), heard)
+    assert heard.wait(2)[1].token_ids == solo(ask("b"))
+
+
+def test_a_failing_task_harms_nobody_and_a_late_one_is_refused(make: Callable[..., DecoderThread]) -> None:
+    thread, heard, results = make(), Heard(), Results()
+    thread.start()
+    thread.exclusively(lambda: 1 // 0, results)
+    assert isinstance(results.wait(1)[0][1], ZeroDivisionError)
+    thread.pause()
+    thread.submit(ask("a"), heard)
+    assert thread.drain(30)
+    assert heard.all[0].token_ids == solo(ask("a"))
+    with pytest.raises(Draining):
+        thread.exclusively(lambda: None, results)

@@ -20,6 +20,7 @@ from dlm.bench.config import register as register_bench
 from dlm.command_line import compose_config
 from dlm.serving.config import register as register_serve
 from dlm.serving.document import REASONS
+from tests.serving.controlled import controlled
 from tests.serving.server import Server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +93,8 @@ def test_neighbours_that_are_named_are_there() -> None:
 
 def test_routes_are_those_of_the_server(server: Server) -> None:
     paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    with controlled() as (_, client):
+        paths |= client.get("/openapi.json").json()["paths"]
     real = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
     page = {"GET /", "GET /openapi.json"}
     for path in DOCS:
