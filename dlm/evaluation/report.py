@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dlm.evaluation.metrics import Interval, interval, pass_at_k
 from dlm.evaluation.results import CHECKER_FAILED, JUDGED, NO_ANSWER, UNREADABLE, Result
@@ -75,6 +76,7 @@ class Report:
         groups: of the first score, by group.
         counts: samples by state.
         tokens, nfe: summed over samples with an answer.
+        examples: by state, which sample came into it first and why; not of judged ones.
         comparison: with a published score; None without.
         how: what judged, such as the sandbox; for the record.
     """
@@ -85,6 +87,7 @@ class Report:
     counts: dict[str, int]
     tokens: int
     nfe: int
+    examples: dict[str, str] = field(default_factory=dict)
     comparison: dict[str, Any] | None = None
     how: dict[str, Any] = field(default_factory=dict)
 
@@ -136,9 +139,13 @@ def report_of(
     right: dict[str, list[bool]] = defaultdict(list)
     groups: dict[str, set[str]] = defaultdict(set)
     refused: set[str] = set()
+    examples: dict[str, str] = {}
     tokens = nfe = 0
     for result in results:
         counts[result.state] += 1
+        if result.state != JUDGED:
+            reason = result.reason.partition("\n")[0]
+            examples.setdefault(result.state, f"{result.id}: {reason}")
         if result.state == UNREADABLE:
             continue
         if result.state == NO_ANSWER:
@@ -158,7 +165,7 @@ def report_of(
         for group in sorted(groups)
     }
     comparison = None if published is None else published.compare(scores[0])
-    return Report(task, scores, by_group, counts, tokens, nfe, comparison)
+    return Report(task, scores, by_group, counts, tokens, nfe, examples, comparison)
 
 
 def show(report: Report, speed: dict[str, Any], files: dict[str, str]) -> None:
@@ -178,7 +185,8 @@ def show(report: Report, speed: dict[str, Any], files: dict[str, str]) -> None:
         table.add_row(score.name, str(score))
     for state, count in report.counts.items():
         if count or state == JUDGED:
-            table.add_row(f"samples, {state}", str(count))
+            told = report.examples.get(state)
+            table.add_row(f"samples, {state}", Text(str(count) if told is None else f"{count}  ({told})"))
     figures = report.figures()
     table.add_row("forwards an answer (NFE)", f"{figures['mean_nfe']:.2f}")
     table.add_row("tokens a forward", f"{figures['tokens_per_forward']:.2f}")

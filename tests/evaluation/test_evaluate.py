@@ -109,7 +109,7 @@ def test_another_question_is_another_run(demo: Path) -> None:
 def raising(row: dict[str, Any], text: str) -> bool:
     """A checker of a user's."""
     if row["family"] == "capital":
-        raise LookupError("capitals are unknown here")
+        raise LookupError("capitals are [/unknown] here\nand there")
     return text.startswith("Parts")
 
 
@@ -127,9 +127,11 @@ def test_a_checker_that_raises_is_counted_and_shown(tmp_path: Path, capsys: pyte
     figures = summary_of(tmp_path / "run")
     assert figures["states"] == {"judged": 1, "no answer": 0, "checker failed": 1, "unreadable": 1}
     assert figures["exact_match"] == 0.5
-    assert "samples, checker failed 1" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "samples, checker failed 1 (line-2: LookupError: capitals are [/unknown] here)" in shown
+    assert "samples, unreadable 1 (line-3: field 'prompt' is empty)" in shown
     reasons = [row["reason"] for row in rows_of(tmp_path / "run" / "results.jsonl")]
-    assert reasons == ["", "LookupError: capitals are unknown here", "field 'prompt' is empty"]
+    assert reasons == ["", "LookupError: capitals are [/unknown] here\nand there", "field 'prompt' is empty"]
 
 
 GSM8K: list[dict[str, Any]] = [
