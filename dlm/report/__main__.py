@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,17 +14,17 @@ from dlm.errors import ConfigError, MissingExtraError
 from dlm.report.config import register
 
 if TYPE_CHECKING:
-    from dlm.report.page import Report
-    from dlm.report.runs import Run
+    from dlm.report.page import Content, Report
 
 TITLE = "Turn a folder of runs into a table and plots, as PNG and HTML, and log them."
 KEYS = """\
-  runs=folder                              runs of predict or evaluate, at whatever depth
+  runs=folder                              runs of predict, evaluate or rl.grpo, at whatever depth
   output=folder                            where the report goes; without it runs/report
   logger=none                              keep it in that folder alone
   logger.offline=false                     upload it to W&B, with WANDB_API_KEY from the environment"""
 EXAMPLES = """\
   python -m dlm.report runs=outputs/predict
+  python -m dlm.report runs=outputs/grpo
   python -m dlm.report runs=outputs/sweep output=outputs/sweep_report logger=none"""
 WIDTH = 160
 """Columns of the table where the output is no terminal."""
@@ -43,36 +43,50 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
         raise ConfigError("runs is not set: write runs=<folder>")
     from rich.console import Console
 
-    from dlm.report.runs import read_runs
-    from dlm.report.table import front_area, in_words
+    from dlm.report.table import in_words
 
     folder = Path(config.runs)
-    runs = read_runs(folder)
-    try:
-        from dlm.report.page import write_report
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(str(error.name), "report", "python -m dlm.report") from error
-    report = write_report(runs, Path(config.output or folder / "report"), str(folder))
+    output = Path(config.output or folder / "report")
     console = Console(highlight=False)
     console.width = max(console.width, WIDTH if not console.is_terminal else NARROWEST)
-    console.print(in_words(runs))
-    area = front_area([run for run in runs if run.whole])
-    if area is not None:
-        console.print(f"area of the Pareto front: {area:.3f} tokens per forward")
-    for one in runs:
-        for reason in one.missing:
-            print(f"{one.label}: {reason}", file=sys.stderr)
-    _log(config, runs, report)
-    print(report.page)
+    try:
+        reports = list(_reports(folder, output))
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(str(error.name), "report", "python -m dlm.report") from error
+    for content, totals, report in reports:
+        console.print(in_words(content.columns, content.lines))
+        if content.area is not None:
+            console.print(f"area of the Pareto front: {content.area:.3f} tokens per forward")
+        for label, reasons in content.missing:
+            for reason in reasons:
+                print(f"{label}: {reason}", file=sys.stderr)
+        _log(config, content, totals, report)
+        print(report.page)
     return 0
 
 
-def _log(config: DictConfig, runs: list[Run], report: Report) -> None:
+def _reports(folder: Path, output: Path) -> Iterator[tuple[Content, dict[str, float], Report]]:
+    """The report of the trainings in a folder and that of its other runs, written; one at least. Raises `RunError`."""
+    from dlm.report import table, trainings
+    from dlm.report.page import content_of, write
+    from dlm.report.runs import is_training, read_runs, run_folders
+    from dlm.report.training_page import content_of_trainings
+
+    found = trainings.read_trainings(folder)
+    if found:
+        content = content_of_trainings(found, str(folder))
+        yield content, trainings.totals(found), write(content, output, "training.html")
+    if not found or not all(map(is_training, run_folders(folder))):
+        runs = read_runs(folder)
+        content = content_of(runs, str(folder))
+        yield content, table.totals(runs), write(content, output, "report.html")
+
+
+def _log(config: DictConfig, content: Content, totals: dict[str, float], report: Report) -> None:
     """The report to the chosen logger; Lightning comes with it, and only then."""
     if config.logger.get("_target_") is None:
         return
     from dlm.pipeline.loggers import attempt, build_logger, finish, log_report
-    from dlm.report.table import COLUMNS, cells, totals
 
     logger = build_logger(config, report.page.parent, job_type="report")
     if logger is None:
@@ -80,7 +94,7 @@ def _log(config: DictConfig, runs: list[Run], report: Report) -> None:
     try:
         attempt(
             "the report",
-            lambda: log_report(logger, totals(runs), COLUMNS, cells(runs), report.images, report.page),
+            lambda: log_report(logger, totals, content.columns, content.lines, report.images, report.page),
         )
     finally:
         finish(logger, 0)

@@ -49,57 +49,83 @@ class Report:
     files: tuple[Path, ...]
 
 
-def write_report(runs: Sequence[Run], output: Path, title: str) -> Report:
-    """Write the report of `runs` into `output`, in place of an earlier one.
+@dataclass(frozen=True)
+class Content:
+    """What a report says.
 
-    Raises:
-        RunError: the folder cannot be written to.
+    Attributes:
+        title: of the page.
+        runs, whole: how many there are, and how many of them are through.
+        columns, lines: the table.
+        missing: what runs lack, by label.
+        plots: PNG by the name of its file, None where it has nothing to show; with what is said below it.
+        area: of the Pareto front, in tokens per forward, where there is one.
+        texts: other files by name.
     """
-    drawn = {name: draw([run for run in runs if run.whole]) for name, draw in PLOTS.items()}
-    images = {name: png for name, png in drawn.items() if png is not None}
-    texts = {
-        "report.html": page_of(runs, images, title),
-        "table.csv": table.as_csv(runs),
-        "report.json": table.as_json(runs) + "\n",
-    }
-    contents = {f"{name}.png": png for name, png in images.items()}
-    contents |= {name: text.encode() for name, text in texts.items()}
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for name in drawn.keys() - images.keys():
-            (output / f"{name}.png").unlink(missing_ok=True)
-        for name, content in contents.items():
-            (output / name).write_bytes(content)
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {output}: {error.strerror}; choose another place with output=<folder>"
-        ) from error
-    return Report(
-        page=output / "report.html",
-        images={name: output / f"{name}.png" for name in images},
-        files=tuple(output / name for name in contents),
-    )
+
+    title: str
+    runs: int
+    whole: int
+    columns: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    missing: Sequence[tuple[str, Sequence[str]]]
+    plots: Mapping[str, tuple[bytes | None, str]]
+    area: float | None
+    texts: Mapping[str, str]
 
 
-def page_of(runs: Sequence[Run], images: Mapping[str, bytes], title: str) -> str:
-    """The page: table, plots, and what is missing."""
+def content_of(runs: Sequence[Run], title: str) -> Content:
+    """The report of runs of predict and evaluate."""
     whole = [run for run in runs if run.whole]
-    return render(
-        "report.html.jinja",
+    drawn = {name: draw(whole) for name, draw in PLOTS.items()}
+    return Content(
         title=title,
         runs=len(runs),
         whole=len(whole),
         columns=table.COLUMNS,
         lines=table.cells(runs),
-        area=table.front_area(whole),
         missing=[(run.label, run.missing) for run in runs if run.missing],
-        plots=[
-            {
-                "name": name,
-                "image": data_uri(images[name], "image/png") if name in images else None,
-                "caption": CAPTIONS[name] if name in images else ABSENT[name],
-            }
-            for name in PLOTS
-        ],
-        shown=plots.PANELS,
+        plots={name: (png, ABSENT[name] if png is None else _caption(name, len(whole))) for name, png in drawn.items()},
+        area=table.front_area(whole),
+        texts={"table.csv": table.as_csv(table.COLUMNS, table.cells(runs)), "report.json": table.as_json(runs) + "\n"},
     )
+
+
+def _caption(name: str, runs: int) -> str:
+    shown = f" The first {plots.PANELS} runs." if runs > plots.PANELS and name != "accuracy" else ""
+    return CAPTIONS[name] + shown
+
+
+def write(content: Content, output: Path, name: str) -> Report:
+    """Write a report into `output`, its page as `name`, in place of an earlier one.
+
+    Raises:
+        RunError: the folder cannot be written to.
+    """
+    images = {plot: png for plot, (png, _) in content.plots.items() if png is not None}
+    files = {f"{plot}.png": png for plot, png in images.items()}
+    files |= {each: text.encode() for each, text in {name: page_of(content), **content.texts}.items()}
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for plot in content.plots.keys() - images.keys():
+            (output / f"{plot}.png").unlink(missing_ok=True)
+        for each, written in files.items():
+            (output / each).write_bytes(written)
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {output}: {error.strerror}; choose another place with output=<folder>"
+        ) from error
+    return Report(
+        page=output / name,
+        images={plot: output / f"{plot}.png" for plot in images},
+        files=tuple(output / each for each in files),
+    )
+
+
+def page_of(content: Content) -> str:
+    """The page: table, plots, and what is missing."""
+    pictures = [
+        {"image": None if png is None else data_uri(png, "image/png"), "caption": caption}
+        for png, caption in content.plots.values()
+    ]
+    return render("report.html.jinja", content=content, plots=pictures)

@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 from dlm.report.pareto import Point, interval
 from dlm.report.runs import Run
 from dlm.report.table import comparable, front_area, on_front, point
+from dlm.report.trainings import Training
 
 PANELS = 24
 """Runs with a histogram or a heat map of their own; a page of more is not looked at."""
@@ -108,6 +109,32 @@ def draw_runs(axes: Any, placed: Sequence[Run], told: float) -> None:
             color=colours.pop() if len(colours) == 1 else INK,
         )  # fmt: skip
     axes.set_xlabel("tokens per forward")
+
+
+def reward_curves(trainings: Sequence[Training]) -> bytes | None:
+    """The reward of each run's steps and measurements, by step; None where no step was taken."""
+    begun = [training for training in trainings if training.steps]
+    if not begun:
+        return None
+    figure, [axes] = _row([1.0])
+    for training, (colour, marker) in zip(begun, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False):
+        steps, measured = training.steps, training.measured
+        axes.plot(
+            [row["step"] for row in steps], [row["reward"] for row in steps], color=colour, linewidth=0.7, alpha=0.45,
+            label=None if measured else training.label,
+        )  # fmt: skip
+        if measured:
+            axes.errorbar(
+                [row["step"] for row in measured], [row["validation_reward"] for row in measured],
+                yerr=[row["validation_stderr"] for row in measured], color=colour, marker=marker, markersize=6,
+                linewidth=1.6, elinewidth=0.9, capsize=2, markeredgecolor=SHEET, label=training.label,
+            )  # fmt: skip
+    last = max(row["step"] for training in begun for row in training.steps)
+    axes.set(xlabel="step", ylabel="mean reward", xlim=(-0.02 * last, 1.02 * last))
+    axes.grid(axis="y", color=SOFT, alpha=0.15)
+    axes.set_title("Reward by step", loc="left")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower left", ncols=3)
+    return _png(figure)
 
 
 def nfe_histograms(runs: Sequence[Run]) -> bytes | None:

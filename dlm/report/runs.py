@@ -22,6 +22,8 @@ from dlm.pipeline.run_folder import RunFolder
 from dlm.pipeline.shards import read_answers
 from dlm.pipeline.summary import summarize
 
+TRAINING = "training.jsonl"
+"""The log of a training."""
 MAPS = 2000
 """Step maps read of a run: more change no picture."""
 INSIDE = ("wandb", "shards", "claims")
@@ -94,13 +96,14 @@ def read_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise RunError(f"runs={folder}: no such folder; write runs=<folder>, outputs/predict for instance")
-    found = list(_run_folders(folder))
+    found = [path for path in run_folders(folder) if not is_training(path)]
     if not found:
         raise RunError(f"runs={folder} holds no run: none of its folders has a config.yaml as predict leaves it")
     return labelled([_read(path, "." if path == folder else str(path.relative_to(folder))) for path in sorted(found)])
 
 
-def _run_folders(folder: Path) -> Iterator[Path]:
+def run_folders(folder: Path) -> Iterator[Path]:
+    """Folders of runs in `folder`, at whatever depth."""
     for place, names, files in os.walk(folder):
         if "config.yaml" in files:
             yield Path(place)
@@ -108,8 +111,13 @@ def _run_folders(folder: Path) -> Iterator[Path]:
         names[:] = [name for name in names if name not in INSIDE and not name.startswith(".")]
 
 
+def is_training(path: Path) -> bool:
+    """Whether the folder of a run is that of a training, which has no predictions."""
+    return (path / TRAINING).exists()
+
+
 def _read(path: Path, name: str) -> Run:
-    folder, overrides = RunFolder(path), _overrides(path)
+    folder, overrides = RunFolder(path), overrides_of(path)
     if not folder.predictions.is_file():
         return Run(path, name, overrides, missing=(_unfinished(folder),))
     missing: list[str] = []
@@ -202,7 +210,7 @@ def _at_work(path: Path) -> bool:
     return is_alive(status.pid, status.birth) if status.machine == machine() else age < SILENCE
 
 
-def _overrides(path: Path) -> tuple[str, ...]:
+def overrides_of(path: Path) -> tuple[str, ...]:
     """What was typed, from `command.txt`, as far as it changes answers."""
     command = path / "command.txt"
     words = shlex.split(command.read_text()) if command.exists() else []
@@ -214,22 +222,34 @@ def _overrides(path: Path) -> tuple[str, ...]:
 
 
 def labelled(runs: Sequence[Run]) -> list[Run]:
-    """The runs with labels: the overrides that not all of them have; where these are the same, the name as well."""
-    common = set.intersection(*(set(run.overrides) for run in runs)) if len(runs) > 1 else set()
-    own = [[word for word in run.overrides if word not in common] for run in runs]
+    """The runs with labels, and with what tells groups of them apart."""
+    labels = labels_of([run.overrides for run in runs], [run.name for run in runs])
+    common = _common([run.overrides for run in runs])
     named = []
-    for run, words in zip(runs, own, strict=True):
-        label = " ".join(words)
-        if not words:
-            label = run.name
-        elif own.count(words) > 1:
-            label = f"{label} ({run.name})"
+    for run, label in zip(runs, labels, strict=True):
+        words = [word for word in run.overrides if word not in common]
         pairs = [word.partition("=")[::2] for word in words]
         told = [(key, value) for key, value in pairs if _is_number(value)]
         group = " ".join(word for word, (_, value) in zip(words, pairs, strict=True) if not _is_number(value))
         numbers, varied = tuple(value for _, value in told), tuple(key for key, _ in told)
         named.append(replace(run, label=label, group=group or "all", numbers=numbers, varied=varied))
     return named
+
+
+def labels_of(overrides: Sequence[Sequence[str]], names: Sequence[str]) -> list[str]:
+    """What tells each of several runs from the others: the overrides that not all of them have; where these are the
+    same, the name as well."""
+    common = _common(overrides)
+    own = [[word for word in words if word not in common] for words in overrides]
+    labels = []
+    for words, name in zip(own, names, strict=True):
+        label = " ".join(words) or name
+        labels.append(f"{label} ({name})" if words and own.count(words) > 1 else label)
+    return labels
+
+
+def _common(overrides: Sequence[Sequence[str]]) -> set[str]:
+    return set.intersection(*map(set, overrides)) if len(overrides) > 1 else set()
 
 
 def _is_number(text: str) -> bool:

@@ -72,22 +72,22 @@ def cells(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     ]
 
 
-def in_words(runs: Sequence[Run]) -> Table:
+def in_words(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
     """For a terminal."""
     table = Table(box=None, pad_edge=False)
-    for name in COLUMNS:
+    for name in columns:
         table.add_column(name, justify="left" if name == "run" else "right", no_wrap=name != "run", overflow="fold")
-    for line in cells(runs):
+    for line in lines:
         table.add_row(*line)
     return table
 
 
-def as_csv(runs: Sequence[Run]) -> str:
+def as_csv(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """For a spreadsheet."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(cells(runs))
+    writer.writerow(columns)
+    writer.writerows(lines)
     return text.getvalue()
 
 

@@ -18,8 +18,8 @@ from dlm.errors import ConfigError, RunError
 from dlm.report import plots
 from dlm.report.__main__ import run as report
 from dlm.report.config import register
-from dlm.report.page import write_report
-from dlm.report.runs import read_runs
+from dlm.report.page import Report, content_of, write
+from dlm.report.runs import Run, read_runs
 from dlm.report.table import on_front
 from tests import running
 from tests.report.folders import answer, begun, finished, sweep
@@ -29,6 +29,10 @@ def make(*overrides: str) -> int:
     """Run in this process."""
     register()
     return report(compose_config("report", overrides), overrides)
+
+
+def write_report(runs: list[Run], output: Path, title: str) -> Report:
+    return write(content_of(runs, title), output, "report.html")
 
 
 class Page(HTMLParser):

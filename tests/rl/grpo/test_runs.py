@@ -58,13 +58,18 @@ def straight(tmp_path_factory) -> Record:
 
 def test_a_run_leaves_a_record_and_a_model(straight, capsys):
     header, *rows = map(json.loads, straight.training.read_text().splitlines())
-    assert header["command"].startswith("python -m dlm.rl.grpo") and header["seed"] == 0
+    assert header["command"].startswith("python -m dlm.rl.grpo")
+    assert header["seed"] == 0
     assert [row["step"] for row in rows if "reward" in row] == [1, 2, 3, 4]
     assert [row["step"] for row in rows if "validation_reward" in row] == [0, 2, 4]
     for row in rows:
         if "reward" in row:
-            assert 0 <= row["reward"] <= 1 and row["kl"] >= 0 and row["nfe"] >= 1 and row["tokens"] > 0
-            assert row["seconds_rollout"] > 0 and row["gradient_norm"] > 0
+            assert 0 <= row["reward"] <= 1
+            assert row["kl"] >= 0
+            assert row["nfe"] >= 1
+            assert row["tokens"] > 0
+            assert row["seconds_rollout"] > 0
+            assert row["gradient_norm"] > 0
     assert rows[1]["kl"] < 1e-12, "the first step is made by the reference itself"
     summary = json.loads(straight.summary.read_text())
     assert summary["reward_before"] == rows[0]["validation_reward"]
@@ -190,7 +195,8 @@ def test_a_reward_that_fails_costs_its_answers_alone(tmp_path, capsys):
 def test_csv_and_wandb_are_told(tmp_path):
     train(tmp_path / "csv", "logger=csv", "steps=1")
     table = (tmp_path / "csv" / "csv" / "metrics.csv").read_text()
-    assert "validation_reward" in table and "seconds_rollout" in table
+    assert "validation_reward" in table
+    assert "seconds_rollout" in table
     train(tmp_path / "wandb", "logger=wandb", "steps=1")
     assert list((tmp_path / "wandb" / "wandb").glob("offline-run-*/*.wandb"))
 

@@ -1,0 +1,104 @@
+"""Runs of `python -m dlm.rl.grpo` in a folder: their rewards, what came of them, and what they lack."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dlm.pipeline.run_folder import RunFolder
+from dlm.report.runs import TRAINING, is_training, labels_of, overrides_of, run_folders
+
+COLUMNS = (
+    "run", "reward before", "reward after", "gain", "steps", "minutes", "rollout", "score", "update", "tokens", "NFE",
+)  # fmt: skip
+"""Heads of the table; `rollout`, `score` and `update` are shares of the time of the steps, `tokens` and `NFE` of an
+answer in the last step."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run.
+
+    Attributes:
+        folder: where it lies.
+        overrides: what was typed to start it.
+        label: what tells it from the others.
+        rows: of `training.jsonl`, behind the first.
+        summary: of `summary.json`; None for a run that is not through.
+        missing: what it lacks, in words; empty where it lacks nothing.
+    """
+
+    folder: Path
+    overrides: tuple[str, ...]
+    rows: tuple[dict[str, Any], ...]
+    summary: dict[str, Any] | None
+    missing: tuple[str, ...]
+    label: str = ""
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if "reward" in row]
+
+    @property
+    def measured(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if "validation_reward" in row]
+
+
+def read_trainings(folder: Path) -> list[Training]:
+    """Every run of GRPO in `folder`, at whatever depth, by name."""
+    found = [_read(path) for path in sorted(filter(is_training, run_folders(folder)))]
+    labels = labels_of([training.overrides for training in found], [one.folder.name for one in found])
+    return [replace(training, label=label) for training, label in zip(found, labels, strict=True)]
+
+
+def _read(path: Path) -> Training:
+    rows, missing = [], []
+    for number, line in enumerate((path / TRAINING).read_text(encoding="utf-8").splitlines()[1:], start=2):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            missing.append(f"line {number} of {TRAINING} is broken, as a kill leaves one")
+    summary, told = None, path / "summary.json"
+    if told.exists():
+        summary = json.loads(told.read_text())
+    else:
+        last = max((row["step"] for row in rows), default=0)
+        missing.append(f"it is not through: {last} steps are done; to go on: {RunFolder(path).begun_with()}")
+    return Training(path, overrides_of(path), tuple(rows), summary, tuple(missing))
+
+
+def cells(trainings: Sequence[Training]) -> list[tuple[str, ...]]:
+    """A line of texts for each run that is through, in the order of `COLUMNS`; empty where a value is not known."""
+    lines = []
+    for training in trainings:
+        summary, steps = training.summary, training.steps
+        if summary is None or not steps:
+            continue
+        before, after = summary["reward_before"], summary["reward_after"]
+        known = before is not None
+        shares = summary["share_of_step_time"]
+        lines.append(
+            (
+                training.label,
+                f"{before:.3f} ± {summary['stderr_before']:.3f}" if known else "",
+                f"{after:.3f} ± {summary['stderr_after']:.3f}" if known else "",
+                f"{after - before:+.3f}" if known else "",
+                str(summary["steps"]),
+                f"{summary['minutes']:.1f}",
+                *(f"{shares[part]:.0%}" for part in ("rollout", "score", "update")),
+                f"{steps[-1]['tokens']:.1f}",
+                f"{steps[-1]['nfe']:.1f}",
+            )
+        )
+    return lines
+
+
+def totals(trainings: Sequence[Training]) -> dict[str, float]:
+    """The report in numbers, for a logger."""
+    through = [one.summary for one in trainings if one.summary is not None]
+    gains = [one["reward_after"] - one["reward_before"] for one in through if one["reward_before"] is not None]
+    found = {"report/runs": float(len(trainings)), "report/unfinished": float(len(trainings) - len(through))}
+    return {**found, "report/least_gain": min(gains)} if gains else found
