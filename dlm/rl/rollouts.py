@@ -136,7 +136,7 @@ class Rollouts(WeightControl):
             `len(prompts) * n` rollouts, those of one prompt together, in order.
 
         Raises:
-            RequestError: prompts that cannot be decoded; names each with its reason, and nothing was decoded.
+            RequestError: prompts that cannot be decoded; names them with their reasons, and nothing was decoded.
             RunError: a forward failed, the object sleeps, or another call is in progress.
         """
         given = prompt_list(prompts)
@@ -169,17 +169,18 @@ class Rollouts(WeightControl):
     def _requests(
         self, decoder: Decoder, prompts: Sequence[Prompt], params: Sequence[SamplingParams], n: int, measures: bool
     ) -> list[Request]:
-        requests, faults = [], []
+        requests: list[Request] = []
+        faults: dict[str, list[int]] = {}
         for index, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
             try:
                 request = self._request(index, prompt, one, n, measures)
                 decoder.check(request)
             except RequestError as error:
-                faults.append(f"prompts[{index}]: {error}")
+                faults.setdefault(str(error), []).append(index)
             else:
                 requests.append(request)
         if faults:
-            raise RequestError("; ".join(faults))
+            raise RequestError("; ".join(f"{_named(places)}: {fault}" for fault, places in faults.items()))
         return requests
 
     def _request(self, index: int, prompt: Prompt, params: SamplingParams, n: int, measures: bool) -> Request:
@@ -303,6 +304,12 @@ class Rollouts(WeightControl):
             if self.trainer is None or self.shared:
                 self._refuse_without(WEIGHTS)
             yield
+
+
+def _named(places: Sequence[int]) -> str:
+    """`prompts[3]`, or the first of several and how many there are besides."""
+    others = len(places) - 1
+    return f"prompts[{places[0]}]" + (f" and {others} other{'s' if others > 1 else ''}" if others else "")
 
 
 def _texts(given: Any) -> list[Sequence[int]]:
