@@ -19,6 +19,7 @@ KEYS = """\
   max_wait_time=0                          seconds that the oldest request waits for others
   request_timeout=300                      seconds until a request is given up
   generation.threshold=0.9                 defaults of requests
+  weight_control=true                      new weights, pauses and sleep over HTTP, for whoever has the key
   DLM_API_KEY (environment)                the key that clients must show"""
 EXAMPLES = """\
   python -m dlm.serve

@@ -1,41 +1,27 @@
-"""The one thread that owns the decoder. Requests join and leave between two steps; nothing here knows HTTP or text.
-
-Other threads call `submit`, `cancel`, `work`, `exclusively`, `pause`, `resume`, `load` and `drain`; each but the last
-returns at once.
-"""
+"""The one thread that owns the decoder. Requests join and leave between two steps; nothing here knows HTTP or text."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import StepReport
-from dlm.decoding.request import Completion, Request
+from dlm.decoding.request import Completion
 from dlm.errors import RequestError
-from dlm.serving.tickets import (
-    Aborted,
-    Draining,
-    Load,
-    OnDone,
-    OnResult,
-    QueueFull,
-    Standstill,
-    Ticket,
-    Unavailable,
-    Work,
-)
+from dlm.serving.desk import Desk
+from dlm.serving.tickets import Aborted, Load, Standstill, Ticket, Unavailable
 
 log = logging.getLogger("dlm.serving")
 
 
-class DecoderThread:
+class DecoderThread(Desk):
     """Runs a decoder.
 
     Args:
@@ -43,11 +29,6 @@ class DecoderThread:
         max_wait_time: seconds that the oldest waiting sequence waits for others while the batch is not full.
         queue_size: sequences that may wait.
         on_step: hears every forward, in the thread.
-
-    Attributes:
-        decoder: a task may put another of the same model in its place.
-        weight_version: of the weights that it decodes with; changed by tasks alone, so that all samples of a request
-            have one.
     """
 
     def __init__(
@@ -58,132 +39,19 @@ class DecoderThread:
         queue_size: int = 1024,
         on_step: Callable[[StepReport], None] | None = None,
     ) -> None:
-        self.decoder = decoder
-        self.weight_version = 0
-        self.max_wait_time, self.queue_size = max_wait_time, queue_size
-        self._on_step = on_step
-        self._condition = threading.Condition()
-        self._arrived: deque[Ticket] = deque()
-        self._cancelled: list[str] = []
-        self._work: deque[Work] = deque()
-        self._tasks: deque[tuple[Callable[[], Any], OnResult]] = deque()
+        super().__init__(decoder, queue_size)
+        self.max_wait_time, self._on_step = max_wait_time, on_step
         self._tickets: dict[str, Ticket] = {}
-        self._num_arrived = 0
-        self._ending = self._abandoned = self._paused = False
-        self._abort: str | None = None
-        self._refusal: str | None = None
-        self._sizes: Counter[int] = Counter()
-        self._load = Load(arena_slots=decoder.arena.ranges.capacity)
         self._thread = threading.Thread(target=self._live, name="decoder", daemon=True)
-
-    # From other threads
-
-    def check(self, request: Request) -> None:
-        """Raise `RequestError` when the request can never be decoded here."""
-        self.decoder.check(request)
 
     def start(self) -> None:
         """Begin; once."""
         self._thread.start()
 
-    def submit(self, request: Request, on_done: OnDone) -> None:
-        """Queue a request.
-
-        Raises:
-            QueueFull: more than `queue_size` sequences would wait for a place.
-            Draining: `drain` was called, or the thread has ended.
-            Unavailable: nothing is decoded now.
-        """
-        count = request.params.n
-        with self._condition:
-            self._check_open()
-            free = max(0, self.decoder.options.max_num_seqs - self._load.running)
-            if self._num_arrived + self._load.waiting + count > self.queue_size + free:
-                raise QueueFull
-            self._num_arrived += count
-            self._arrived.append(Ticket(request, on_done, time.monotonic(), count))
-            self._condition.notify()
-
-    def cancel(self, request_id: str) -> None:
-        """Forget a request before the next step; nobody hears of it again."""
-        with self._condition:
-            self._cancelled.append(request_id)
-            self._condition.notify()
-
-    def work(self, slices: Iterator[Any], on_done: OnResult) -> None:
-        """Have something else computed with the model, a slice between two steps.
-
-        Args:
-            slices: each `next` computes one and gives None, the last one the result.
-            on_done: hears the result, or the exception that it raised, in the decoder's thread.
-
-        Raises `Draining`, `QueueFull` and `Unavailable`.
-        """
-        with self._condition:
-            self._check_open()
-            if len(self._work) >= self.queue_size:
-                raise QueueFull
-            self._work.append(Work(slices, on_done))
-            self._condition.notify()
-
-    def exclusively(self, task: Callable[[], Any], on_done: OnResult, *, abort: str | None = None) -> None:
-        """Have something done in the decoder's thread while no request is in mid-generation.
-
-        Requests that have begun are finished first, all their samples; the others wait until the task is done.
-
-        Args:
-            task: may change the model.
-            on_done: hears its result, or what it raised; `Standstill` where requests that have begun are paused.
-            abort: why all requests are given up that are here now, which are then not waited for; None gives up none.
-
-        Raises `Draining`.
-        """
-        with self._condition:
-            if self._ending or not self._thread.is_alive():
-                raise Draining
-            self._abort = abort or self._abort
-            self._tasks.append((task, on_done))
-            self._condition.notify()
-
-    def pause(self) -> None:
-        """Compute nothing until `resume`: what has begun stands still and then goes on, what comes waits."""
-        with self._condition:
-            self._paused = True
-
-    def resume(self) -> None:
-        """Undo `pause`."""
-        with self._condition:
-            self._paused = False
-            self._condition.notify()
-
-    def refuse(self, reason: str | None) -> None:
-        """From a task: nothing can be decoded until this is called with None; those that wait are told so."""
-        with self._condition:
-            self._refusal = reason
-        if reason is not None:
-            self._tell_all(Unavailable(reason), "unavailable")
-
-    def _check_open(self) -> None:
-        if self._ending or not self._thread.is_alive():
-            raise Draining
-        if self._refusal is not None:
-            raise Unavailable(self._refusal)
-
-    def load(self) -> Load:
-        """How busy it is now."""
-        with self._condition:
-            now = self._load
-            return Load(
-                waiting=now.waiting + self._num_arrived,
-                running=now.running,
-                steps=now.steps,
-                canvases=now.canvases,
-                sizes=dict(self._sizes),
-                arena_used=now.arena_used,
-                arena_slots=now.arena_slots,
-                alive=self._thread.is_alive(),
-                refusal=self._refusal,
-            )
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
 
     def drain(self, seconds: float) -> bool:
         """Take no more, finish what is here within `seconds`, and end; whether all was finished. Blocks."""
@@ -217,6 +85,13 @@ class DecoderThread:
         except Exception as error:
             log.critical("the decoder cannot go on", exc_info=True)
             self._give_up(f"the decoder cannot go on: {type(error).__name__}", "failed")
+
+    def refuse(self, reason: str | None) -> None:
+        """From a task: nothing can be decoded until this is called with None; those that wait are told so."""
+        with self._condition:
+            self._refusal = reason
+        if reason is not None:
+            self._tell_all(Unavailable(reason), "unavailable")
 
     @property
     def _held(self) -> bool:

@@ -71,7 +71,7 @@ class ServedWeights:
     Args:
         checkpoint: the model.
         thread: decodes with it.
-        timeout: seconds that a change may wait for its turn and take.
+        timeout: seconds that a change may wait for its turn.
     """
 
     def __init__(self, checkpoint: Checkpoint, thread: DecoderThread, timeout: float) -> None:
@@ -89,14 +89,15 @@ class ServedWeights:
             keep_pause: nothing is decoded afterwards until somebody says so.
 
         Raises `ApiError`: 400 for what cannot be taken, 409 where it cannot be done now, 500 for what failed, 503 while
-        draining or without memory, 504 after `timeout` seconds. Then nothing was changed, but for a 500.
+        draining or without memory, 504 when it had no turn within `timeout` seconds. Then nothing
+        was changed, but for a 500.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        late = threading.Event()
+        turn = threading.Lock()  # whoever takes it first: the task, which then runs to its end, or the timeout
 
         def task() -> None:
-            if late.is_set():
+            if not turn.acquire(blocking=False):
                 return
             try:
                 change(self.control)
@@ -114,11 +115,10 @@ class ServedWeights:
 
         try:
             self.thread.exclusively(task, told, abort=abort)
-            async with asyncio.timeout(self.timeout):
-                await done
-        except TimeoutError:
-            late.set()
-            raise timed_out(self.timeout) from None
+            await asyncio.wait({done}, timeout=self.timeout)
+            if not done.done() and turn.acquire(blocking=False):
+                raise timed_out(self.timeout)
+            await done
         except Exception as error:
             raise explained(error) from error
 

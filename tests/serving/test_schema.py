@@ -11,11 +11,16 @@ import httpx
 import pytest
 from pydantic import TypeAdapter
 
-from dlm.serving import shapes
+from dlm.demo import CHECKPOINT
+from dlm.serving import control_shapes, shapes
+from dlm.serving.settings import KEY_VARIABLE
 from tests.running import python, run
+from tests.serving.controlled import HEADERS, KEY
 from tests.serving.server import Server, serving
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+HARMLESS = "generate/|chat/|get_sequence_logprobs|update_|flush_cache|reset_prefix_cache|world_size|close_|continue_"
+"""Routes of a controlled server after which it goes on answering."""
 DECODED = ("/v1/chat/completions", "/v1/completions", "/v1/generate", "/v1/generate_batch")
 
 
@@ -45,10 +50,35 @@ def test_generated_requests_are_answered_as_documented(short: Server, tmp_path: 
             print(line)
 
 
+@pytest.fixture(scope="module", name="controlled")
+def controlled_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("controlled")
+    with serving(folder, "weight_control=true", "max_model_len=64", "batch_size=16", **{KEY_VARIABLE: KEY}) as server:
+        yield server
+
+
+@pytest.mark.slow
+def test_generated_requests_to_a_controlled_server_are_answered_as_documented(
+    controlled: Server, tmp_path: Path
+) -> None:
+    phases = ("--phases", "examples,coverage,fuzzing", "--max-examples", "25", "--generation-deterministic")
+    chosen = ("--include-path-regex", HARMLESS, "-H", f"Authorization: {HEADERS['Authorization']}")
+    url = f"{controlled.url}/openapi.json"
+    result = run(python("schemathesis.cli", "run", url, "--checks", CHECKS, *phases, *chosen, "--no-color"), tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = re.search(r"(\d+) generated, (\d+) passed", result.stdout)
+    assert found, result.stdout
+    assert int(found[1]) > 300
+    print(f"\n{found[0]}")
+
+
 def answer_of(server: Server, shape: Any, path: str, body: dict[str, Any] | None = None) -> Any:
     """What is answered, after it was held to its shape."""
     url = server.url + path
-    answer = httpx.get(url) if body is None else httpx.post(url, json=body, timeout=60)
+    if body is None:
+        answer = httpx.get(url, headers=HEADERS)
+    else:
+        answer = httpx.post(url, json=body, headers=HEADERS, timeout=60)
     answer.raise_for_status()
     return TypeAdapter(shape).validate_json(answer.content, strict=True)
 
@@ -76,6 +106,26 @@ def test_answers_have_no_field_that_is_not_documented(short: Server) -> None:
         (shapes.Status, "/v1/health"),
     ):
         answer_of(short, shape, path)
+
+
+def test_answers_of_a_controlled_server_have_no_field_that_is_not_documented(controlled: Server) -> None:
+    sampling = {"max_tokens": 16, "n": 2}
+    answer_of(controlled, control_shapes.Sequences, "/generate/", {"prompts": ["Hi"], **sampling})
+    answer_of(controlled, control_shapes.Sequences, "/generate/", {"prompts": [[5, 6]], "logprobs": None})
+    question = [{"role": "user", "content": "Hi"}]
+    answer_of(controlled, control_shapes.Sequences, "/chat/", {"messages": [question], **sampling})
+    sequences = {"sequences": [[5, 6, 7]], "prompt_lengths": [1], "top_logprobs": 1}
+    for shape, form in ((control_shapes.SequenceLogprobs, "json"), (control_shapes.BinaryLogprobs, "binary")):
+        answer_of(controlled, shape, "/get_sequence_logprobs/", {**sequences, "response_format": form})
+    answer_of(controlled, control_shapes.WorldSize, "/get_world_size/")
+    answer_of(controlled, shapes.Status, "/health/")
+    for path in ("/reset_prefix_cache/", "/close_communicator/"):
+        answer_of(controlled, control_shapes.Told, path, {})
+    for path in ("/pause_generation", "/continue_generation"):
+        answer_of(controlled, control_shapes.Paused, path, {})
+    answer_of(controlled, control_shapes.Changed, "/update_weights_from_disk", {"model_path": str(CHECKPOINT)})
+    for path in ("/flush_cache", "/release_memory_occupation", "/resume_memory_occupation"):
+        answer_of(controlled, control_shapes.Changed, path, {})
 
 
 def test_the_document_has_every_route_ranges_and_no_422(short: Server) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -96,6 +98,15 @@ def test_every_route_wants_the_key(server: tuple[Inside, httpx.Client]) -> None:
         assert httpx.get(f"{inside.url}/get_world_size/", auth=auth).status_code == 401
     assert httpx.post(f"{inside.url}/pause_generation", auth=("any", KEY)).status_code == 401
     assert httpx.get(f"{inside.url}/get_world_size/", headers={"Authorization": "Basic %%%"}).status_code == 401
+
+
+def test_a_server_brings_neither_a_trainer_nor_a_configuration_system_with_it() -> None:
+    code = (
+        "import sys, dlm.serving.app\n"
+        "heavy = {'lightning', 'pytorch_lightning', 'hydra', 'trl', 'wandb'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 @pytest.mark.parametrize(
