@@ -119,7 +119,7 @@ class GRPO(LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs to go on, on the host."""
+        """What `restore` needs to go on."""
         optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         return {
             "step": self.steps_done,
@@ -168,7 +168,9 @@ class GRPO(LightningModule):
         with self._timed("reward"):
             answers = []
             for rollout in rollouts:
-                question, text = questions[rollout.prompt_index], self.codec.decode(rollout.token_ids)
+                question = questions[rollout.prompt_index]
+                through = rollout.replay_token_ids[: self._counted(rollout)]
+                text, _, _ = self.codec.show(through, self.options.generation.stop)
                 answers.append(Answer(question, rollout, text, self.judge(question.row, text)))
         return answers
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -140,8 +141,8 @@ def row_of(step: int, answer: Answer) -> dict[str, Any]:
     }
 
 
-def log_summary(logger: Logger, summary: dict[str, Any], answers: Sequence[dict[str, Any]]) -> None:
-    """The end of a run to a Lightning logger; to W&B the last measured answers as a table, too."""
+def log_summary(logger: Logger, summary: dict[str, Any], answers: Sequence[dict[str, Any]], record: Record) -> None:
+    """The end of a run to a Lightning logger; to W&B the last measured answers as a table, and the record, too."""
     figures = {f"summary/{name}": value for name, value in summary.items() if isinstance(value, int | float)}
     if not isinstance(logger, WandbLogger):
         logger.log_metrics(figures, step=summary["steps"])
@@ -154,6 +155,10 @@ def log_summary(logger: Logger, summary: dict[str, Any], answers: Sequence[dict[
         table.add_data(row["id"], row["sample"], str(row["prompt"]), row["text"], row["reward"], row["nfe"])
     logger.experiment.summary.update(figures)
     logger.experiment.log({"answers": table})
+    artifact = wandb.Artifact(f"record-{record.folder.name}", type="record")
+    for path in filter(Path.exists, (record.training, record.answers)):
+        artifact.add_file(str(path))
+    logger.experiment.log_artifact(artifact)
 
 
 def _gathered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -56,6 +56,8 @@ class Session:
         if self.launch.parent is not None:
             die_with(self.launch.parent)
         source: ModelSource = instantiate(self.config.model)
+        if source.dtype == "auto":  # small updates are lost on half-precision weights
+            source = replace(source, dtype="float32")
         codec = TextCodec.load(source.tokenizer_folder(), self._chat(source))
         curriculum = self._curriculum(codec)
         self.folder.create(self.launch.attempt)
@@ -94,7 +96,7 @@ class Session:
     ) -> int:
         config, record = self.config, self.record
         options = self._options()
-        copy = None if config.rollout_dtype is None else partial(replace(source, dtype=config.rollout_dtype).load)
+        copy = None if config.rollout_dtype is None else replace(source, dtype=config.rollout_dtype).load
         module = GRPO(options, source.load, copy, codec, Judge(instantiate(config.reward).function()))
         progress = Progress(
             record,
@@ -148,7 +150,7 @@ class Session:
         codec.tokenizer.save_pretrained(folder)
         summary = self.record.conclude(progress.seconds, module.judge.failures)
         for logger in trainer.loggers:
-            attempt("the summary", partial(log_summary, logger, summary, progress.answers))
+            attempt("the summary", partial(log_summary, logger, summary, progress.answers, self.record))
         print(in_words(summary))
         print(f"model: {folder}")
 

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from dlm import LLM
 from dlm.command_line import compose_config
+from dlm.decoding.noise import seed_of
+from dlm.demo import CHECKPOINT
 from dlm.errors import ConfigError, RunError
-from dlm.models.loading import load_checkpoint
+from dlm.models.loading import load_checkpoint, save_checkpoint
 from dlm.pipeline.model_source import CheckpointSource
 from dlm.rl import Rollouts
 from dlm.rl.grpo.__main__ import run
 from dlm.rl.grpo.config import check_grpo, register
+from dlm.rl.grpo.progress import Progress
 from dlm.rl.grpo.record import Record
 from dlm.sampling import SamplingParams
 
@@ -27,6 +33,10 @@ SMALL = (
     "experiment=demo_grpo", "generation.algorithm=dual_cache", "generation.threshold=0.9", "prompts_per_step=4",
     "group_size=4", "steps=4", "data.limit=16", "validation.prompts=4", "validation.samples=2", "validation.every=2",
 )  # fmt: skip
+AS_TRAINED = SamplingParams(
+    algorithm="dual_cache", threshold=0.9, gen_length=16, block_length=16, steps=16, temperature=1.0
+)
+HERE = "tests.rl.grpo.rewarding"
 CLOCKED = ("seconds", "seconds_rollout", "seconds_reward", "seconds_score", "seconds_update")
 
 
@@ -82,16 +92,11 @@ def test_a_run_leaves_a_record_and_a_model(straight, capsys):
 
 def test_the_model_that_is_left_is_the_policy(straight):
     """Its answers are those of the last measurement, and not those of the first."""
-    codec_rows = [json.loads(line) for line in straight.answers.read_text().splitlines()]
-    last = [row for row in codec_rows if row["step"] == 4 and row["sample"] == 0]
-    from dlm.decoding.noise import seed_of
-
+    rows = [json.loads(line) for line in straight.answers.read_text().splitlines()]
+    last = [row for row in rows if row["step"] == 4 and row["sample"] == 0]
     rollouts = Rollouts.load(straight.checkpoint)
     for row in last:
-        params = SamplingParams(
-            algorithm="dual_cache", threshold=0.9, gen_length=16, block_length=16, steps=16, temperature=1.0,
-            seed=seed_of(0, f"validation, {row['id']}"),
-        )  # fmt: skip
+        params = replace(AS_TRAINED, seed=seed_of(0, f"validation, {row['id']}"))
         [rollout] = rollouts.generate([row["prompt"]], [params])
         assert rollouts.codec.decode(rollout.token_ids) == row["text"]
     before = load_checkpoint(CheckpointSource("demo").tokenizer_folder()).backbone.state_dict()
@@ -124,8 +129,6 @@ class Stopper:
         self.after, self.stopped_at = after, 0
 
     def __enter__(self) -> None:
-        from dlm.rl.grpo.progress import Progress
-
         self._say = Progress._say
 
         def say(progress, trainer, number, module):
@@ -138,8 +141,6 @@ class Stopper:
         Progress._say = say
 
     def __exit__(self, *error: object) -> None:
-        from dlm.rl.grpo.progress import Progress
-
         Progress._say = self._say
 
 
@@ -177,14 +178,41 @@ def test_every_likelihood_trains_with_several_updates_of_a_step(likelihood, tmp_
     assert row["gradient_norm"] > 0
 
 
+def test_a_reward_reads_what_a_reader_sees(tmp_path):
+    """The text before a stop string, as the library gives it."""
+    record = train(tmp_path, "generation.stop=['+']", "steps=1", "reward=function", f"reward.path={HERE}:length")
+    answers = [json.loads(line) for line in record.answers.read_text().splitlines()]
+    with LLM("demo", dtype="float32") as llm:
+        for row in answers[:4]:
+            params = replace(AS_TRAINED, n=2, stop=("+",), seed=seed_of(0, f"validation, {row['id']}"))
+            [out] = llm.generate([row["prompt"]], params, use_tqdm=False)
+            sample = out["outputs"][row["sample"]]
+            if row["step"] == 0:
+                assert sample["text"] == row["text"]
+                assert row["reward"] == len(sample["text"])
+                assert "+" not in row["text"]
+
+
 def test_a_copy_in_half_precision_decodes_what_is_trained(tmp_path):
     record = train(tmp_path, "rollout_dtype=bfloat16", "precision=bf16-mixed", "steps=2")
     assert [row["step"] for row in record.rows() if "reward" in row] == [1, 2]
     assert weights(record)["embedding.weight"].dtype == torch.float32
 
 
+def test_half_precision_weights_are_trained_in_float32_unless_asked_for(tmp_path):
+    """Small updates are lost on them."""
+    source = CheckpointSource("demo").load(torch.device("cpu"))
+    save_checkpoint(source.backbone.bfloat16(), source.special, tmp_path / "half", family=source.family)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(CHECKPOINT / name, tmp_path / "half")
+    model = ("model=checkpoint", f"model.path={tmp_path / 'half'}", "steps=1", "validation.prompts=0")
+    assert weights(train(tmp_path / "auto", *model))["embedding.weight"].dtype == torch.float32
+    asked = train(tmp_path / "asked", *model, "model.dtype=bfloat16")
+    assert weights(asked)["embedding.weight"].dtype == torch.bfloat16
+
+
 def test_a_reward_that_fails_costs_its_answers_alone(tmp_path, capsys):
-    record = train(tmp_path, "reward=function", "reward.path=tests.rl.grpo.rewarding:broken", "steps=1")
+    record = train(tmp_path, "reward=function", f"reward.path={HERE}:broken", "steps=1")
     summary, said = json.loads(record.summary.read_text()), capsys.readouterr().out
     assert summary["answers_not_judged"] == 4 * 2 * 2 + 4 * 4
     assert summary["reward_after"] == 0.0
