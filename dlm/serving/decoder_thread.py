@@ -124,6 +124,7 @@ class DecoderThread(Desk):
             self._arrived.clear()
             self._work.clear()
             self._num_arrived = 0
+            self._tell_load()
         for ticket in left:
             ids = ticket.request.prompt_ids
             self._hear(ticket.on_done, Completion(ticket.request.id, 0, 0, ids, error=str(error), fault=fault))
@@ -177,6 +178,7 @@ class DecoderThread(Desk):
         with self._condition:
             self._arrived.extendleft(reversed(back))
             self._num_arrived += sum(ticket.left for ticket in back)
+            self._tell_load()
 
     def _take_in(self) -> None:
         """Hand what has arrived to the decoder, and take back what was cancelled."""

@@ -44,6 +44,7 @@ class ThreadControl(WeightControl):
         old = self._thread.decoder
         self._thread.decoder = Decoder(old.backbone, old.special, old.options, backend=old.backend)
         self._thread.decoder.stats = old.stats
+        del old  # its memory is given back now
         super()._drop_decoder()
 
     def check_awake(self) -> None:

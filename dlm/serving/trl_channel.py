@@ -72,11 +72,9 @@ class Channel:
         Raises `ApiError`: 503 where something did not come, 504 when it takes too long.
         """
         if self._last is not None:
-            try:
-                async with asyncio.timeout(self._weights.timeout):
-                    await asyncio.shield(self._last)
-            except TimeoutError:
-                raise timed_out(self._weights.timeout) from None
+            _, late = await asyncio.wait({self._last}, timeout=self._weights.timeout)
+            if late:
+                raise timed_out(self._weights.timeout)
         if self._fault is not None:
             raise ApiError(
                 503, f"{self._fault}; the weights are those of before. POST /close_communicator/ and "

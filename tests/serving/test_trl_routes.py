@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -13,7 +15,7 @@ import torch
 
 from dlm import LLM, SamplingParams
 from dlm.rl import Rollouts
-from dlm.rl.communicator import join
+from dlm.rl.communicator import Communicator, join
 from tests.running import wait_until
 from tests.serving.controlled import ASK, HEADERS, asked, content, controlled, saved, stirred, tensors_of
 from tests.serving.fleets import free_ports
@@ -259,6 +261,22 @@ def test_a_group_that_cannot_be_is_refused(server: tuple[Inside, httpx.Client]) 
     ):
         answer = http.post("/init_communicator/", json=wrong)
         assert (answer.status_code, message in answer.text) == (status, True), answer.text
+
+
+def test_who_waits_for_a_client_that_does_not_come_goes_on_when_the_group_is_closed(
+    server: tuple[Inside, httpx.Client],
+) -> None:
+    _, http = server
+    port = free_ports(1)
+    body = {"host": "0.0.0.0", "port": port, "world_size": 2, "backend": "gloo"}
+    assert http.post("/init_communicator/", json=body).status_code == 200
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(http.post, "/generate/", json={"prompts": ["a"]})
+        time.sleep(0.3)
+        assert not waiting.done()
+        assert http.post("/close_communicator/").status_code == 200
+        assert waiting.result().status_code == 200
+    Communicator("127.0.0.1", port, 1, 2)  # so that nobody waits for it any longer
 
 
 def test_a_client_that_breaks_off_leaves_the_weights_as_they_were(
