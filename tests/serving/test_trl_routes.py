@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from dlm import LLM, SamplingParams
+from dlm.demo import CHECKPOINT
 from dlm.rl import Rollouts
 from dlm.rl.communicator import Communicator, join
 from tests.running import wait_until
@@ -208,7 +209,7 @@ def test_weights_come_tensor_by_tensor_and_count_when_all_are_there(
         for name in names:
             client.update_named_param(name, tensors[name])
         assert client.generate([QUESTION])["weight_version"] == version + 2
-    assert http.post("/update_weights_from_disk", json={"model_path": "dlm/demo/checkpoint"}).status_code == 200
+    assert http.post("/update_weights_from_disk", json={"model_path": str(CHECKPOINT)}).status_code == 200
     assert asked(http)[0] == before
 
 

@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from dlm.demo import CHECKPOINT
 from dlm.errors import ConfigError
 from dlm.rl.weights import WeightWriter
 from dlm.serving.config import register, to_settings
@@ -164,7 +165,7 @@ def test_tensors_in_the_body_come_at_once_or_a_few_at_a_time(
     answer = client.post(TENSOR, json={"serialized_named_tensors": [encoded(third) for third in thirds]})
     assert answer.json()["message"] == "The weights were updated."
     assert asked(client) == (expected, 1)
-    client.post(DISK, json={"model_path": "dlm/demo/checkpoint"})
+    client.post(DISK, json={"model_path": str(CHECKPOINT)})
     for third in thirds[:2]:
         answer = client.post(TENSOR, json={"serialized_named_tensors": [encoded(third)], "flush_cache": False})
         assert answer.json()["message"].endswith("tensors wait for the others.")
@@ -240,6 +241,39 @@ def test_an_update_waits_for_what_runs_and_what_comes_waits_for_it(
     assert update.result().status_code == 200
     assert running_one.result() == alone
     assert late.result() == (expected, 1)
+
+
+def test_among_many_updates_each_answer_is_wholly_of_the_version_that_it_names(
+    server: tuple[Inside, httpx.Client],
+    new: tuple[Path, dict[str, torch.Tensor]],
+    meanwhile: ThreadPoolExecutor,
+) -> None:
+    _, client = server
+    bodies = [{"seed": seed, "n": 1 + seed % 3, "max_tokens": 16 + 16 * (seed % 3)} for seed in range(8)]
+
+    def answers(body: dict[str, Any]) -> tuple[list[str], int]:
+        found = client.post("/v1/chat/completions", json={**ASK, **body}).json()
+        return [choice["message"]["content"] for choice in found["choices"]], found["dlm"]["weight_version"]
+
+    folders = (CHECKPOINT, new[0])
+    expected = {}
+    for parity, folder in ((0, CHECKPOINT), (1, new[0])):
+        client.post(DISK, json={"model_path": str(folder), "weight_version": parity})
+        expected[parity] = [answers(body)[0] for body in bodies]
+    assert expected[0] != expected[1]
+    asks = [meanwhile.submit(answers, body) for _ in range(6) for body in bodies]
+    updates = 0
+    while not all(ask.done() for ask in asks):
+        updates += 1
+        body = {"model_path": str(folders[(1 + updates) % 2]), "weight_version": 1 + updates}
+        assert client.post(DISK, json=body).status_code == 200
+    seen = set()
+    for index, ask in enumerate(asks):
+        text, version = ask.result()
+        seen.add(version)
+        assert text == expected[version % 2][index % len(bodies)]
+    assert updates > 3
+    assert len(seen) > 3
 
 
 def test_an_update_can_give_up_what_runs(
