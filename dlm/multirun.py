@@ -56,7 +56,8 @@ def begin_job(config: DictConfig, words: Sequence[str]) -> list[Path]:
     from hydra.core.hydra_config import HydraConfig
 
     if one_after_the_other():
-        print(f"job {HydraConfig.get().job.num + 1}: {shlex.join(words)}", flush=True)
+        told = [word for word in words if not word.startswith("run_dir=")]
+        print(f"job {HydraConfig.get().job.num + 1}: {shlex.join(told)}", flush=True)
     if "run_dir" not in config or config.run_dir is not None:
         return []
     folder = Path(HydraConfig.get().sweep.dir)

@@ -9,13 +9,10 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-QUICK = ("01_quickstart",)
-"""The others take half a minute and more."""
-CASES = [pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.long]) for path in NOTEBOOKS]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", CASES)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 # zmq and ipykernel warn about event-loop details of their own when a kernel is started inside a test.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
 def test_the_notebook_runs(path: Path, tmp_path: Path) -> None:
@@ -25,5 +22,6 @@ def test_the_notebook_runs(path: Path, tmp_path: Path) -> None:
     assert printed
 
 
-def test_there_is_a_quickstart() -> None:
-    assert "01_quickstart" in [path.stem for path in NOTEBOOKS]
+def test_there_are_four() -> None:
+    names = ["01_quickstart", "02_watch_denoising", "03_read_a_sweep", "04_rl_rollouts"]
+    assert [path.stem for path in NOTEBOOKS] == names
