@@ -12,16 +12,14 @@ from typing import Any
 
 import pytest
 import yaml
-from omegaconf import DictConfig
 from wandb import wandb_agent
 
-from dlm.checks import check_predict
 from dlm.command_line import compose_config
-from dlm.demo.tasks import FAMILIES
 from dlm.evaluation.checks import check_evaluate
 from dlm.evaluation.config import register
-from dlm.pipeline.summary import Summary, figures
-from dlm.pipeline.totals import Totals
+from dlm.evaluation.report import report_of
+from dlm.evaluation.results import JUDGED, Result
+from dlm.multirun import name_of
 from tests.launch.cluster import LAUNCH
 
 SWEEPS = sorted((LAUNCH / "wandb").glob("*.yaml"))
@@ -29,10 +27,6 @@ SWEEPS = sorted((LAUNCH / "wandb").glob("*.yaml"))
 
 STANDS_FOR = {"data.path=DATA": "data.path=questions.jsonl", "model.path=MODEL": "model.path=demo"}
 """What a user writes in place of a file's words."""
-
-
-def check_evaluation(config: DictConfig) -> None:
-    check_evaluate(config, ())
 
 
 @pytest.fixture(autouse=True)
@@ -77,15 +71,15 @@ def test_each_command_of_the_agent_is_one_that_its_program_takes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    sweep, checks = read(path), {"dlm.predict": check_predict, "dlm.evaluate": check_evaluation}
+    sweep = read(path)
     sweep["command"] = [STANDS_FOR.get(word, word) for word in sweep["command"]]
     (tmp_path / "questions.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
     for chosen in choices(sweep):
         command = started(sweep, chosen, monkeypatch)
-        assert command[:4] == ["/usr/bin/env", "python", "-m", sweep["program"]]
+        assert command[:4] == ["/usr/bin/env", "python", "-m", "dlm.evaluate"]
         assert not any("${" in word for word in command)
-        config = compose_config(sweep["program"].removeprefix("dlm."), command[4:])
-        checks[sweep["program"]](config)
+        config = compose_config("evaluate", command[4:])
+        check_evaluate(config, command[4:])
         assert config.logger._target_.endswith("WandbLogger")
         assert not config.logger.offline
         for name, value in chosen.items():
@@ -104,26 +98,26 @@ def test_no_value_is_one_that_the_agent_writes_as_another(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_the_metric_is_one_that_a_run_logs(path: Path) -> None:
-    summary = Summary(prompts=1)
-    family = next(iter(FAMILIES))
-    summary.checked[family] = summary.right[family] = 1
-    logged = {f"summary/{name}" for name, value in figures(summary, Totals(1, 0, 1, 1, 1.0, 1.0)).items() if value}
-    assert read(path)["metric"]["name"] in logged | {"summary/tokens_per_forward"}
+    result = Result("a", 0, None, JUDGED, right=True, text="x", tokens=4, nfe=2)
+    figures = report_of("demo", [result], "pass", [1], 0.95).figures()
+    name = read(path)["metric"]["name"].removeprefix("summary/")
+    assert isinstance(figures[name], float)
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_the_command_without_a_server_is_one_that_predict_takes(path: Path) -> None:
-    header = path.read_text().partition("\nname:")[0]
+@pytest.mark.parametrize(("name", "jobs"), [("thresholds", 12), ("schedules", 3)])
+def test_the_command_without_a_server_is_one_that_evaluate_takes(name: str, jobs: int) -> None:
+    header = (LAUNCH / "wandb" / f"{name}.yaml").read_text().partition("\nname:")[0]
     text = re.sub(r"^# ?", "", header, flags=re.MULTILINE).replace("\\\n", " ")
-    for line in text.splitlines():
-        words = shlex.split(line) if line.strip().startswith("python -m dlm.predict -m") else []
-        each = [[f"{word.partition('=')[0]}={one}" for one in word.partition("=")[2].split(",")] for word in words[4:]]
-        for job in itertools.product(*each):
-            config = compose_config("predict", list(job))
-            if words:
-                check_predict(config)
-                assert "${" not in config.run_dir
-                assert config.logger.offline
+    (line,) = (line for line in text.splitlines() if line.strip().startswith("python -m dlm.evaluate -m"))
+    typed = [word for word in shlex.split(line)[4:] if not word.startswith("hydra.")]
+    each = [[f"{word.partition('=')[0]}={one}" for one in word.partition("=")[2].split(",")] for word in typed]
+    folders = set()
+    for job in itertools.product(*each):
+        config = compose_config("evaluate", job)
+        check_evaluate(config, job)
+        assert config.logger.offline
+        folders.add(name_of(job))
+    assert len(folders) == jobs
 
 
 def test_there_are_sweeps_and_nothing_of_them_is_left_in_the_environment() -> None:
