@@ -228,7 +228,7 @@ def test_choices_are_scored_as_the_likelihood_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["choices", "demo"])
 @pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_processes_give_the_same_results(way: str, demo: Path, tmp_path: Path) -> None:
     arguments, whole = FEW, demo
     if way == "choices":
@@ -244,7 +244,7 @@ def test_two_processes_give_the_same_results(way: str, demo: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_sweep_is_one_run_a_job_and_one_that_fails_leaves_the_others(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"prompt": "Capital of France?", "family": "capital"}])
     arguments = ["task=jsonl", "task.checker=demo", f"data.path={path}", "data.limit=1,0", *QUICK]

@@ -97,7 +97,7 @@ def whole(run_dir: Path, count: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_ends_well_when_wandb_dies_in_the_middle(tmp_path: Path) -> None:
     run_dir, prompts = tmp_path / "run", running.write_prompts(tmp_path / "prompts.jsonl", 24)
     command = python(
@@ -130,7 +130,7 @@ def services(owner: int) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_is_kept_offline_where_wandb_cannot_be_reached(tmp_path: Path) -> None:
     with socket.socket() as taken:  # bound and not listening: nobody answers there
         taken.bind(("127.0.0.1", 0))
