@@ -42,17 +42,13 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
     """Evaluate what `config` asks for; returns the exit code."""
     from dlm.evaluation.checks import check_evaluate
     from dlm.evaluation.session import EvaluationSession
-    from dlm.pipeline.launch import decide, forget
+    from dlm.pipeline.launch import launched
 
     check_evaluate(config, overrides)
-    launch = decide(config.run_dir, "evaluate")
-    try:
+    with launched(config.run_dir, "evaluate") as launch:
         session = EvaluationSession(config, launch, overrides)
         session.prepare()
         return session.run()
-    finally:
-        launch.discard_note()
-        forget()
 
 
 if __name__ == "__main__":

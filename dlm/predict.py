@@ -40,18 +40,14 @@ def main() -> None:
 def run(config: DictConfig, overrides: Sequence[str]) -> int:
     """Decode what `config` asks for; returns the exit code."""
     from dlm.checks import check_predict
-    from dlm.pipeline.launch import decide, forget
+    from dlm.pipeline.launch import launched
     from dlm.pipeline.session import Session
 
     check_predict(config)
-    launch = decide(config.run_dir, "predict")
-    try:
+    with launched(config.run_dir, "predict") as launch:
         session = Session(config, launch, overrides)
         session.prepare()
         return session.run()
-    finally:
-        launch.discard_note()
-        forget()
 
 
 if __name__ == "__main__":

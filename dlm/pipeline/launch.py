@@ -17,7 +17,8 @@ import platform
 import secrets
 import subprocess
 import tempfile
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -105,6 +106,17 @@ def decide(run_dir: str | None, verb: str, environment: MutableMapping[str, str]
         parent=parent,
         note=_torchrun_note(environment) if "TORCHELASTIC_RUN_ID" in environment else None,
     )
+
+
+@contextmanager
+def launched(run_dir: str | None, verb: str) -> Iterator[Launch]:
+    """`decide`, and at the end `forget` and what else must not stay. Raises as `decide`."""
+    launch = decide(run_dir, verb)
+    try:
+        yield launch
+    finally:
+        launch.discard_note()
+        forget()
 
 
 def forget(environment: MutableMapping[str, str] = os.environ) -> None:

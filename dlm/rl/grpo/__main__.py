@@ -38,15 +38,11 @@ def main() -> None:
 def run(config: DictConfig, overrides: Sequence[str]) -> int:
     """Train what `config` asks for; returns the exit code."""
     check_grpo(config)
-    from dlm.pipeline.launch import decide, forget
+    from dlm.pipeline.launch import launched
     from dlm.rl.grpo.session import Session
 
-    launch = decide(config.run_dir, "grpo")
-    try:
+    with launched(config.run_dir, "grpo") as launch:
         return Session(config, launch, overrides).run()
-    finally:
-        launch.discard_note()
-        forget()
 
 
 if __name__ == "__main__":
