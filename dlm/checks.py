@@ -106,7 +106,8 @@ def _decoder_faults(config: DictConfig) -> list[str]:
         for key, value in config.decoder.items()
         if isinstance(value, int) and not isinstance(value, bool) and value < 1
     ]
-    rows = config.generation.block_length * (2 if config.generation.cfg_scale > 0 else 1)
+    generation = config.generation
+    rows = (generation.block_length or 1) * (2 if (generation.cfg_scale or 0.0) > 0 else 1)
     if not faults and config.decoder.max_num_batched_tokens < rows:
         faults.append(
             f"decoder.max_num_batched_tokens={config.decoder.max_num_batched_tokens}: a block alone has {rows} "

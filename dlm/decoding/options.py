@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from dlm.decoding.request import check_whole
+
 
 @dataclass(frozen=True)
 class DecoderOptions:
@@ -30,6 +32,13 @@ class DecoderOptions:
     poison: bool = False
     deterministic: bool = False
     enforce_eager: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises `RequestError` for a limit below 1, with which nothing could be decoded."""
+        check_whole("max_num_seqs", self.max_num_seqs, 1)
+        check_whole("max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        if self.arena_tokens is not None:
+            check_whole("arena_tokens", self.arena_tokens, 1)
 
 
 @dataclass(frozen=True)

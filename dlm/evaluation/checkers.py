@@ -209,8 +209,8 @@ def imported(path: str, key: str) -> Callable[..., Any]:
     module, _, name = path.partition(":")
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}={path}: {error}; write package.module:function") from error
+    except Exception as error:  # the module is a user's, and may raise anything
+        raise ConfigError(f"{key}={path}: {type(error).__name__}: {error}; write package.module:function") from error
     if not callable(found):
         raise ConfigError(f"{key}={path}: it is a {type(found).__name__}, not a function")
     return found

@@ -65,7 +65,7 @@ class Likelihood:
         completions: Sequence[Sequence[int]],
         scheme: Scheme,
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         per_token: bool = False,
         gradients: bool = False,
     ) -> Scores:
@@ -78,7 +78,7 @@ class Likelihood:
             prompts: `n` lists of token ids, none empty; masks among them stay masks.
             completions: as many, none empty and without masks.
             scheme: how; see `dlm.likelihood.schemes`.
-            seed: of the masks, from 0.
+            seed: of the masks, from 0; one for all, or one for each pair.
             per_token: `Scores.per_token` is wanted.
             gradients: keep the graph, for `mean` and `per_token`.
 
@@ -88,8 +88,13 @@ class Likelihood:
         self._check_gradients(gradients)
         if len(prompts) != len(completions):
             raise RequestError(f"{len(prompts)} prompts and {len(completions)} completions; give as many of each")
-        pairs = enumerate(zip(prompts, completions, strict=True))
-        plans = [self._plan(f"completion {index}", *pair, scheme, seed) for index, pair in pairs]
+        seeds = seed if isinstance(seed, Sequence) else [seed] * len(prompts)
+        if len(seeds) != len(prompts):
+            raise RequestError(f"{len(prompts)} prompts and {len(seeds)} seeds; give one for all, or one for each")
+        plans = [
+            self._plan(f"completion {index}", prompt, completion, scheme, own)
+            for index, (prompt, completion, own) in enumerate(zip(prompts, completions, seeds, strict=True))
+        ]
         if not plans:
             nothing = torch.zeros(0, dtype=torch.float64, device=self.backbone.device)
             return Scores(nothing, nothing, [] if per_token else None)

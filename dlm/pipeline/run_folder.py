@@ -79,14 +79,14 @@ class RunFolder:
 
         return sorted(self.shards.glob("*.jsonl"), key=key)
 
-    def create(self, attempt: str) -> None:
-        """Make the folders.
+    def create(self, attempt: str | None) -> None:
+        """Make the folders; without an attempt, for a run whose processes claim nothing, that of the run alone.
 
         Raises:
             RunError: the place cannot be written to.
         """
         try:
-            for folder in (self.path, self.shards, self.claims(attempt)):
+            for folder in (self.path, *(() if attempt is None else (self.shards, self.claims(attempt)))):
                 folder.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".probe-{secrets.token_hex(4)}"
             probe.write_text("")
@@ -96,8 +96,8 @@ class RunFolder:
                 f"cannot write to {self.path}: {error.strerror}; choose another place with run_dir=<folder>"
             ) from error
 
-    def agree_on_config(self, config: DictConfig, command: str) -> None:
-        """Keep `config` with the run, or compare it with what the run was begun with.
+    def agree_on_config(self, config: DictConfig, command: str, free: Sequence[str] = FREE) -> None:
+        """Keep `config` with the run, or compare it with what the run was begun with; `free` parts may differ.
 
         Raises:
             ConfigError: names every key that differs.
@@ -110,7 +110,7 @@ class RunFolder:
         different = [
             f"{key}: begun with {begun.get(key)!r}, now {asked.get(key)!r}"
             for key in sorted(begun.keys() | asked.keys())
-            if key.split(".")[0] not in FREE and begun.get(key) != asked.get(key)
+            if key not in free and key.split(".")[0] not in free and begun.get(key) != asked.get(key)
         ]
         if different:
             raise ConfigError(

@@ -133,7 +133,8 @@ def reward_curves(trainings: Sequence[Training]) -> bytes | None:
     axes.set(xlabel="step", ylabel="mean reward", xlim=(-0.02 * last, 1.02 * last))
     axes.grid(axis="y", color=SOFT, alpha=0.15)
     axes.set_title("Reward by step", loc="left")
-    figure.legend(frameon=False, fontsize=8, loc="outside lower left", ncols=3)
+    columns = 3 if max(len(training.label) for training in begun) < 40 else 1
+    figure.legend(frameon=False, fontsize=8, loc="outside lower left", ncols=columns)
     return _png(figure)
 
 

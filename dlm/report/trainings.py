@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dlm.pipeline.run_folder import RunFolder
+from dlm.pipeline.run_lock import is_locked
 from dlm.report.runs import TRAINING, is_training, labels_of, overrides_of, run_folders
 
 COLUMNS = (
-    "run", "reward before", "reward after", "gain", "steps", "minutes", "rollout", "score", "update", "tokens", "NFE",
+    "run", "reward before", "reward after", "gain", "steps", "minutes", "rollout", "reward", "score", "update", "tokens",
+    "NFE",
 )  # fmt: skip
-"""Heads of the table; `rollout`, `score` and `update` are shares of the time of the steps, `tokens` and `NFE` of an
-answer in the last step."""
+"""Heads of the table; `rollout`, `reward`, `score` and `update` are shares of the time of the steps, `tokens` and `NFE`
+of an answer in the last step."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def _read(path: Path) -> Training:
         summary = json.loads(told.read_text())
     else:
         last = max((row["step"] for row in rows), default=0)
-        missing.append(f"it is not through: {last} steps are done; to go on: {RunFolder(path).begun_with()}")
+        resume = f"it died or was stopped after step {last}; to go on: {RunFolder(path).begun_with()}"
+        missing.append(f"it is still running: step {last} is done" if is_locked(path) else resume)
     return Training(path, overrides_of(path), tuple(rows), summary, tuple(missing))
 
 
@@ -88,7 +91,7 @@ def cells(trainings: Sequence[Training]) -> list[tuple[str, ...]]:
                 f"{after - before:+.3f}" if known else "",
                 str(summary["steps"]),
                 f"{summary['minutes']:.1f}",
-                *(f"{shares[part]:.0%}" for part in ("rollout", "score", "update")),
+                *(f"{shares[part]:.0%}" for part in ("rollout", "reward", "score", "update")),
                 f"{steps[-1]['tokens']:.1f}",
                 f"{steps[-1]['nfe']:.1f}",
             )

@@ -40,7 +40,7 @@ Choice = Scheme | StepMap
 
 
 def token_logprobs(
-    choice: Choice, model: Likelihood, rollouts: Sequence[Rollout], *, seed: int, gradients: bool = False
+    choice: Choice, model: Likelihood, rollouts: Sequence[Rollout], *, seeds: Sequence[int], gradients: bool = False
 ) -> list[Tensor]:
     """Log-probabilities of the tokens of rollouts, in nats.
 
@@ -48,7 +48,7 @@ def token_logprobs(
         choice: `d1_onestep` is diffu-GRPO's (arXiv 2504.12216), `coupled` coupled-GRPO's (arXiv 2506.20639).
         model: under which.
         rollouts: whose tokens.
-        seed: of the masks that a scheme draws; equal seeds hide the same tokens. Replays draw nothing.
+        seeds: of the masks that a scheme draws for each rollout; equal seeds hide equal places. Replays draw nothing.
         gradients: keep the graph.
 
     Returns:
@@ -60,7 +60,7 @@ def token_logprobs(
         return model.replay_batch(replays, shrink=choice.shrink, gradients=gradients)
     prompts = [rollout.prompt_ids for rollout in rollouts]
     answers = [_revealed(rollout) for rollout in rollouts]
-    scores = model.score(prompts, answers, choice, seed=seed, per_token=True, gradients=gradients)
+    scores = model.score(prompts, answers, choice, seed=seeds, per_token=True, gradients=gradients)
     return scores.per_token or []
 
 

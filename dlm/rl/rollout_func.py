@@ -62,6 +62,8 @@ def make_rollout_func(rollouts: Rollouts, params: SamplingParams | None = None, 
         raise ConfigError(f"n={params.n} in the parameters; write GRPOConfig(num_generations={params.n})")
     if params is not None and params.align_blocks:
         raise ConfigError("align_blocks=True in the parameters: replays would not know of it; leave it out")
+    if params is not None and params.cfg_scale > 0:
+        raise ConfigError(f"cfg_scale={params.cfg_scale}: guided answers are not the policy's own; leave it out")
     return _Answers(rollouts, params, sleeps)
 
 

@@ -144,9 +144,7 @@ class Rollouts(WeightControl):
         check_whole("n", n, 1)
         with self._alone("generate"), torch.autocast(self.checkpoint.backbone.device.type, enabled=False):
             self._refuse_without(*TAGS)
-            decoder = self._decoder = self._decoder or Decoder(
-                self.checkpoint.backbone, self.checkpoint.special, self.options
-            )
+            decoder = self._ready_decoder()
             requests = self._requests(decoder, given, asked, n, distributions)
             found: dict[tuple[int, int], Rollout] = {}
             try:
@@ -165,6 +163,18 @@ class Rollouts(WeightControl):
                 self._decoder = None  # it may have been left between two states
                 raise
         return [found[index, sample] for index in range(len(given)) for sample in range(n)]
+
+    def check(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None) -> None:
+        """Raise what `generate` would for prompts that cannot be decoded."""
+        given = prompt_list(prompts)
+        asked = one_each("params", SamplingParams() if params is None else params, SamplingParams, len(given))
+        with self._alone("check"):
+            self._requests(self._ready_decoder(), given, asked, 1, False)
+
+    def _ready_decoder(self) -> Decoder:
+        if self._decoder is None:
+            self._decoder = Decoder(self.checkpoint.backbone, self.checkpoint.special, self.options)
+        return self._decoder
 
     def _requests(
         self, decoder: Decoder, prompts: Sequence[Prompt], params: Sequence[SamplingParams], n: int, measures: bool

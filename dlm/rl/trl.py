@@ -70,8 +70,8 @@ class DiffusionGRPOTrainer(GRPOTrainer):
 
     TRL scores an answer from left to right, each token given those before it. Here the hook that does so
     (`_get_per_token_logps_and_entropies`) asks `likelihood` instead, through the model's forward, with gradients where
-    the loss wants them. Masks that a scheme draws are the same for all scores of answers that one version of the
-    weights gave, so that ratios and divergences compare like with like. The logged entropy is that of the recorded
+    the loss wants them. Each answer's masks are the same in all of its scores, so that ratios and
+    divergences compare like with like. The logged entropy is that of the recorded
     distributions.
 
     Args:
@@ -150,10 +150,13 @@ class DiffusionGRPOTrainer(GRPOTrainer):
         rollouts, gradients = self._rollouts, torch.is_grad_enabled()
         if len(rollouts) != len(input_ids):
             raise RunError(f"{len(input_ids)} rows are scored, and there are {len(rollouts)} rollouts")
-        seed = seed_of(self.args.seed, f"masks of version {rollouts[0].weight_version}")
+        seeds = [
+            seed_of(rollout.seed, f"masks of sample {rollout.sample_index}, version {rollout.weight_version}") or 0
+            for rollout in rollouts
+        ]
 
         def ask(likelihood: Likelihood) -> list[Tensor]:
-            return token_logprobs(self.likelihood, likelihood, rollouts, seed=seed or 0, gradients=gradients)
+            return token_logprobs(self.likelihood, likelihood, rollouts, seeds=seeds, gradients=gradients)
 
         with self.accelerator.autocast():
             each = model(ask)

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from dlm.command_line import compose_config
+from dlm.pipeline.run_lock import locked
 from dlm.report import plots
 from dlm.report.__main__ import run as report
 from dlm.report.config import register
@@ -24,16 +25,16 @@ def training(folder: Path, seed: int, *, through: bool = True, rise: float = 0.2
     path.mkdir(parents=True)
     spent = {"seconds_rollout": 3.0, "seconds_reward": 0.0, "seconds_score": 1.0, "seconds_update": 4.0}
     rows = [
-        {"step": 0, "validation_reward": 0.5, "validation_stderr": 0.02},
-        {"step": 1, "reward": 0.5, "tokens": 5.0, "nfe": 3.0, **spent},
-        {"step": 2, "reward": 0.6, "tokens": 5.5, "nfe": 2.5, **spent},
-        {"step": 2, "validation_reward": 0.5 + rise, "validation_stderr": 0.01},
+        {"step": 0, "validation_reward": 0.5, "validation_stderr": 0.02, "not_judged": 0},
+        {"step": 1, "reward": 0.5, "tokens": 5.0, "nfe": 3.0, "not_judged": 0, **spent},
+        {"step": 2, "reward": 0.6, "tokens": 5.5, "nfe": 2.5, "not_judged": 0, **spent},
+        {"step": 2, "validation_reward": 0.5 + rise, "validation_stderr": 0.01, "not_judged": 0},
     ]
     (path / "config.yaml").write_text(f"seed: {seed}\n")
     (path / "command.txt").write_text(f"python -m dlm.rl.grpo experiment=demo_grpo seed={seed} run_dir={path}\n")
     (path / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"seed": seed}, *rows]))
     if through:
-        (path / "summary.json").write_text(json.dumps(summary_of(rows, 90.0, 0)))
+        (path / "summary.json").write_text(json.dumps(summary_of(rows, 90.0)))
     return path
 
 
@@ -49,7 +50,7 @@ def test_a_line_a_run_tells_what_came_of_it(tmp_path: Path) -> None:
     [first, second] = [dict(zip(COLUMNS, line, strict=True)) for line in cells(found)]
     assert first == {
         "run": "seed=0", "reward before": "0.500 ± 0.020", "reward after": "0.750 ± 0.010", "gain": "+0.250",
-        "steps": "2", "minutes": "1.5", "rollout": "38%", "score": "12%", "update": "50%", "tokens": "5.5",
+        "steps": "2", "minutes": "1.5", "rollout": "38%", "reward": "0%", "score": "12%", "update": "50%", "tokens": "5.5",
         "NFE": "2.5",
     }  # fmt: skip
     assert second["run"] == "seed=1"
@@ -64,13 +65,22 @@ def test_a_page_a_table_and_a_curve_are_written(tmp_path: Path, capsys: pytest.C
     assert make(f"runs={tmp_path}", "logger=none") == 0
     shown = capsys.readouterr()
     assert "+0.250" in shown.out
-    assert "seed=1: it is not through: 2 steps are done; to go on: python -m dlm.rl.grpo" in shown.err
+    assert "seed=1: it died or was stopped after step 2; to go on: python -m dlm.rl.grpo" in shown.err
     assert "seed=1: line 6 of training.jsonl is broken" in shown.err
     written = {path.name for path in (tmp_path / "report").iterdir()}
     assert written == {"training.html", "training.csv", "reward.png"}
     assert "1 of 2 runs finished" in (tmp_path / "report" / "training.html").read_text()
     [_, line] = csv.reader((tmp_path / "report" / "training.csv").read_text().splitlines())
     assert line[0] == "seed=0"
+
+
+def test_a_run_that_goes_on_is_not_called_dead(tmp_path: Path) -> None:
+    folder = training(tmp_path, 0, through=False)
+    with locked(folder):
+        [running] = read_trainings(tmp_path)
+    assert running.missing == ("it is still running: step 2 is done",)
+    [dead] = read_trainings(tmp_path)
+    assert dead.missing[0].startswith("it died or was stopped after step 2")
 
 
 def test_the_curve_holds_steps_and_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ SIMPLE = replace(WARM, algorithm="basic", steps=6)
 def test_by_step_map_they_are_what_the_decoder_recorded():
     rollouts = rollouts_of()
     batch = rollouts.generate(PROMPTS, SIMPLE, n=2)
-    for rollout, found in zip(batch, token_logprobs(StepMap(), rollouts.likelihood, batch, seed=0), strict=True):
+    for rollout, found in zip(batch, token_logprobs(StepMap(), rollouts.likelihood, batch, seeds=[0] * 6), strict=True):
         assert found.tolist() == list(rollout.logprobs_raw)
 
 
@@ -27,7 +27,7 @@ def test_by_a_scheme_they_are_its_terms_up_to_the_last_token_that_was_revealed(s
     [first, *_] = rollouts.generate(PROMPTS, SIMPLE)
     kept = 10
     cut = replace(first, replay_token_ids=first.replay_token_ids[:kept] + (first.mask_id,) * 14)
-    [found] = token_logprobs(scheme, rollouts.likelihood, [cut], seed=5)
+    [found] = token_logprobs(scheme, rollouts.likelihood, [cut], seeds=[5])
     scores = rollouts.score(first.prompt_ids, first.replay_token_ids[:kept], scheme=scheme, seed=5, per_token=True)
     assert found.tolist() == scores.per_token[0].tolist()
 
@@ -41,7 +41,7 @@ def test_the_gradient_is_the_slope(family, choice):
     batch = rollouts.generate(PROMPTS[:2], WARM)
 
     def total(gradients: bool) -> torch.Tensor:
-        each = token_logprobs(choice, rollouts.likelihood, batch, seed=3, gradients=gradients)
+        each = token_logprobs(choice, rollouts.likelihood, batch, seeds=[3, 4], gradients=gradients)
         return torch.cat(each).sum()
 
     total(True).backward()

@@ -109,10 +109,9 @@ class Recorder(DiffusionGRPOTrainer):
         return found
 
     def direct(self, likelihood: Likelihood, gradients: bool) -> list[torch.Tensor]:
-        seeds = {rollout.weight_version for rollout in self._rollouts}
-        assert len(seeds) == 1, "a batch is of one version"
-        seed = seed_of(self.args.seed, f"masks of version {seeds.pop()}") or 0
-        return token_logprobs(self.likelihood, likelihood, self._rollouts, seed=seed, gradients=gradients)
+        names = [f"masks of sample {one.sample_index}, version {one.weight_version}" for one in self._rollouts]
+        seeds = [seed_of(one.seed, name) for one, name in zip(self._rollouts, names, strict=True)]
+        return token_logprobs(self.likelihood, likelihood, self._rollouts, seeds=seeds, gradients=gradients)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         loss = super()._compute_loss(model, inputs)
@@ -182,7 +181,7 @@ def test_a_run_in_trls_own_trainer(likelihood: Any, beta: float, tmp_path: Path)
     assert min(apart[1], apart[3]) > 1e-3
 
     second = trainer.batches[2]
-    stale = token_logprobs(StepMap(), start.likelihood, second["rollouts"], seed=0)
+    stale = token_logprobs(StepMap(), start.likelihood, second["rollouts"], seeds=[0] * len(second["rollouts"]))
     recorded = torch.tensor([value for rollout in second["rollouts"] for value in rollout.logprobs_raw])
     assert (recorded - torch.cat(stale)).abs().max() > 1e-3, "the second generation is that of the new weights"
 

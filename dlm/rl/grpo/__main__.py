@@ -25,9 +25,9 @@ KEYS = """\
 EXAMPLES = """\
   python -m dlm.rl.grpo experiment=demo_grpo
   python -m dlm.rl.grpo -m experiment=demo_grpo seed=0,1,2
-  python -m dlm.rl.grpo model=llada_8b_instruct data=jsonl data.path=gsm8k_train.jsonl data.prompt_field=question \\
-      reward=checker reward.checker=number reward.answer_field=answer steps=500 trainer=ddp precision=bf16-mixed \\
-      rollout_dtype=bfloat16"""
+  python -m dlm.rl.grpo model=checkpoint model.path=folder data=jsonl data.path=gsm8k_train.jsonl \\
+      data.prompt_field=question reward=checker reward.checker=number reward.answer_field=answer \\
+      trainer=ddp precision=bf16-mixed rollout_dtype=bfloat16"""
 
 
 def main() -> None:

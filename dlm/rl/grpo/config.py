@@ -88,9 +88,16 @@ def _generation_faults(config: DictConfig) -> list[str]:
         params = generation_of(config)
     except RequestError as error:
         return [f"generation.{error}"]
+    faults = []
     if params.temperature == 0.0:
-        return ["generation.temperature=0: all answers of a group would be equal; write a number above 0, such as 1.0"]
-    return []
+        faults.append(
+            "generation.temperature=0: all answers of a group would be equal; write 1.0, or another number above 0"
+        )
+    if params.cfg_scale > 0.0:
+        faults.append(f"generation.cfg_scale={params.cfg_scale}: guided answers are not the policy's own; leave it out")
+    if params.align_blocks:
+        faults.append("generation.align_blocks=true: replays would not know of it; leave it out")
+    return faults
 
 
 def _built_faults(key: str) -> Callable[[DictConfig], list[str]]:
@@ -135,6 +142,8 @@ def _loop_faults(config: DictConfig) -> list[str]:
         )
         if value is not None and value < least
     ]
+    if config.validation.prompts == 1:
+        faults.append("validation.prompts=1: one tells no standard error; write 2 or more, or 0")
     if config.precision not in PRECISIONS:
         faults.append(f"precision={config.precision}: one of {', '.join(PRECISIONS)}")
     if config.rollout_dtype not in (None, *DTYPES):
@@ -142,7 +151,11 @@ def _loop_faults(config: DictConfig) -> list[str]:
     return faults
 
 
-SHARED: tuple[tuple[str, ...], ...] = (("model",), ("data",), ("trainer",))
+LOOP_KEYS = (
+    "steps", "prompts_per_step", "group_size", "updates", "score_tokens", "seed", "keep_every", "validation",
+    "precision", "rollout_dtype",
+)  # fmt: skip
+SHARED: tuple[tuple[str, ...], ...] = (("model",), ("data",), ("trainer",), ("decoder", "generation"))
 """Parts whose checks are those of predict."""
 OWN: dict[tuple[str, ...], Callable[[DictConfig], list[str]]] = {
     ("generation",): _generation_faults,
@@ -150,6 +163,6 @@ OWN: dict[tuple[str, ...], Callable[[DictConfig], list[str]]] = {
     ("likelihood",): _built_faults("likelihood"),
     ("reward",): _own_faults("reward"),
     ("optimizer",): _own_faults("optimizer"),
-    ("steps", "prompts_per_step", "group_size", "updates", "validation", "precision"): _loop_faults,
+    LOOP_KEYS: _loop_faults,
 }
 """Each check with the parts of the configuration that it reads."""

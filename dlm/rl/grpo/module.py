@@ -18,17 +18,22 @@ from torch.optim import Optimizer
 
 from dlm.decoding.noise import seed_of
 from dlm.decoding.options import DecoderOptions
+from dlm.errors import RequestError, RunError
 from dlm.likelihood import Likelihood
 from dlm.models.loading import Checkpoint
 from dlm.rl.grpo.objective import Objective
 from dlm.rl.grpo.optimizer import OptimizerOptions
-from dlm.rl.grpo.questions import Question, Step
-from dlm.rl.grpo.rewards import Judge
+from dlm.rl.grpo.questions import Question, Step, refuse
+from dlm.rl.grpo.rewards import Judge, Verdict
 from dlm.rl.likelihoods import Choice, token_logprobs
 from dlm.rl.rollout import Rollout, ended_length
 from dlm.rl.rollouts import Rollouts
 from dlm.sampling import SamplingParams
 from dlm.text import TextCodec
+
+PARTS = ("rollout", "reward", "score", "update")
+"""What a step's time is spent on: decoding, judging, log-probabilities under older policies and the reference, and the
+gradient with the optimizer's step."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Answer:
     question: Question
     rollout: Rollout
     text: str
-    reward: float
+    verdict: Verdict
 
 
 class GRPO(LightningModule):
@@ -126,7 +131,6 @@ class GRPO(LightningModule):
             "weights": self.backbone.state_dict(),
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
-            "answers_not_judged": self.judge.failures,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -134,8 +138,20 @@ class GRPO(LightningModule):
         self.backbone.load_state_dict(state["weights"])
         self.trainer.optimizers[0].load_state_dict(state["optimizer"])
         self.trainer.lr_scheduler_configs[0].scheduler.load_state_dict(state["schedule"])
-        self.steps_done, self.judge.failures = state["step"], state["answers_not_judged"]
+        self.steps_done = state["step"]
         self.rollouts.sync(version=self.steps_done)
+
+    def check(self, questions: Sequence[Question]) -> None:
+        """Raise `DataError` that names a question that could not be rolled out, and `RequestError` where none could."""
+        faults: dict[str, str] = {}
+        for question in questions:
+            try:
+                self.rollouts.check([question.token_ids], self.options.generation)
+            except RequestError as error:
+                faults[question.id] = str(error).removeprefix("prompts[0]: ")
+        if faults and len(faults) == len(questions):
+            raise RequestError(f"no prompt can be decoded: {next(iter(faults.values()))}")
+        refuse(list(faults.items()))
 
     def transfer_batch_to_device(self, batch: Step, device: torch.device, dataloader_idx: int) -> Step:
         """A step holds plain values, which stay on the host."""
@@ -145,12 +161,14 @@ class GRPO(LightningModule):
         """Roll out a step's questions and update the weights; `measured` then has the step's figures."""
         self.seconds.clear()
         answers = self.answers(step.questions, self.options.group_size, f"step {step.number}")
-        rewards = torch.tensor([answer.reward for answer in answers], dtype=torch.float64)
+        rewards = torch.tensor([answer.verdict.reward for answer in answers], dtype=torch.float64)
         groups = rewards.view(len(step.questions), self.options.group_size)
-        found = self._update(step.number, [answer.rollout for answer in answers], groups)
+        found = self._update(step.number, answers, groups)
         self.steps_done = step.number
-        self.rollouts.sync(version=step.number)
+        with self._timed("update"):
+            self.rollouts.sync(version=step.number)
         self.measured = self._over_processes({**self._figures(answers, groups), **found})
+        self.measured["not_judged"] *= self.trainer.world_size
 
     def answers(self, questions: Sequence[Question], samples: int, name: str) -> list[Answer]:
         """Decode and reward `samples` answers to each question, those of one question together.
@@ -161,64 +179,89 @@ class GRPO(LightningModule):
             name: of the occasion, from which with the question's own the noise comes.
         """
         with self._timed("rollout"):
-            seeds = [seed_of(self.options.seed, f"{name}, {question.id}") for question in questions]
+            seeds = [seed_of(self.options.seed, f"{name}, {one.id}, turn {one.turn}") for one in questions]
             params = [replace(self.options.generation, seed=seed) for seed in seeds]
             prompts = [question.token_ids for question in questions]
             rollouts = self.rollouts.generate(prompts, params, n=samples, distributions=False)
         with self._timed("reward"):
-            answers = []
-            for rollout in rollouts:
-                question = questions[rollout.prompt_index]
-                through = rollout.replay_token_ids[: self._counted(rollout)]
-                text, _, _ = self.codec.show(through, self.options.generation.stop)
-                answers.append(Answer(question, rollout, text, self.judge(question.row, text)))
-        return answers
+            asked = [questions[rollout.prompt_index] for rollout in rollouts]
+            texts = [self._text(rollout) for rollout in rollouts]
+            verdicts = self.judge([question.row for question in asked], texts)
+        return [Answer(*parts) for parts in zip(asked, rollouts, texts, verdicts, strict=True)]
 
-    def _update(self, number: int, rollouts: Sequence[Rollout], rewards: Tensor) -> dict[str, float]:
+    def _text(self, rollout: Rollout) -> str:
+        """What a reader sees of an answer: what stands before a stop string."""
+        text, _, _ = self.codec.show(rollout.replay_token_ids[: self._counted(rollout)], self.options.generation.stop)
+        return text
+
+    def _update(self, number: int, answers: Sequence[Answer], rewards: Tensor) -> dict[str, float]:
         """Take the step's updates; returns what they were like on average."""
-        options, device = self.options, self.backbone.device
+        options, rollouts = self.options, [answer.rollout for answer in answers]
         counts = [self._counted(rollout) for rollout in rollouts]
-        tokens = torch.tensor(counts)
-        mean_tokens = self._over_processes({"tokens": float(sum(counts))})["tokens"]
-        weights = options.objective.weights(counts, options.generation.gen_length, mean_tokens)
-        weights = weights.repeat_interleave(tokens)
-        advantages = options.objective.advantages(rewards).flatten().repeat_interleave(tokens)
-        weights, advantages = weights.to(device), advantages.to(device)
-        seeds = [
-            seed_of(options.seed, f"masks of step {number}, update {update}") or 0 for update in range(options.updates)
-        ]
+        seeds = [self._mask_seeds(number, update, answers) for update in range(options.updates)]
+        with self._timed("update"):
+            weights, advantages = self._by_token(counts, rewards)
         with self._timed("score"), torch.no_grad():
             policy, reference = self.rollouts.likelihood, self.reference
             # The first update is made by the policy that decoded, whose ratios are 1 whatever they are computed from.
-            before = [None, *(self._tokens(policy, rollouts, counts, seed) for seed in seeds[1:])]
-            other = [None if reference is None else self._tokens(reference, rollouts, counts, seed) for seed in seeds]
+            before = [None, *(self._tokens(policy, rollouts, counts, masks) for masks in seeds[1:])]
+            other = [None if reference is None else self._tokens(reference, rollouts, counts, masks) for masks in seeds]
         totals: defaultdict[str, float] = defaultdict(float)
         with self._timed("update"):
-            for seed, old, first in zip(seeds, before, other, strict=True):
-                new = self._tokens(policy, rollouts, counts, seed, gradients=True)
+            for masks, old, first in zip(seeds, before, other, strict=True):
+                new = self._tokens(policy, rollouts, counts, masks, gradients=True)
                 loss = options.objective.loss(new, new.detach() if old is None else old, first, advantages, weights)
-                totals["gradient_norm"] += self._descend(loss.total)
+                totals["gradient_norm"] += self._descend(loss.total, number)
                 totals["loss"] += float(loss.total.detach())
-                totals["kl"] += float(loss.kl)
                 totals["clipped"] += float(loss.clipped)
+                if loss.kl is not None:
+                    totals["kl"] += float(loss.kl)
         return {name: total / options.updates for name, total in totals.items()}
 
+    def _by_token(self, counts: Sequence[int], rewards: Tensor) -> tuple[Tensor, Tensor]:
+        """`[tokens]`, `[tokens]`: what each token weighs, and its answer's advantage."""
+        objective, generation, tokens = self.options.objective, self.options.generation, torch.tensor(counts)
+        mean_tokens = self._over_processes({"tokens": float(sum(counts))})["tokens"]
+        longest = min(generation.gen_length, generation.max_tokens or generation.gen_length)
+        weights = objective.weights(counts, longest, mean_tokens).repeat_interleave(tokens)
+        advantages = objective.advantages(rewards).flatten().repeat_interleave(tokens)
+        return weights.to(self.backbone.device), advantages.to(self.backbone.device)
+
+    def _mask_seeds(self, number: int, update: int, answers: Sequence[Answer]) -> list[int]:
+        """A seed for each answer's masks; the same for the policy, the one that decoded, and the reference."""
+        names = [
+            f"masks of step {number}, update {update}, {answer.question.id}, turn {answer.question.turn}, "
+            f"{answer.rollout.sample_index}"
+            for answer in answers
+        ]
+        return [seed_of(self.options.seed, name) or 0 for name in names]
+
     def _tokens(
-        self, model: Likelihood, rollouts: Sequence[Rollout], counts: Sequence[int], seed: int, gradients: bool = False
+        self,
+        model: Likelihood,
+        rollouts: Sequence[Rollout],
+        counts: Sequence[int],
+        seeds: Sequence[int],
+        gradients: bool = False,
     ) -> Tensor:
         """`[tokens]` log-probabilities of the tokens that count, those of the answers end to end."""
-        each = token_logprobs(self.options.likelihood, model, rollouts, seed=seed, gradients=gradients)
+        each = token_logprobs(self.options.likelihood, model, rollouts, seeds=seeds, gradients=gradients)
         return torch.cat([logprobs[:count] for logprobs, count in zip(each, counts, strict=True)])
 
     def _counted(self, rollout: Rollout) -> int:
         """Tokens that a gradient goes to: the answer's, and what ended it."""
         return ended_length(rollout, self.options.generation.stop, self.codec, self.checkpoint.special.end_ids)
 
-    def _descend(self, loss: Tensor) -> float:
-        """One optimizer step; returns the gradient's norm before it was clipped."""
+    def _descend(self, loss: Tensor, number: int) -> float:
+        """One optimizer step; returns the gradient's norm before it was clipped. Raises `RunError` where there is none,
+        before the weights are spoilt."""
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         self.manual_backward(loss)
         norm = clip_grad_norm_(self.backbone.parameters(), self.options.optimizer.clip_norm)
+        if not torch.isfinite(norm):
+            raise RunError(
+                f"the gradient of step {number} is not finite: {float(norm)}; lower optimizer.lr, or look at the reward"
+            )
         optimizer.step()  # type: ignore[union-attr]  # no list: there is one
         optimizer.zero_grad()  # type: ignore[union-attr]  # as above
         schedule.step()  # type: ignore[union-attr]  # and one schedule
@@ -233,7 +276,8 @@ class GRPO(LightningModule):
             "tokens": sum(len(answer.rollout.token_ids) for answer in answers) / count,
             "nfe": sum(answer.rollout.nfe for answer in answers) / count,
             "ended": sum(answer.rollout.finish_reason == "stop" for answer in answers) / count,
-            **{f"seconds_{part}": self.seconds[part] for part in ("rollout", "reward", "score", "update")},
+            "not_judged": sum(answer.verdict.failure is not None for answer in answers),
+            **{f"seconds_{part}": self.seconds[part] for part in PARTS},
         }
 
     def _over_processes(self, figures: dict[str, float]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from dlm.errors import RequestError
 SPREAD = 1e-4
 """Added to a group's standard deviation, so that equal rewards are no division by zero."""
 AVERAGES = ("sequence", "token", "constant")
+ESTIMATORS = ("k2", "k3")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Objective:
         clip_low, clip_high: ratios of the new policy to the one that decoded are held in [1 - low, 1 + high] where that
             lowers the objective (PPO; a higher upper bound is DAPO's, arXiv 2503.14476).
         kl: weight of the divergence from the reference; 0 keeps no reference.
+        kl_estimator: of that divergence, from a token's log-probabilities p under the policy and r under the reference:
+            `k2`, (r - p)^2 / 2; `k3`, exp(r - p) - (r - p) - 1 (J. Schulman, "Approximating KL divergence"). k3 is
+            TRL's, and unbiased for tokens that are drawn from p. Here they are drawn by the decoder and scored by a
+            stand-in, and where that finds a token improbable the exponential takes over; k2 does not.
         scale_rewards: advantages are divided by their group's standard deviation (GRPO, arXiv 2402.03300); without it
             they are differences from the mean (Dr. GRPO, arXiv 2503.20783).
         average: over tokens: `sequence`, within each answer and then over answers (GRPO); `token`, over all tokens of
@@ -39,6 +44,7 @@ class Objective:
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl: float = 0.0
+    kl_estimator: str = "k2"
     scale_rewards: bool = True
     average: str = "sequence"
 
@@ -46,8 +52,9 @@ class Objective:
         check_real("clip_low", self.clip_low, 0.0, 1.0, open_low=True)
         check_real("clip_high", self.clip_high, 0.0, None, open_low=True)
         check_real("kl", self.kl, 0.0, None)
-        if self.average not in AVERAGES:
-            raise RequestError(f"average={self.average!r} is unknown; known: {', '.join(AVERAGES)}")
+        for name, known in (("average", AVERAGES), ("kl_estimator", ESTIMATORS)):
+            if getattr(self, name) not in known:
+                raise RequestError(f"{name}={getattr(self, name)!r} is unknown; known: {', '.join(known)}")
 
     def advantages(self, rewards: Tensor) -> Tensor:
         """How much better each answer is than its group.
@@ -92,24 +99,28 @@ class Objective:
         ratio = (new - old).exp()
         held = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         gain = torch.minimum(ratio * advantage, held * advantage)
-        clipped = (weight * (held * advantage < ratio * advantage)).sum().detach()
+        clipped = (held * advantage < ratio * advantage).double().mean()
         if reference is None:
-            return Losses(-(weight * gain).sum(), torch.zeros_like(clipped), clipped)
-        apart = divergence(new, reference)
-        return Losses((weight * (self.kl * apart - gain)).sum(), (weight * apart).sum().detach(), clipped)
+            return Losses(-(weight * gain).sum(), None, clipped)
+        apart = self.divergence(new, reference)
+        return Losses((weight * (self.kl * apart - gain)).sum(), apart.detach().mean(), clipped)
+
+    def divergence(self, new: Tensor, reference: Tensor) -> Tensor:
+        """`[tokens]`, how far each token's log-probability is from that under the reference, by `kl_estimator`."""
+        behind = reference - new
+        return behind.square() / 2 if self.kl_estimator == "k2" else behind.exp() - behind - 1
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss, a scalar with its graph, and the weighted means of the divergence and of clipped tokens."""
+    """The loss of several tokens.
+
+    Attributes:
+        total: a scalar with its graph.
+        kl: mean divergence of a token from the reference; None without one.
+        clipped: share of the tokens whose ratio was held.
+    """
 
     total: Tensor
-    kl: Tensor
+    kl: Tensor | None
     clipped: Tensor
-
-
-def divergence(new: Tensor, reference: Tensor) -> Tensor:
-    """exp(r - p) - (r - p) - 1 for log-probabilities p and r, an estimate of KL(policy || reference) that is never
-    negative and unbiased over tokens drawn from the policy (J. Schulman, "Approximating KL divergence", k3)."""
-    behind = reference - new
-    return behind.exp() - behind - 1

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from dlm.pipeline.loggers import TABLE_ROWS, attempt
 from dlm.pipeline.ranks import StopSwitch
 from dlm.rl.grpo.module import GRPO, Answer
-from dlm.rl.grpo.questions import Question
+from dlm.rl.grpo.questions import Curriculum
 from dlm.rl.grpo.record import Record
 
 
@@ -28,8 +28,8 @@ class Progress(Callback):
     Args:
         record: where to.
         header: the first line of the record.
-        questions: to measure with; none measures nothing.
-        samples: answers to each of them.
+        curriculum: whose held-out questions are measured with; none of them measures nothing.
+        samples: answers to each of these.
         measure_every, keep_every: steps between measurements and between states; None is at the end alone.
         last: step that ends the run.
         stop: ends it earlier, after the step in progress.
@@ -39,14 +39,14 @@ class Progress(Callback):
         self,
         record: Record,
         header: dict[str, Any],
-        questions: Sequence[Question],
+        curriculum: Curriculum,
         samples: int,
         measure_every: int | None,
         keep_every: int | None,
         last: int,
         stop: StopSwitch,
     ) -> None:
-        self.record, self.header, self.questions, self.samples = record, header, questions, samples
+        self.record, self.header, self.curriculum, self.samples = record, header, curriculum, samples
         self.measure_every, self.keep_every, self.last, self.stop = measure_every, keep_every, last, stop
         self.spent, self.begun = 0.0, time.perf_counter()
         self.measured = -1
@@ -63,8 +63,10 @@ class Progress(Callback):
         if state is not None:
             self.spent, self.measured = state["seconds"], state["measured"]
             module.restore(state)
+        else:
+            module.check(self.curriculum.questions)
         if trainer.is_global_zero:
-            self.record.begin(self.header, module.steps_done)
+            self.record.begin(self.header, None if state is None else module.steps_done)
         if self._due(self.measure_every, module.steps_done) or state is None:
             self._measure(trainer, module)
 
@@ -74,9 +76,10 @@ class Progress(Callback):
         module = cast(GRPO, pl_module)
         number = module.steps_done
         self._tell(trainer, number, module.measured)
-        self._say(trainer, number, module)
+        if trainer.is_global_zero:
+            print(f"step {number}/{self.last}: {in_words(module.measured)}", flush=True)
         ending = trainer.strategy.reduce_boolean_decision(bool(self.stop), all=False)
-        if self._due(self.measure_every, number) and not ending:
+        if self._due(self.measure_every, number) and not (ending and number < self.last):
             self._measure(trainer, module)
         if (ending or self._due(self.keep_every, number)) and trainer.is_global_zero:
             self.record.keep({**module.state(), "seconds": self.seconds, "measured": self.measured})
@@ -88,10 +91,11 @@ class Progress(Callback):
     def _measure(self, trainer: Trainer, module: GRPO) -> None:
         """The mean reward of the held-out questions, decoded with the same noise each time."""
         number = module.steps_done
-        if not self.questions or self.measured == number:
+        questions = self.curriculum.validation
+        if not questions or self.measured == number:
             return
         self.measured = number
-        mine = self.questions[trainer.global_rank :: trainer.world_size]
+        mine = questions[trainer.global_rank :: trainer.world_size]
         rows = [row_of(number, answer) for answer in module.answers(mine, self.samples, "validation")] if mine else []
         self.answers = _gathered(rows)
         if not trainer.is_global_zero:
@@ -100,8 +104,10 @@ class Progress(Callback):
         means = (
             torch.tensor([row["reward"] for row in self.answers], dtype=torch.float64).view(-1, self.samples).mean(1)
         )
-        reward, error = float(means.mean()), float(means.std()) / math.sqrt(len(means)) if len(means) > 1 else 0.0
-        self._tell(trainer, number, {"validation_reward": reward, "validation_stderr": error})
+        reward, error = float(means.mean()), float(means.std()) / math.sqrt(len(means))
+        failures = sum(row["not_judged"] is not None for row in self.answers)
+        told = {"validation_reward": reward, "validation_stderr": error, "not_judged": failures}
+        self._tell(trainer, number, told)
         print(f"step {number}: reward of {len(means)} held-out prompts {reward:.3f} ± {error:.3f}", flush=True)
 
     def _tell(self, trainer: Trainer, number: int, figures: dict[str, float]) -> None:
@@ -112,18 +118,13 @@ class Progress(Callback):
         for logger in trainer.loggers:
             attempt("a step", partial(logger.log_metrics, figures, step=number))
 
-    def _say(self, trainer: Trainer, number: int, module: GRPO) -> None:
-        news = module.judge.news()
-        if news is not None:
-            print(f"the reward failed on an answer, which is worth 0: {news}", flush=True)
-        if trainer.is_global_zero:
-            shown = module.measured
-            spent = ", ".join(f"{part} {shown[f'seconds_{part}']:.2f} s" for part in ("rollout", "score", "update"))
-            print(
-                f"step {number}/{self.last}: reward {shown['reward']:.3f}, KL {shown['kl']:.4f}, "
-                f"{shown['tokens']:.1f} tokens in {shown['nfe']:.1f} forwards; {spent}",
-                flush=True,
-            )
+
+def in_words(figures: dict[str, float]) -> str:
+    """A step's figures in a line."""
+    apart = f"KL {figures['kl']:.4f}, " if "kl" in figures else ""
+    spent = ", ".join(f"{part} {figures[f'seconds_{part}']:.2f} s" for part in ("rollout", "score", "update"))
+    length = f"{figures['tokens']:.1f} tokens in {figures['nfe']:.1f} forwards"
+    return f"reward {figures['reward']:.3f}, {apart}{length}; {spent}"
 
 
 def row_of(step: int, answer: Answer) -> dict[str, Any]:
@@ -135,7 +136,8 @@ def row_of(step: int, answer: Answer) -> dict[str, Any]:
         "sample": rollout.sample_index,
         "prompt": answer.question.row["prompt"],
         "text": answer.text,
-        "reward": answer.reward,
+        "reward": answer.verdict.reward,
+        "not_judged": answer.verdict.failure,
         "nfe": rollout.nfe,
         "finish_reason": rollout.finish_reason,
     }

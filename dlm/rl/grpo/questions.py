@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,11 +23,13 @@ class Question:
         id: its stable name, from which its seeds come.
         row: the fields of the data, the prompt among them as `prompt`.
         token_ids: the prompt, in the chat template where there is one.
+        turn: how often all questions were asked before.
     """
 
     id: str
     row: dict[str, Any]
     token_ids: tuple[int, ...]
+    turn: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,33 @@ class Step:
     questions: Sequence[Question]
 
 
-def questions_of(prompts: Sequence[Prompt], codec: TextCodec) -> list[Question]:
+def questions_of(prompts: Sequence[Prompt], codec: TextCodec, needs: str | None) -> list[Question]:
     """Encoded prompts.
+
+    Args:
+        prompts: rows of the data.
+        codec: encodes them.
+        needs: a field that each row must have.
 
     Raises:
         DataError: a row cannot be used; a training set is mended, not skipped.
     """
-    faults = [f"{prompt.id}: {prompt.fault.message}" for prompt in prompts if prompt.fault is not None]
-    if faults:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise DataError(f"row {faults[0]}{more}; mend it, or leave it out")
+    faults = [(prompt.id, prompt.fault.message) for prompt in prompts if prompt.fault is not None]
+    if needs is not None and not faults:
+        faults = [(prompt.id, f"no field {needs!r}") for prompt in prompts if needs not in prompt.row]
+    refuse(faults)
     return [
         Question(prompt.id, {**prompt.row, "prompt": prompt.content}, tuple(codec.encode(prompt.content)))
         for prompt in prompts
     ]
+
+
+def refuse(faults: Sequence[tuple[str, str]]) -> None:
+    """Raise `DataError` that names the first of some rows and what is wrong with it, if there are any."""
+    if faults:
+        (name, fault), others = faults[0], len(faults) - 1
+        more = f" (and {others} more)" if others else ""
+        raise DataError(f"row {name}: {fault}{more}; mend it, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -97,9 +112,8 @@ class Curriculum:
     def of_step(self, number: int) -> list[Question]:
         """The questions of step `number`, from 1."""
         first, size = (number - 1) * self.per_step, len(self.training)
-        return [
-            self.training[self._order(place // size)[place % size]] for place in range(first, first + self.per_step)
-        ]
+        places = [divmod(place, size) for place in range(first, first + self.per_step)]
+        return [replace(self.training[self._order(turn)[place]], turn=turn) for turn, place in places]
 
     def _order(self, turn: int) -> Sequence[int]:
         if turn not in self._orders:

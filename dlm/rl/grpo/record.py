@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from dlm.errors import RunError
+from dlm.models.loading import Checkpoint, save_checkpoint
 from dlm.pipeline.run_folder import publish, replace
-
-PARTS = ("rollout", "reward", "score", "update")
-"""What a step's time is spent on."""
+from dlm.rl.grpo.module import PARTS
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class Record:
         """Folder of the trained model, in its family's format."""
         return self.folder / "checkpoint"
 
-    def begin(self, header: dict[str, Any], step: int) -> None:
-        """Write the first line, or take back what was written after `step`: it will be done again."""
+    def begin(self, header: dict[str, Any], step: int | None) -> None:
+        """Write the first line, or take back what was written after `step`, or all of it: it will be done again."""
         publish(self.training, json.dumps(header) + "\n")
         for path in (self.training, self.answers):
             if path.exists():
-                kept = [line for line in path.read_bytes().splitlines(keepends=True) if _step_of(line) <= step]
+                kept = [line for line in path.read_bytes().splitlines(keepends=True) if _stands(line, step)]
                 replace(path, kept)
 
     def append(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -63,7 +64,7 @@ class Record:
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror}; make room, and go on") from error
+            raise RunError(f"cannot write {path}: {error.strerror}; make room") from error
 
     def keep(self, state: dict[str, Any]) -> None:
         """The state in place of the last one, whole or not at all. Raises `RunError` when the disk is full."""
@@ -74,38 +75,64 @@ class Record:
                 os.fsync(file.fileno())
             draft.replace(self.state)
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
-            raise RunError(f"cannot write {self.state}: {error}; make room, and go on") from error
+            draft.unlink(missing_ok=True)
+            raise RunError(f"cannot write {self.state} ({error}); make room") from error
 
     def kept(self) -> dict[str, Any] | None:
-        """The state to go on from; None for a new run. Raises `RunError` when it cannot be read."""
+        """The state to go on from, on the host; None for a new run. Its tensors are read when they are used.
+
+        Raises:
+            RunError: it cannot be read.
+        """
         if not self.state.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch's reader raises whatever its bytes lead it to
             raise RunError(
                 f"{self.state} cannot be read ({type(error).__name__}: {error}); remove it to begin again"
             ) from error
         return state
 
+    def steps_kept(self) -> int:
+        """The step of the state; 0 for a new run. Raises `RunError` when it cannot be read."""
+        state = self.kept()
+        return 0 if state is None else int(state["step"])
+
     def rows(self) -> list[dict[str, Any]]:
         """The lines of `training.jsonl` behind the first."""
         return [json.loads(line) for line in self.training.read_text(encoding="utf-8").splitlines()[1:]]
 
-    def conclude(self, seconds: float, failures: int) -> dict[str, Any]:
+    def through(self, steps: int) -> bool:
+        """Whether a run of so many steps was concluded."""
+        return self.summary.exists() and json.loads(self.summary.read_text())["steps"] >= steps
+
+    def save(self, checkpoint: Checkpoint, tokenizer: Any) -> None:
+        """The trained model in place of an earlier one, whole or not at all. Raises `RunError` on a full disk."""
+        draft = self.folder / ".checkpoint"
+        try:
+            shutil.rmtree(draft, ignore_errors=True)
+            save_checkpoint(checkpoint.backbone, checkpoint.special, draft, family=checkpoint.family)
+            tokenizer.save_pretrained(draft)
+            shutil.rmtree(self.checkpoint, ignore_errors=True)
+            draft.rename(self.checkpoint)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise RunError(f"cannot write {self.checkpoint} ({error}); make room") from error
+
+    def conclude(self, seconds: float) -> dict[str, Any]:
         """Write `summary.json`; returns what it holds."""
-        summary = summary_of(self.rows(), seconds, failures)
+        summary = summary_of(self.rows(), seconds)
         replace(self.summary, [json.dumps(summary, indent=2).encode() + b"\n"])
         return summary
 
 
-def summary_of(rows: Sequence[dict[str, Any]], seconds: float, failures: int) -> dict[str, Any]:
+def summary_of(rows: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
     """A run in figures: what was measured first and last, how long it took, and on what.
 
     Args:
         rows: of `training.jsonl`, behind the first.
         seconds: that the run took, loading and measurements among them.
-        failures: answers that the reward could not judge.
     """
     measured = [row for row in rows if "validation_reward" in row]
     steps = [row for row in rows if "reward" in row]
@@ -119,13 +146,14 @@ def summary_of(rows: Sequence[dict[str, Any]], seconds: float, failures: int) ->
         "stderr_before": measured[0]["validation_stderr"] if measured else None,
         "stderr_after": measured[-1]["validation_stderr"] if measured else None,
         "share_of_step_time": {part: round(value / total, 3) if total else None for part, value in spent.items()},
-        "answers_not_judged": failures,
+        "answers_not_judged": round(sum(row["not_judged"] for row in rows)),
     }
 
 
-def _step_of(line: bytes) -> int:
-    """The step of a line; the first line is that of no step, and half a line, which a kill leaves, that of none."""
+def _stands(line: bytes, step: int | None) -> bool:
+    """Whether a line was written up to `step`: the first is of no step, and half a line is what a kill leaves."""
     try:
-        return int(json.loads(line).get("step", 0))
+        row = json.loads(line)
     except json.JSONDecodeError:
-        return 2**63
+        return False
+    return "step" not in row or (step is not None and row["step"] <= step)

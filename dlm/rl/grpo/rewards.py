@@ -7,11 +7,11 @@ as `prompt`) and the text that returns a number; or `reward=checker` with the ch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dlm.errors import ConfigError
+from dlm.errors import ConfigError, RunError
 from dlm.evaluation.checkers import Checker, checker_of, imported
 from dlm.evaluation.sandbox import Sandbox
 
@@ -20,6 +20,10 @@ Function = Callable[[dict[str, Any], str], float]
 
 class Reward(Protocol):
     """Built from `conf/reward/`."""
+
+    @property
+    def needs(self) -> str | None:
+        """A field that every row must have."""
 
     def faults(self) -> list[str]:
         """What is wrong with it, each with its key and remedy."""
@@ -37,6 +41,10 @@ class FunctionReward:
     """
 
     path: str
+
+    @property
+    def needs(self) -> None:
+        return None
 
     def faults(self) -> list[str]:
         try:
@@ -61,6 +69,10 @@ class CheckerReward:
 
     checker: str
     answer_field: str | None = None
+
+    @property
+    def needs(self) -> str | None:
+        return self.answer_field
 
     def _checker(self) -> Checker:
         return checker_of(self.checker, Sandbox(), "reward.checker")
@@ -87,36 +99,47 @@ class CheckerReward:
         return reward
 
 
-@dataclass
-class Judge:
-    """A reward that does not end a run: an answer that it raises on, or gives no finite number, is worth 0.
+@dataclass(frozen=True)
+class Verdict:
+    """An answer's worth, and why it could not be judged, if so; it is worth 0 then."""
 
-    Attributes:
+    reward: float
+    failure: str | None = None
+
+
+class Judge:
+    """A reward that does not end a run for an answer that it raises on or gives no finite number. One that has failed
+    on everything so far does: it is the reward that is wrong.
+
+    Args:
         function: the reward.
-        failures: answers that it could not judge.
-        last: why, of the last of them.
     """
 
-    function: Function
-    failures: int = 0
-    last: str = ""
-    _told: set[str] = field(default_factory=set)
+    def __init__(self, function: Function) -> None:
+        self.function, self._works, self._told = function, False, set[str]()
 
-    def __call__(self, row: dict[str, Any], text: str) -> float:
+    def __call__(self, rows: Sequence[dict[str, Any]], texts: Sequence[str]) -> list[Verdict]:
+        """Judge answers.
+
+        Raises:
+            RunError: none of them could be judged, nor any before.
+        """
+        verdicts = [self._judged(row, text) for row, text in zip(rows, texts, strict=True)]
+        self._works = self._works or any(verdict.failure is None for verdict in verdicts)
+        if verdicts and not self._works:
+            raise RunError(f"the reward failed on all of the first {len(verdicts)} answers: {verdicts[0].failure}")
+        return verdicts
+
+    def _judged(self, row: dict[str, Any], text: str) -> Verdict:
         try:
             value = float(self.function(row, text))
             if not math.isfinite(value):
                 raise ValueError(f"{value} is no finite number")
         except Exception as error:  # whatever a user's function raises
-            self.failures += 1
-            self.last = f"{type(error).__name__}: {error}"
-            return 0.0
-        return value
-
-    def news(self) -> str | None:
-        """The last failure, if none of its kind was told before."""
-        kind = self.last.partition(":")[0]
-        if not kind or kind in self._told:
-            return None
-        self._told.add(kind)
-        return self.last
+            failure = f"{type(error).__name__}: {error}"
+            kind = type(error).__name__
+            if kind not in self._told:
+                self._told.add(kind)
+                print(f"the reward failed on an answer, which is worth 0: {failure}", flush=True)
+            return Verdict(0.0, failure)
+        return Verdict(value)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
+import torch.distributed
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
@@ -16,13 +19,14 @@ from dlm.command_line import program, quoted
 from dlm.config import instantiate
 from dlm.decoding.options import DecoderOptions
 from dlm.errors import ConfigError, RunError
-from dlm.models.loading import save_checkpoint
 from dlm.pipeline.interrupts import Interrupts
 from dlm.pipeline.launch import Launch
 from dlm.pipeline.loggers import attempt, build_logger, finish
 from dlm.pipeline.model_source import ModelSource
+from dlm.pipeline.prompts import digest
 from dlm.pipeline.ranks import StopSwitch, die_with
-from dlm.pipeline.run_folder import RunFolder
+from dlm.pipeline.run_folder import Index, RunFolder
+from dlm.pipeline.run_lock import locked
 from dlm.pipeline.trainer import build_trainer, quieten
 from dlm.rl.grpo.config import generation_of
 from dlm.rl.grpo.module import GRPO, Options
@@ -33,6 +37,8 @@ from dlm.rl.grpo.rewards import Judge
 from dlm.text import TextCodec
 
 ENTRY = "dlm.rl.grpo"
+FREE = ("trainer", "logger", "decoder", "run_dir", "steps", "keep_every", "validation.every")
+"""Parts of the configuration that may differ when a run goes on: they change no step."""
 
 
 class Session:
@@ -59,9 +65,10 @@ class Session:
         if source.dtype == "auto":  # small updates are lost on half-precision weights
             source = replace(source, dtype="float32")
         codec = TextCodec.load(source.tokenizer_folder(), self._chat(source))
-        curriculum = self._curriculum(codec)
-        self.folder.create(self.launch.attempt)
-        self.folder.agree_on_config(self.config, self.command)
+        curriculum = self._prepare(codec)
+        if self.record.through(self.config.steps):
+            print(f"this run is through; its model: {self.record.checkpoint}")
+            return 0
         interrupts = Interrupts(self.stop, launched=self.launch.parent is not None)
         interrupts.install()
         quieten()
@@ -81,10 +88,16 @@ class Session:
         chosen: bool | None = self.config.data.chat_template
         return source.chat if chosen is None else chosen
 
-    def _curriculum(self, codec: TextCodec) -> Curriculum:
+    def _prepare(self, codec: TextCodec) -> Curriculum:
+        """Read the prompts and agree with the run folder. Raises `DataError`, `ConfigError`, `RunError`."""
         config = self.config
-        questions = questions_of(instantiate(config.data).read(), codec)
-        return Curriculum(questions, config.validation.prompts, config.prompts_per_step, config.seed)
+        prompts = instantiate(config.data).read()
+        questions = questions_of(prompts, codec, instantiate(config.reward).needs)
+        curriculum = Curriculum(questions, config.validation.prompts, config.prompts_per_step, config.seed)
+        self.folder.create(None)
+        self.folder.agree_on_config(config, self.command, FREE)
+        self.folder.agree_on_index(Index([prompt.id for prompt in prompts], config.group_size, digest(prompts)))
+        return curriculum
 
     def _train(
         self,
@@ -94,35 +107,43 @@ class Session:
         callbacks: list[Any],
         logger: Logger | None,
     ) -> int:
-        config, record = self.config, self.record
-        options = self._options()
+        config = self.config
         copy = None if config.rollout_dtype is None else replace(source, dtype=config.rollout_dtype).load
-        module = GRPO(options, source.load, copy, codec, Judge(instantiate(config.reward).function()))
+        module = GRPO(self._options(), source.load, copy, codec, Judge(instantiate(config.reward).function()))
         progress = Progress(
-            record,
-            {"command": self.command, "seed": config.seed},
-            curriculum.validation,
-            config.validation.samples,
-            config.validation.every,
-            config.keep_every,
-            config.steps,
-            self.stop,
+            self.record,
+            header={"command": self.command, "seed": config.seed},
+            curriculum=curriculum,
+            samples=config.validation.samples,
+            measure_every=config.validation.every,
+            keep_every=config.keep_every,
+            last=config.steps,
+            stop=self.stop,
         )
         settings = {"precision": config.precision, "max_epochs": 1}
         trainer = build_trainer(config.trainer, [*callbacks, progress], logger, self.folder.path, **settings)
         world = trainer.world_size
         if config.prompts_per_step % world:
             raise ConfigError(f"prompts_per_step={config.prompts_per_step} does not divide among {world} processes")
-        done = record.kept()
-        first = 1 if done is None else done["step"] + 1
-        if first <= config.steps:
-            steps = Steps(curriculum, first, config.steps, trainer.global_rank, world)
+        with locked(self.folder.path) if trainer.global_rank == 0 else nullcontext():
+            steps = Steps(curriculum, self.record.steps_kept() + 1, config.steps, trainer.global_rank, world)
+            self._fit(trainer, module, steps)
+            stopped = self.stop.signum is not None and module.steps_done < config.steps
+            if trainer.global_rank == 0 and stopped:
+                print(f"stopped after step {module.steps_done}; to go on:\n  {self.command}", flush=True)
+            elif trainer.global_rank == 0:
+                self._conclude(trainer, module, codec, progress)
+            part(trainer)
+        return 128 + (self.stop.signum or 0) if stopped else 0
+
+    def _fit(self, trainer: Trainer, module: GRPO, steps: Steps) -> None:
+        try:
             trainer.fit(module, DataLoader(steps, batch_size=None))
-        if self.stop.signum is not None and module.steps_done < config.steps:
-            return self._stopped(trainer, module)
-        if trainer.global_rank == 0 and first <= config.steps:
-            self._conclude(trainer, module, codec, progress)
-        return 0
+        except RuntimeError as error:
+            if "onnection" not in str(error):
+                raise
+            # What gloo and NCCL say when another process is gone, which has told its own reason.
+            raise RunError(f"process {trainer.global_rank} has lost another: {str(error).splitlines()[0]}") from error
 
     def _options(self) -> Options:
         config = self.config
@@ -138,21 +159,22 @@ class Session:
             seed=config.seed,
         )
 
-    def _stopped(self, trainer: Trainer, module: GRPO) -> int:
-        if trainer.global_rank == 0:
-            print(f"stopped after step {module.steps_done}; to go on:\n  {self.command}", flush=True)
-        return 128 + (self.stop.signum or 0)
-
     def _conclude(self, trainer: Trainer, module: GRPO, codec: TextCodec, progress: Progress) -> None:
         """Save the model and say what came of it."""
-        checkpoint, folder = module.checkpoint, self.record.checkpoint
-        save_checkpoint(checkpoint.backbone, checkpoint.special, folder, family=checkpoint.family)
-        codec.tokenizer.save_pretrained(folder)
-        summary = self.record.conclude(progress.seconds, module.judge.failures)
+        self.record.save(module.checkpoint, codec.tokenizer)
+        summary = self.record.conclude(progress.seconds)
         for logger in trainer.loggers:
             attempt("the summary", partial(log_summary, logger, summary, progress.answers, self.record))
         print(in_words(summary))
-        print(f"model: {folder}")
+        print(f"model: {self.record.checkpoint}")
+
+
+def part(trainer: Trainer) -> None:
+    """Wait for the other processes and leave their group: who leaves alone may be killed while it ends, and with it,
+    under torchrun, those that still write."""
+    trainer.strategy.barrier()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def in_words(summary: dict[str, Any]) -> str:

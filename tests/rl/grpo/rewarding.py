@@ -15,5 +15,11 @@ def broken(row: dict[str, Any], text: str) -> float:
     raise KeyError(row["prompt"])
 
 
+def picky(row: dict[str, Any], text: str) -> float:
+    if len(text) % 2:
+        raise KeyError(text)
+    return float(len(text))
+
+
 def endless(row: dict[str, Any], text: str) -> float:
     return float("inf")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dlm.errors import RequestError
-from dlm.rl.grpo.objective import SPREAD, Objective, divergence
+from dlm.rl.grpo.objective import SPREAD, Objective
 
 REWARDS = torch.tensor([[0.0, 1.0, 0.5], [0.25, 0.25, 0.25]], dtype=torch.float64)
 
@@ -42,7 +42,8 @@ def test_at_the_policy_that_decoded_the_gradient_is_that_of_reinforce():
     losses = Objective().loss(new, new.detach(), None, advantage, weight)
     losses.total.backward()
     assert new.grad.tolist() == pytest.approx((-advantage * weight).tolist())
-    assert (float(losses.kl), float(losses.clipped)) == (0.0, 0.0)
+    assert losses.kl is None, "nothing was measured"
+    assert float(losses.clipped) == 0.0
 
 
 def test_a_ratio_beyond_its_bound_has_no_gradient_where_it_would_gain():
@@ -54,22 +55,40 @@ def test_a_ratio_beyond_its_bound_has_no_gradient_where_it_would_gain():
     losses.total.backward()
     assert (new.grad != 0).tolist() == [False, True, True, False]
     assert float(losses.total.detach()) == pytest.approx(-(1.3 - 1.5 + 0.5 - 0.8))
-    assert float(losses.clipped) == 2.0
+    assert float(losses.clipped) == 0.5, "a share of the tokens, whatever they weigh"
 
 
-def test_the_divergence_is_unbiased_and_never_negative():
-    policy, reference = double(0.7, 0.2, 0.1).log(), double(0.3, 0.3, 0.4).log()
-    terms = divergence(policy, reference)
+POLICY, REFERENCE = double(0.7, 0.2, 0.1).log(), double(0.3, 0.3, 0.4).log()
+
+
+def test_the_divergence_by_k3_is_unbiased_and_never_negative():
+    terms = Objective(kl_estimator="k3").divergence(POLICY, REFERENCE)
     assert (terms >= 0).all()
-    exact = (policy.exp() * (policy - reference)).sum()
-    assert float((policy.exp() * terms).sum()) == pytest.approx(float(exact))
+    exact = (POLICY.exp() * (POLICY - REFERENCE)).sum()
+    assert float((POLICY.exp() * terms).sum()) == pytest.approx(float(exact))
+
+
+def test_the_slope_of_k2_is_that_of_the_divergence():
+    """Over tokens drawn from the policy, by its logits."""
+    logits = double(0.5, -0.2, 0.1).requires_grad_()
+    policy = logits.log_softmax(0)
+    exact = torch.autograd.grad((policy.exp() * (policy - REFERENCE)).sum(), logits, retain_graph=True)[0]
+    terms = Objective(kl_estimator="k2").divergence(policy, REFERENCE)
+    found = torch.autograd.grad((policy.detach().exp() * terms).sum(), logits)[0]
+    assert found.tolist() == pytest.approx(exact.tolist())
+
+
+def test_k2_stays_small_where_k3_takes_over():
+    new, reference = double(-30.0), double(-1.0)
+    assert float(Objective(kl_estimator="k3").divergence(new, reference)) > 1e12
+    assert float(Objective(kl_estimator="k2").divergence(new, reference)) == pytest.approx(29**2 / 2)
 
 
 def test_the_penalty_pulls_back_to_the_reference():
     new = double(-1.0).requires_grad_()
     losses = Objective(kl=0.1).loss(new, new.detach(), double(-2.0), double(0.0), double(1.0))
     losses.total.backward()
-    assert float(losses.kl) == pytest.approx(float(divergence(double(-1.0), double(-2.0))))
+    assert float(losses.kl) == pytest.approx(0.5)
     assert float(new.grad) > 0  # descent lowers the log-probability
 
 
@@ -80,6 +99,7 @@ def test_the_penalty_pulls_back_to_the_reference():
         ({"clip_low": 1.5}, "clip_low"),
         ({"clip_high": -1.0}, "clip_high"),
         ({"kl": -0.1}, "kl"),
+        ({"kl_estimator": "k1"}, "kl_estimator='k1' is unknown; known: k2, k3"),
         ({"average": "answer"}, "average='answer' is unknown; known: sequence, token, constant"),
     ],
 )

@@ -47,4 +47,17 @@ def test_too_few_prompts_are_refused():
 def test_a_row_that_cannot_be_used_is_named():
     prompts = [Prompt("a", "hello"), Prompt("b", "", {}, Fault("DataError", "field 'prompt' is empty"))]
     with pytest.raises(DataError, match="row b: field 'prompt' is empty; mend it"):
-        questions_of(prompts, None)
+        questions_of(prompts, None, None)
+
+
+def test_a_row_without_the_field_that_the_reward_reads_is_named():
+    prompts = [Prompt("a", "hello", {"answer": "1"}), Prompt("b", "hello"), Prompt("c", "hello")]
+    with pytest.raises(DataError, match=r"row b: no field 'answer' \(and 1 more\); mend it"):
+        questions_of(prompts, None, "answer")
+
+
+def test_a_question_that_is_asked_twice_in_a_step_knows_of_it():
+    """So that its answers differ."""
+    curriculum = Curriculum(QUESTIONS[:9], 3, 4, seed=1)
+    asked = [question for number in range(1, 40) for question in curriculum.of_step(number)]
+    assert len({(question.id, question.turn) for question in asked}) == len(asked)

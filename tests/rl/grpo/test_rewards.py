@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dlm.demo.rewards import balanced_split
+from dlm.errors import RunError
 from dlm.rl.grpo.rewards import CheckerReward, FunctionReward, Judge
 
 HERE = "tests.rl.grpo.rewarding"
@@ -51,17 +52,34 @@ def test_what_cannot_be_a_reward_is_named(reward, said):
     assert said in fault
 
 
+def test_a_module_that_python_cannot_read_is_a_fault(tmp_path, monkeypatch):
+    (tmp_path / "unreadable_reward.py").write_text("def reward(row, text) return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    [fault] = FunctionReward("unreadable_reward:reward").faults()
+    assert "reward.path=unreadable_reward:reward: SyntaxError" in fault
+
+
 def test_good_rewards_have_no_fault():
     assert FunctionReward(f"{HERE}:length").faults() == []
     assert CheckerReward("demo").faults() == []
 
 
-def test_an_answer_that_cannot_be_judged_is_worth_nothing_and_told_once():
-    judge = Judge(FunctionReward(f"{HERE}:broken").function())
-    assert [judge({"prompt": "a"}, "x"), judge({"prompt": "b"}, "y")] == [0.0, 0.0]
-    assert judge.failures == 2
-    assert judge.news() == "KeyError: 'b'"
-    assert judge.news() is None
-    endless = Judge(FunctionReward(f"{HERE}:endless").function())
-    assert endless({}, "") == 0.0
-    assert "inf is no finite number" in (endless.news() or "")
+def test_an_answer_that_cannot_be_judged_is_worth_nothing_and_its_kind_is_told_once(capsys):
+    judge = Judge(FunctionReward(f"{HERE}:picky").function())
+    found = judge([{}] * 4, ["a", "bb", "c", "dddd"])
+    assert [verdict.reward for verdict in found] == [0.0, 2.0, 0.0, 4.0]
+    assert [verdict.failure for verdict in found] == ["KeyError: 'a'", None, "KeyError: 'c'", None]
+    assert capsys.readouterr().out == "the reward failed on an answer, which is worth 0: KeyError: 'a'\n"
+    assert [verdict.reward for verdict in judge([{}], ["e"])] == [0.0], "it works in general"
+
+
+@pytest.mark.parametrize(("name", "said"), [("broken", "KeyError: 'a'"), ("endless", "inf is no finite number")])
+def test_a_reward_that_fails_on_everything_ends_the_run(name, said):
+    judge = Judge(FunctionReward(f"{HERE}:{name}").function())
+    with pytest.raises(RunError, match=f"the reward failed on all of the first 2 answers: .*{said}"):
+        judge([{"prompt": "a"}] * 2, ["x", "y"])
+
+
+def test_only_a_checker_needs_a_field():
+    assert CheckerReward("number", "answer").needs == "answer"
+    assert FunctionReward(f"{HERE}:length").needs is None

@@ -19,9 +19,10 @@ from dlm import LLM
 from dlm.command_line import compose_config
 from dlm.decoding.noise import seed_of
 from dlm.demo import CHECKPOINT
-from dlm.errors import ConfigError, RunError
+from dlm.errors import ConfigError, DataError, RequestError, RunError
 from dlm.models.loading import load_checkpoint, save_checkpoint
 from dlm.pipeline.model_source import CheckpointSource
+from dlm.pipeline.run_lock import locked
 from dlm.rl import Rollouts
 from dlm.rl.grpo.__main__ import run
 from dlm.rl.grpo.config import check_grpo, register
@@ -40,9 +41,13 @@ HERE = "tests.rl.grpo.rewarding"
 CLOCKED = ("seconds", "seconds_rollout", "seconds_reward", "seconds_score", "seconds_update")
 
 
-def compose(*overrides: str):
+def compose_plain(*overrides: str):
     register()
-    return compose_config("grpo", [*SMALL, *overrides])
+    return compose_config("grpo", overrides)
+
+
+def compose(*overrides: str):
+    return compose_plain(*SMALL, *overrides)
 
 
 def train(folder: Path, *overrides: str) -> Record:
@@ -96,7 +101,7 @@ def test_the_model_that_is_left_is_the_policy(straight):
     last = [row for row in rows if row["step"] == 4 and row["sample"] == 0]
     rollouts = Rollouts.load(straight.checkpoint)
     for row in last:
-        params = replace(AS_TRAINED, seed=seed_of(0, f"validation, {row['id']}"))
+        params = replace(AS_TRAINED, seed=seed_of(0, f"validation, {row['id']}, turn 0"))
         [rollout] = rollouts.generate([row["prompt"]], [params])
         assert rollouts.codec.decode(rollout.token_ids) == row["text"]
     before = load_checkpoint(CheckpointSource("demo").tokenizer_folder()).backbone.state_dict()
@@ -129,19 +134,19 @@ class Stopper:
         self.after, self.stopped_at = after, 0
 
     def __enter__(self) -> None:
-        self._say = Progress._say
+        self._tell = Progress._tell
 
-        def say(progress, trainer, number, module):
-            self._say(progress, trainer, number, module)
-            if number == self.after:
+        def tell(progress, trainer, number, figures):
+            self._tell(progress, trainer, number, figures)
+            if number == self.after and "reward" in figures:
                 self.stopped_at = number
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.1)
 
-        Progress._say = say
+        Progress._tell = tell
 
     def __exit__(self, *error: object) -> None:
-        Progress._say = self._say
+        Progress._tell = self._tell
 
 
 def test_a_run_that_is_through_does_nothing_more(straight):
@@ -175,6 +180,7 @@ def test_every_likelihood_trains_with_several_updates_of_a_step(likelihood, tmp_
     record = train(tmp_path, f"likelihood={likelihood}", "steps=1", "updates=3", "objective.kl=0.1")
     [row] = [row for row in record.rows() if "reward" in row]
     assert 0 < row["kl"] < 0.5
+    assert 0 <= row["clipped"] <= 1
     assert row["gradient_norm"] > 0
 
 
@@ -184,7 +190,7 @@ def test_a_reward_reads_what_a_reader_sees(tmp_path):
     answers = [json.loads(line) for line in record.answers.read_text().splitlines()]
     with LLM("demo", dtype="float32") as llm:
         for row in answers[:4]:
-            params = replace(AS_TRAINED, n=2, stop=("+",), seed=seed_of(0, f"validation, {row['id']}"))
+            params = replace(AS_TRAINED, n=2, stop=("+",), seed=seed_of(0, f"validation, {row['id']}, turn 0"))
             [out] = llm.generate([row["prompt"]], params, use_tqdm=False)
             sample = out["outputs"][row["sample"]]
             if row["step"] == 0:
@@ -212,12 +218,21 @@ def test_half_precision_weights_are_trained_in_float32_unless_asked_for(tmp_path
 
 
 def test_a_reward_that_fails_costs_its_answers_alone(tmp_path, capsys):
-    record = train(tmp_path, "reward=function", f"reward.path={HERE}:broken", "steps=1")
+    record = train(tmp_path, "reward=function", f"reward.path={HERE}:picky", "steps=1")
     summary, said = json.loads(record.summary.read_text()), capsys.readouterr().out
-    assert summary["answers_not_judged"] == 4 * 2 * 2 + 4 * 4
-    assert summary["reward_after"] == 0.0
+    answers = [json.loads(line) for line in record.answers.read_text().splitlines()]
+    failed = [row for row in answers if row["not_judged"]]
+    assert 0 < len(failed) < len(answers)
+    assert all(row["reward"] == 0.0 and row["not_judged"] == f"KeyError: {row['text']!r}" for row in failed)
+    [step] = [row for row in record.rows() if "reward" in row]
+    assert summary["answers_not_judged"] == len(failed) + step["not_judged"]
     assert said.count("the reward failed on an answer, which is worth 0: KeyError") == 1
-    assert "32 answers the reward failed on are worth 0" in said
+    assert f"{summary['answers_not_judged']} answers the reward failed on are worth 0" in said
+
+
+def test_a_reward_that_never_works_ends_the_run(tmp_path):
+    with pytest.raises(RunError, match=r"the reward failed on all of the first 8 answers: KeyError"):
+        train(tmp_path, "reward=function", f"reward.path={HERE}:broken")
 
 
 def test_csv_and_wandb_are_told(tmp_path):
@@ -235,9 +250,92 @@ def test_a_state_that_cannot_be_read_is_named(tmp_path):
         run(compose(f"run_dir={tmp_path}"), [])
 
 
+def test_a_run_that_died_while_its_model_was_written_writes_it_again(straight, tmp_path):
+    folder = shutil.copytree(straight.folder, tmp_path / "again")
+    record = Record(folder)
+    shutil.rmtree(record.checkpoint)
+    record.summary.unlink()
+    assert run(compose(f"run_dir={folder}"), []) == 0
+    one, other = weights(straight), weights(record)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert figures(record) == figures(straight)
+    assert json.loads(record.summary.read_text())["reward_after"] == pytest.approx(
+        json.loads(straight.summary.read_text())["reward_after"]
+    )
+
+
+def test_a_run_can_be_lengthened(straight, tmp_path):
+    """To what it would have been; only the measurement at its first end is more."""
+    folder = shutil.copytree(train(tmp_path / "short", "steps=2").folder, tmp_path / "long")
+    assert run(compose(f"run_dir={folder}", "steps=4"), []) == 0
+    one, other = weights(straight), weights(Record(folder))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert figures(Record(folder)) == figures(straight)
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path):
+    with locked(tmp_path), pytest.raises(RunError, match=r"another process is at work in .*; wait for it"):
+        run(compose(f"run_dir={tmp_path}"), [])
+
+
+def test_a_run_does_not_go_on_with_other_prompts(straight, tmp_path):
+    folder = shutil.copytree(straight.folder, tmp_path / "again")
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**index, "digest": "0"}))
+    with pytest.raises(DataError, match="the prompts are not those that"):
+        run(compose(f"run_dir={folder}"), [])
+
+
+def test_prompts_that_do_not_fit_are_named_before_the_first_step(tmp_path):
+    rows = [{"id": f"row{number}", "prompt": "a" * (5 + 3000 * (number == 7))} for number in range(16)]
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        "data=jsonl", f"data.path={file}", "reward=function", f"reward.path={HERE}:length", "validation.prompts=4",
+        f"run_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"row row7: .*\d+ positions.*; mend it"):
+        run(compose_plain(*words), words)
+    with pytest.raises(RequestError, match=r"no prompt can be decoded: algorithm='sdar' cannot run on a llada model"):
+        run(compose(f"run_dir={tmp_path / 'other'}", "generation.algorithm=sdar", "generation.threshold=null"), [])
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path):
+    with pytest.raises(RunError, match=r"the gradient of step \d is not finite: nan; lower optimizer.lr"):
+        train(tmp_path, "optimizer.lr=1e30", "keep_every=1")
+    state = torch.load(Record(tmp_path).state, weights_only=True)
+    assert state["step"] >= 1
+    assert not Record(tmp_path).checkpoint.exists()
+
+
+def test_a_full_disk_keeps_the_last_state(straight, tmp_path, monkeypatch):
+    folder = shutil.copytree(straight.folder, tmp_path / "again")
+    record = Record(folder)
+    before = record.state.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dlm.rl.grpo.record.torch.save", full)
+    with pytest.raises(RunError, match=r"cannot write .*last.ckpt .*No space left on device.*; make room"):
+        record.keep({"step": 9})
+    monkeypatch.setattr("dlm.rl.grpo.record.save_checkpoint", full)
+    with pytest.raises(RunError, match=r"cannot write .*checkpoint .*No space left on device"):
+        record.save(CheckpointSource("demo").load(torch.device("cpu")), None)
+    assert record.state.read_bytes() == before
+    assert record.checkpoint.exists()
+    assert not list(folder.glob("*draft")) + list(folder.glob(".checkpoint"))
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        (["generation.cfg_scale=1.5"], "generation.cfg_scale=1.5: guided answers are not the policy's own"),
+        (["generation.align_blocks=true"], "generation.align_blocks=true: replays would not know of it"),
+        (["decoder.max_num_seqs=0"], "decoder.max_num_seqs=0: must be at least 1"),
+        (["decoder.max_num_batched_tokens=4"], "a block alone has 16 positions"),
+        (["validation.prompts=1"], "validation.prompts=1: one tells no standard error"),
         (["group_size=1"], "group_size=1: must be at least 2"),
         (["generation.temperature=0"], "generation.temperature=0: all answers of a group would be equal"),
         (["generation.gen_length=0"], "gen_length=0"),
