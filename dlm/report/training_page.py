@@ -11,7 +11,7 @@ from dlm.report.trainings import COLUMNS, Training, cells
 
 CAPTION = (
     "Points: the mean reward of the held-out prompts, with its standard error over prompts. Thin: that of each step's "
-    "own answers. The time of a step is told in shares: rollout, reward, score (older policies and the reference), update."
+    "own answers. The time of a step is in shares: rollout, reward, score (older policies and the reference), update."
 )
 
 

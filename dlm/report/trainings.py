@@ -13,8 +13,8 @@ from dlm.pipeline.run_lock import is_locked
 from dlm.report.runs import TRAINING, is_training, labels_of, overrides_of, run_folders
 
 COLUMNS = (
-    "run", "reward before", "reward after", "gain", "steps", "minutes", "rollout", "reward", "score", "update", "tokens",
-    "NFE",
+    "run", "reward before", "reward after", "gain", "steps", "minutes", "rollout", "reward", "score", "update",
+    "tokens", "NFE",
 )  # fmt: skip
 """Heads of the table; `rollout`, `reward`, `score` and `update` are shares of the time of the steps, `tokens` and `NFE`
 of an answer in the last step."""

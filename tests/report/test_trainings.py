@@ -50,8 +50,8 @@ def test_a_line_a_run_tells_what_came_of_it(tmp_path: Path) -> None:
     [first, second] = [dict(zip(COLUMNS, line, strict=True)) for line in cells(found)]
     assert first == {
         "run": "seed=0", "reward before": "0.500 ± 0.020", "reward after": "0.750 ± 0.010", "gain": "+0.250",
-        "steps": "2", "minutes": "1.5", "rollout": "38%", "reward": "0%", "score": "12%", "update": "50%", "tokens": "5.5",
-        "NFE": "2.5",
+        "steps": "2", "minutes": "1.5", "rollout": "38%", "reward": "0%", "score": "12%", "update": "50%",
+        "tokens": "5.5", "NFE": "2.5",
     }  # fmt: skip
     assert second["run"] == "seed=1"
     assert totals(found) == {"report/runs": 2.0, "report/unfinished": 0.0, "report/least_gain": pytest.approx(0.25)}
