@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -128,13 +129,13 @@ class Session:
         with locked(self.folder.path) if trainer.global_rank == 0 else nullcontext():
             steps = Steps(curriculum, self.record.steps_kept() + 1, config.steps, trainer.global_rank, world)
             self._fit(trainer, module, steps)
-            stopped = self.stop.signum is not None and module.steps_done < config.steps
+            stopped = module.steps_done < config.steps  # asked here, or in another process
             if trainer.global_rank == 0 and stopped:
                 print(f"stopped after step {module.steps_done}; to go on:\n  {self.command}", flush=True)
             elif trainer.global_rank == 0:
                 self._conclude(trainer, module, codec, progress)
             part(trainer)
-        return 128 + (self.stop.signum or 0) if stopped else 0
+        return 128 + (self.stop.signum or signal.SIGTERM) if stopped else 0
 
     def _fit(self, trainer: Trainer, module: GRPO, steps: Steps) -> None:
         try:

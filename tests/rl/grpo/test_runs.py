@@ -127,6 +127,22 @@ def test_a_run_goes_on_as_if_it_had_not_been_stopped(straight, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_run_that_another_process_stops_is_not_through(tmp_path, monkeypatch):
+    told = Progress._tell
+
+    def tell(progress, trainer, number, figures):
+        told(progress, trainer, number, figures)
+        if number == 2:
+            progress.stop.throw()
+
+    monkeypatch.setattr(Progress, "_tell", tell)
+    assert run(compose(f"run_dir={tmp_path}"), []) == 128 + signal.SIGTERM
+    record = Record(tmp_path)
+    assert record.steps_kept() == 2
+    assert not record.checkpoint.exists()
+    assert not record.summary.exists()
+
+
 class Stopper:
     """Sends this process SIGINT while step `after` is being told."""
 
