@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from dlm import LLM, SamplingParams
 from dlm.bench.config import register as register_bench
 from dlm.command_line import compose_config
+from dlm.report.config import register as register_report
+from dlm.rl.grpo.config import register as register_grpo
 from dlm.serving.config import register as register_serve
 from dlm.serving.document import REASONS
 from tests.serving.controlled import controlled
@@ -54,8 +56,8 @@ def table(path: Path, *header: str) -> Iterator[list[str]]:
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
-    register_serve()
-    register_bench()
+    for register in (register_serve, register_bench, register_grpo, register_report):
+        register()
     return compose_config(name, overrides)
 
 
@@ -69,6 +71,7 @@ def keys_of(config: DictConfig, path: str = "") -> Iterator[str]:
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
 def test_keys_exist_and_files_are_short(path: Path) -> None:
     known = {*keys_of(composed("serve", "model=checkpoint")), *keys_of(composed("bench", "target=server"))}
+    known |= {*keys_of(composed("grpo", "reward=function")), *keys_of(composed("report", "runs=folder"))}
     known |= {*inspect.signature(LLM).parameters, *(one.name for one in fields(SamplingParams))}
     found = {match[1] for span in spans(path) for match in re.finditer(r"(?:^|[\s(])([a-z_]+(?:\.[a-z_]+)*)=", span)}
     assert found or path == API, "the pattern finds nothing"
@@ -80,9 +83,10 @@ def test_keys_exist_and_files_are_short(path: Path) -> None:
 def test_commands_compose(path: Path) -> None:
     for block in FENCE.findall(path.read_text()):
         for line in block.splitlines():
-            match = re.match(r"python -m dlm\.(serve|bench) (.*?)&?$", line)
+            match = re.match(r"python -m dlm\.(serve|bench|rl\.grpo|report) (.*?)&?$", line)
             if match:
-                composed(match[1], *shlex.split(match[2]))
+                words = [word for word in shlex.split(match[2]) if not word.startswith("-")]
+                composed(match[1].removeprefix("rl."), *words)
 
 
 def test_neighbours_that_are_named_are_there() -> None:
