@@ -234,7 +234,7 @@ class Backbone(nn.Module):
     def sum_with(self, total: Callable[[Tensor], Tensor]) -> None:
         """Have `total` sum partial results `[rows, hidden]` over the processes that share the model."""
         for layer in self.layers:
-            assert isinstance(layer, Layer)
+            assert isinstance(layer, Layer)  # a ModuleList does not say what it holds
             layer.total = total
 
     @torch.no_grad()

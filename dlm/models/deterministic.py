@@ -73,11 +73,11 @@ def deterministic_copy(backbone: Backbone) -> Backbone:
     with torch.device("meta"):
         copy = Backbone(backbone.config)
     for ours, theirs in zip(copy.layers, backbone.layers, strict=True):
-        assert isinstance(ours, Layer)
+        assert isinstance(ours, Layer)  # a ModuleList does not say what it holds
         assert isinstance(theirs, Layer)
         ours.total = theirs.total
         for name, part in theirs.drafter.items():
-            assert isinstance(part, LowRank)
+            assert isinstance(part, LowRank)  # nor does a ModuleDict
             ours.drafter[name] = LowRank(part.down.weight, part.up.weight)
     copy.load_state_dict(backbone.state_dict(), assign=True)
     copy.rotary = backbone.rotary

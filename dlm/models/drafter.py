@@ -123,7 +123,7 @@ class Drafter:
                 down = held.of(down)
             _, index, projection, _ = name.split(".")
             layer = backbone.get_submodule(f"layers.{index}.drafter")
-            assert isinstance(layer, nn.ModuleDict)
+            assert isinstance(layer, nn.ModuleDict)  # a path does not say what is at its end
             layer[projection] = LowRank(*(factor.to(backbone.device, backbone.dtype) for factor in (down, up)))
 
     def _factors(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

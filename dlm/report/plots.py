@@ -164,7 +164,6 @@ def reveal_order(runs: Sequence[Run]) -> bytes | None:
     if not mapped:
         return None
     figure, panels = _panels(len(mapped), sharex=False)
-    image = None
     for run, axes in zip(mapped, panels, strict=True):
         shares = revealed_by(run.step_maps)
         image = axes.imshow(
@@ -175,7 +174,6 @@ def reveal_order(runs: Sequence[Run]) -> bytes | None:
         axes.set_title(_wrapped(run.label), loc="left", fontsize=8)
     figure.supxlabel("position behind the prompt", fontsize=9, color=INK)
     figure.supylabel("forward", fontsize=9, color=INK)
-    assert image is not None
     bar = figure.colorbar(image, ax=panels, location="top", shrink=0.4, aspect=40, pad=0.02)
     bar.set_label("share of the answers in which it is revealed by then", fontsize=8)
     bar.ax.tick_params(labelsize=8)

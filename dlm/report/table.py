@@ -47,7 +47,7 @@ def comparable(runs: Sequence[Run]) -> list[Run]:
 def point(run: Run) -> tuple[float, float]:
     """Tokens per forward and accuracy of a comparable run."""
     speed, accuracy = run.figures.tokens_per_forward, run.figures.accuracy
-    assert speed is not None
+    assert speed is not None  # it is comparable
     assert accuracy is not None
     return speed, accuracy
 

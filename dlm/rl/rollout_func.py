@@ -95,7 +95,7 @@ class _Answers:
             return prompt
         if not all(isinstance(one, dict) and isinstance(one.get("content"), str) for one in prompt):
             raise RequestError(f"prompts[{index}] must be a text or messages whose contents are texts: {prompt!r:.80}")
-        assert self.rollouts.codec is not None
+        assert self.rollouts.codec is not None  # rollouts without one were refused when this was made
         return self.rollouts.codec.encode(list(prompt))
 
     def _occasion(self, trainer: Any) -> str:

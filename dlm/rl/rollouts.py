@@ -202,7 +202,7 @@ class Rollouts(WeightControl):
             raise RequestError(f"{what} a tokenizer; give codec=, or token ids and no stop")
         translated, engine, sampler = params.translate(self.checkpoint.family, config.attention, config.block_length)
         if isinstance(prompt, str):
-            assert self.codec is not None
+            assert self.codec is not None  # texts without one were refused above
             token_ids = self.codec.encode(prompt) if prompt else ()
         else:
             token_ids = tuple(map(int, prompt))

@@ -71,7 +71,7 @@ class Local:
     def _chained(self, pair: Pair) -> Answer:
         """The chain of one pair, and whether each of its tokens is the most probable one."""
         *_, found = self.likelihood.score_in_slices(*pair, Ar())
-        assert found is not None
+        assert found is not None  # the last of the slices is the result
         return found.mean, bool((found.per_token == found.best_logprobs).all())
 
     def _estimated(self, pairs: Sequence[Pair]) -> Iterator[Answer]:

@@ -68,7 +68,7 @@ def read_llada2(config: Mapping[str, Any]) -> BackboneConfig:
 def write_llada2(config: BackboneConfig, special: SpecialTokens) -> dict[str, Any]:
     """The config.json that the released program reads, with the mask id, which the released files leave out."""
     experts = config.experts
-    assert experts is not None
+    assert experts is not None  # models of this family have them
     rotary_dim = config.rotary_dim or config.head_dim
     return {
         "model_type": "llada2_moe",

@@ -60,7 +60,7 @@ def read_llada_moe(config: Mapping[str, Any]) -> BackboneConfig:
 def write_llada_moe(config: BackboneConfig, special: SpecialTokens) -> dict[str, Any]:
     """The config.json that the released program reads, with the mask id, which the released files leave out."""
     experts = config.experts
-    assert experts is not None
+    assert experts is not None  # models of this family have them
     return {
         "model_type": "llada",
         "architectures": ["LLaDAMoEModelLM"],

@@ -66,7 +66,7 @@ def read_nemotron(config: Mapping[str, Any]) -> BackboneConfig:
 def write_nemotron(config: BackboneConfig, special: SpecialTokens) -> dict[str, Any]:
     """A config.json with the keys of the released ones."""
     yarn = config.yarn
-    assert yarn is not None
+    assert yarn is not None  # models of this family have it
     return {
         "model_type": "nemotron_labs_diffusion",
         "architectures": ["NemotronLabsDiffusionModel"],
