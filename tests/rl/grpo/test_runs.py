@@ -143,6 +143,22 @@ def test_a_run_that_another_process_stops_is_not_through(tmp_path, monkeypatch):
     assert not record.summary.exists()
 
 
+def test_a_run_that_was_killed_goes_on_from_what_it_kept(straight, tmp_path):
+    """To the bit, whatever it had done since."""
+    command = [sys.executable, "-m", "dlm.rl.grpo", *SMALL, "keep_every=1", f"run_dir={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    record, until = Record(tmp_path), time.monotonic() + 120
+    while not record.state.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 1 <= record.steps_kept() < 4
+    assert run(compose(f"run_dir={tmp_path}", "keep_every=1"), []) == 0
+    assert figures(record) == figures(straight)
+    one, other = weights(straight), weights(record)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 class Stopper:
     """Sends this process SIGINT while step `after` is being told."""
 
