@@ -63,13 +63,22 @@ also:
 """
 
 
-def main(config_name: str, module: str, task: Task, title: str, keys: str, examples: str) -> None:
+def main(
+    config_name: str,
+    module: str,
+    task: Task,
+    title: str,
+    keys: str,
+    examples: str,
+    register: Callable[[], None] = register_schemas,
+) -> None:
     """Run `task` on the configuration that `sys.argv` asks for, and exit with its code.
 
     Args:
         config_name: primary file in `conf/`.
         module: what follows `python -m`.
         title, keys, examples: for `--help`.
+        register: makes schemas known that only this program has; called when they are needed, which `--help` does not.
     """
     arguments = _parse(sys.argv[1:])
     if arguments.help:
@@ -78,6 +87,7 @@ def main(config_name: str, module: str, task: Task, title: str, keys: str, examp
         print(HELP.format(title=title, module=module, groups=groups, keys=keys, examples=examples), end="")
         sys.exit(0)
     try:
+        register()
         if arguments.passthrough:
             if arguments.multirun:
                 _check_sweep(config_name, arguments.overrides, arguments.config_dir)

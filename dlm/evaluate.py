@@ -34,8 +34,7 @@ EXAMPLES = """\
 
 
 def main() -> None:
-    register()
-    command_line.main("evaluate", "dlm.evaluate", run, TITLE, KEYS, EXAMPLES)
+    command_line.main("evaluate", "dlm.evaluate", run, TITLE, KEYS, EXAMPLES, register)
 
 
 def run(config: DictConfig, overrides: Sequence[str]) -> int:

@@ -30,10 +30,15 @@ EXAMPLES = """\
 def main() -> None:
     """The command line."""
     from dlm.command_line import main as command_line
-    from dlm.serving.config import register
 
-    register()
-    command_line("serve", "dlm.serve", run, TITLE, KEYS, EXAMPLES)
+    command_line("serve", "dlm.serve", run, TITLE, KEYS, EXAMPLES, register)
+
+
+def register() -> None:
+    """Make the schemas known; they are mirrored from what is built with torch, which is imported here."""
+    from dlm.serving import config
+
+    config.register()
 
 
 def run(config: DictConfig, overrides: Sequence[str]) -> int:

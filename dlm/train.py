@@ -24,8 +24,7 @@ EXAMPLES = """\
 
 
 def main() -> None:
-    register_training_schema()
-    command_line.main("train", "dlm.train", run, TITLE, KEYS, EXAMPLES)
+    command_line.main("train", "dlm.train", run, TITLE, KEYS, EXAMPLES, register_training_schema)
 
 
 def run(config: DictConfig, overrides: Sequence[str]) -> int:

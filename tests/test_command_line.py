@@ -47,6 +47,19 @@ def test_showing_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> 
     assert "heavy: []" in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("module", ["dlm.predict", "dlm.evaluate", "dlm.serve", "dlm.train", "dlm.rl.grpo.__main__"])
+def test_help_imports_nothing_heavy(module: str, tmp_path: Path) -> None:
+    program = (
+        f"import sys; from {module} import main\n"
+        "try:\n    main()\n"
+        "finally:\n"
+        "    heavy = {'torch', 'lightning', 'transformers', 'wandb'} & set(sys.modules)\n"
+        "    print('heavy:', sorted(heavy), file=sys.stderr)"
+    )
+    done = running.run([sys.executable, "-c", program, "--help"], tmp_path)
+    assert "heavy: []" in done.stderr, done.stderr
+
+
 def test_checking_a_configuration_imports_nothing_heavy(tmp_path: Path) -> None:
     program = (
         "import sys; from dlm.command_line import compose_config; from dlm.checks import check_predict\n"

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from dlm.demo import CHECKPOINT, PROMPTS, check
-from dlm.demo.tasks import FAMILIES, TEST_PER_FAMILY, held_out, training_examples, write_prompts
+from dlm.demo import CHECKPOINT, PROMPTS
+from dlm.demo.tasks import FAMILIES, TEST_PER_FAMILY, check, fresh_examples, held_out, training_examples, write_prompts
 from dlm.errors import ConfigError
 
 
@@ -132,3 +132,16 @@ def test_every_answer_fits_into_64_tokens_and_some_need_several_blocks(tokenizer
         longest[example.family] = max(longest[example.family], length)
     assert max(longest.values()) <= 64
     assert sum(length > 16 for length in longest.values()) >= 2
+
+
+def test_fresh_questions_are_different_and_none_of_those_kept_back():
+    found = fresh_examples("split", 0, 100)
+    asked = {example.question for example in found}
+    assert len(asked) == 100
+    assert not asked & {example.question for example in held_out()}
+    assert found == fresh_examples("split", 0, 100)
+    assert asked != {example.question for example in fresh_examples("split", 1, 100)}
+    with pytest.raises(ConfigError, match=r"the demo's family split has \d+ new questions, not 1000; ask for fewer"):
+        fresh_examples("split", 0, 1000)
+    with pytest.raises(ConfigError, match="demo family 'poem' does not exist"):
+        fresh_examples("poem", 0, 1)

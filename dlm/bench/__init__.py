@@ -53,8 +53,7 @@ def main() -> None:
     from dlm.bench.config import register
     from dlm.command_line import main as command_line
 
-    register()
-    command_line("bench", "dlm.bench", task, "Time the decoder, or load a server.", KEYS, EXAMPLES)
+    command_line("bench", "dlm.bench", task, "Time the decoder, or load a server.", KEYS, EXAMPLES, register)
 
 
 def task(config: DictConfig, overrides: Sequence[str]) -> int:

@@ -1,13 +1,11 @@
-"""The bundled demo: a tiny trained checkpoint, prompts held out of its training, and a checker of its answers.
+"""The bundled demo: a tiny trained checkpoint and prompts held out of its training; `dlm.demo.tasks` checks answers.
 
-Importing this costs nothing: neither torch nor transformers is loaded.
+Importing this costs nothing.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-
-from dlm.demo.tasks import check
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 """Folder of the checkpoint and its tokenizer, in LLaDA's format."""
@@ -15,4 +13,4 @@ CHECKPOINT = Path(__file__).parent / "checkpoint"
 PROMPTS = Path(__file__).parent / "prompts.jsonl"
 """The held-out prompts, rows of `{"id", "family", "prompt"}`."""
 
-__all__ = ["CHECKPOINT", "PROMPTS", "check"]
+__all__ = ["CHECKPOINT", "PROMPTS"]

@@ -15,7 +15,7 @@ from fractions import Fraction
 from string import ascii_uppercase
 from typing import Any, ClassVar, Protocol
 
-from dlm.demo import check as check_demo
+from dlm.demo.tasks import check as check_demo
 from dlm.errors import ConfigError, DataError
 from dlm.evaluation.choices import choice_letter
 from dlm.evaluation.mathematics import boxed, same

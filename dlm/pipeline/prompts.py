@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from dlm.demo import PROMPTS
-from dlm.demo.tasks import FAMILIES, fresh_examples
 from dlm.errors import DataError, MissingExtraError
 
 Messages = list[dict[str, str]]
@@ -113,10 +112,14 @@ class DemoFamilyPrompts:
     chat_template: bool | None = None
 
     def faults(self) -> list[str]:
+        from dlm.demo.tasks import FAMILIES
+
         return [] if self.family in FAMILIES else [f"data.family={self.family}: one of {', '.join(FAMILIES)}"]
 
     def read(self) -> list[Prompt]:
         """Raises `ConfigError` when the family has not so many."""
+        from dlm.demo.tasks import fresh_examples
+
         examples = enumerate(fresh_examples(self.family, self.seed, self.limit))
         return [Prompt(f"{self.family}-{number}", one.question, {"family": self.family}) for number, one in examples]
 

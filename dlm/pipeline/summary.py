@@ -15,8 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dlm.demo import check
-from dlm.demo.tasks import FAMILIES
+from dlm.demo.tasks import FAMILIES, check
 from dlm.pipeline.run_folder import replace
 from dlm.pipeline.totals import Totals, clock
 

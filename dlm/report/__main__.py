@@ -33,8 +33,7 @@ NARROWEST = 110
 
 
 def main() -> None:
-    register()
-    command_line.main("report", "dlm.report", run, TITLE, KEYS, EXAMPLES)
+    command_line.main("report", "dlm.report", run, TITLE, KEYS, EXAMPLES, register)
 
 
 def run(config: DictConfig, overrides: Sequence[str]) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from dlm import command_line
-from dlm.rl.grpo.config import check_grpo, register
 
 TITLE = "Train a diffusion language model with GRPO: answers that are better than their group become likelier."
 KEYS = """\
@@ -31,12 +30,20 @@ EXAMPLES = """\
 
 
 def main() -> None:
-    register()
-    command_line.main("grpo", "dlm.rl.grpo", run, TITLE, KEYS, EXAMPLES)
+    command_line.main("grpo", "dlm.rl.grpo", run, TITLE, KEYS, EXAMPLES, register)
+
+
+def register() -> None:
+    """Make the schemas known; they are mirrored from what is built with torch, which is imported here."""
+    from dlm.rl.grpo import config
+
+    config.register()
 
 
 def run(config: DictConfig, overrides: Sequence[str]) -> int:
     """Train what `config` asks for; returns the exit code."""
+    from dlm.rl.grpo.config import check_grpo
+
     check_grpo(config)
     from dlm.pipeline.launch import launched
     from dlm.rl.grpo.session import Session
