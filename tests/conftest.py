@@ -1,13 +1,27 @@
-"""One thread a process, and a closing table of the golden vectors by folder and algorithm."""
+"""One thread a process, files that leave nothing to the next, and a closing table of the golden vectors."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections import Counter
+from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Files share a process in an order that nobody chose: none may see another's variables (W&B and Lightning
+    set some) or run inside another's event loop (playwright's)."""
+    with mock.patch.dict(os.environ):
+        yield
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        asyncio.get_running_loop()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -27,7 +27,7 @@ def environment(**extra: str) -> dict[str, str]:
     kept = {
         key: value
         for key, value in os.environ.items()
-        if key not in foreign and not key.startswith(("SLURM_", "TORCHELASTIC_", "MASTER_"))
+        if key not in foreign and not key.startswith(("SLURM_", "TORCHELASTIC_", "MASTER_", "WANDB_"))
     }
     return {**kept, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **extra}
 

@@ -22,8 +22,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 READY_WITHIN = 120.0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """A browser for a file: playwright's event loop runs in this thread for as long as there is one."""
     if CHROMIUM is None:
         pytest.skip("no chromium on the path: apt-get install chromium")
     with sync_playwright() as playwright:

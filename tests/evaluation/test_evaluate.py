@@ -228,7 +228,6 @@ def test_choices_are_scored_as_the_likelihood_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["choices", "demo"])
 @pytest.mark.slow
-@pytest.mark.slow
 def test_two_processes_give_the_same_results(way: str, demo: Path, tmp_path: Path) -> None:
     arguments, whole = FEW, demo
     if way == "choices":
@@ -243,7 +242,6 @@ def test_two_processes_give_the_same_results(way: str, demo: Path, tmp_path: Pat
     assert len(list((run_dir / "shards").iterdir())) == 2
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_sweep_is_one_run_a_job_and_one_that_fails_leaves_the_others(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"prompt": "Capital of France?", "family": "capital"}])

@@ -97,7 +97,6 @@ def whole(run_dir: Path, count: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_run_ends_well_when_wandb_dies_in_the_middle(tmp_path: Path) -> None:
     run_dir, prompts = tmp_path / "run", running.write_prompts(tmp_path / "prompts.jsonl", 24)
     command = python(
@@ -129,7 +128,6 @@ def services(owner: int) -> list[int]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_run_is_kept_offline_where_wandb_cannot_be_reached(tmp_path: Path) -> None:
     with socket.socket() as taken:  # bound and not listening: nobody answers there

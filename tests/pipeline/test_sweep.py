@@ -12,7 +12,6 @@ from tests.running import rows_of
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_other_jobs_of_a_sweep_go_on_when_one_dies(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     (runs / "run-0.7" / "predictions.jsonl").mkdir(parents=True)  # so that it cannot be written

@@ -211,7 +211,6 @@ def test_a_stream_that_breaks_off_is_remembered_until_an_update_succeeds() -> No
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_group_of_processes_takes_weights_together(tmp_path: Path) -> None:
     """Rank 0 trains; ranks 1 and 2 decode, and one of them can refuse for all."""
     import subprocess

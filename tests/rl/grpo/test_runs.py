@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +27,7 @@ from dlm.rl.grpo.config import check_grpo, register
 from dlm.rl.grpo.progress import Progress
 from dlm.rl.grpo.record import Record
 from dlm.sampling import SamplingParams
+from tests import running
 
 SMALL = (
     "experiment=demo_grpo", "generation.algorithm=dual_cache", "generation.threshold=0.9", "prompts_per_step=4",
@@ -145,13 +144,11 @@ def test_a_run_that_another_process_stops_is_not_through(tmp_path, monkeypatch):
 
 def test_a_run_that_was_killed_goes_on_from_what_it_kept(straight, tmp_path):
     """To the bit, whatever it had done since."""
-    command = [sys.executable, "-m", "dlm.rl.grpo", *SMALL, "keep_every=1", f"run_dir={tmp_path}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    record, until = Record(tmp_path), time.monotonic() + 120
-    while not record.state.exists() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    command, record = running.python("dlm.rl.grpo", *SMALL, "keep_every=1", f"run_dir={tmp_path}"), Record(tmp_path)
+    with running.started(command, Path.cwd()) as process:
+        running.wait_until(record.state.exists, running.TIMEOUT, "a state was kept", process)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
     assert 1 <= record.steps_kept() < 4
     assert run(compose(f"run_dir={tmp_path}", "keep_every=1"), []) == 0
     assert figures(record) == figures(straight)
@@ -193,10 +190,8 @@ def test_another_run_does_not_go_on_in_its_folder(straight):
 
 
 def test_two_processes_train_as_one_does(straight, tmp_path):
-    command = [sys.executable, "-m", "dlm.rl.grpo", *SMALL, f"run_dir={tmp_path}", "trainer=ddp", "trainer.devices=2"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    command = running.python("dlm.rl.grpo", *SMALL, f"run_dir={tmp_path}", "trainer=ddp", "trainer.devices=2")
+    done = running.run(command, Path.cwd())
     assert done.returncode == 0, done.stderr
     record = Record(tmp_path)
     one, both = weights(straight), weights(record)
