@@ -1,6 +1,7 @@
 """LoRA adapters in PEFT's format: `W + scale * B @ A` in place of W (arXiv 2106.09685).
 
-Merged into the weights at load, or kept beside them for some rows alone (`dlm.models.drafter`).
+Merged into the weights at load, or kept beside them for some rows alone (`dlm.models.drafter`); `dlm.models.lora`
+trains one.
 
 `adapter_config.json` and `adapter_model.safetensors` are read; what they ask for beyond plain LoRA is refused by name.
 The model's module names are those of its checkpoint, so an adapter of `q_proj` finds its rows of the fused weight.
@@ -8,6 +9,7 @@ The model's module names are those of its checkpoint, so an adapter of `q_proj` 
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dlm.errors import CheckpointError
@@ -105,6 +108,39 @@ class LoraAdapter:
         wide = torch.promote_types(torch.promote_types(weight.dtype, dtype), torch.float32)
         down, up = (factor.to(wide) for factor in self.factors(name))
         return (weight.to(wide) + self.scales[name] * (up @ down)).to(dtype)
+
+
+def write_adapter(
+    folder: Path, factors: Mapping[str, tuple[Tensor, Tensor]], *, rank: int, alpha: float, base: str | None
+) -> None:
+    """A new folder in PEFT's format.
+
+    Args:
+        folder: it is made.
+        factors: the checkpoint's tensor -> A `[rank, in]` and B `[out, rank]`.
+        rank: of each.
+        alpha: `B @ A` counts `alpha / rank`.
+        base: the model that was trained on, as PEFT will look for it.
+    """
+    modules = [name.removesuffix(".weight") for name in factors]
+    settings = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": modules,
+        "inference_mode": True,
+    }
+    tensors = {
+        stored: factor.cpu().contiguous()
+        for module, pair in zip(modules, factors.values(), strict=True)
+        for stored, factor in zip(_names(module), pair, strict=True)
+    }
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _names(module: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from dlm.checks import CHECKS, check
 from dlm.config import DecoderConfig, instantiate, mirror, optional
 from dlm.errors import RequestError
 from dlm.likelihood.schemes import Ar, BlockCausal, Coupled, D1OneStep, LladaMC
+from dlm.models.lora import LoraOptions
 from dlm.rl.grpo.objective import Objective
 from dlm.rl.grpo.optimizer import OptimizerOptions
 from dlm.rl.grpo.rewards import CheckerReward, FunctionReward
@@ -24,7 +25,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 LOOP = ("seed", "n", "record")
 """Parameters of a prompt that the loop sets itself."""
 Generation = optional("RolledOut", SamplingParams, LOOP)
-ObjectiveConfig, OptimizerConfig = mirror(Objective), mirror(OptimizerOptions)
+ObjectiveConfig, OptimizerConfig, LoraConfig = mirror(Objective), mirror(OptimizerOptions), mirror(LoraOptions)
 
 
 @dataclass
@@ -47,6 +48,7 @@ class GrpoConfig:
     generation: Generation = field(default_factory=Generation)  # type: ignore[valid-type]  # made above
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)  # type: ignore[valid-type]  # made above
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # type: ignore[valid-type]  # made above
+    lora: LoraConfig = field(default_factory=LoraConfig)  # type: ignore[valid-type]  # made above
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     steps: int = MISSING
@@ -125,6 +127,16 @@ def _own_faults(key: str) -> Callable[[DictConfig], list[str]]:
     return faults
 
 
+def _lora_faults(config: DictConfig) -> list[str]:
+    faults = _own_faults("lora")(config)
+    if config.lora.rank and config.model.get("adapter_path") is not None:
+        faults.append(
+            f"model.adapter_path={config.model.adapter_path}: an adapter over another cannot be saved as one; merge it "
+            "first (python -m dlm.convert), or set lora.rank=0"
+        )
+    return faults
+
+
 def _loop_faults(config: DictConfig) -> list[str]:
     faults = [
         f"{name}={value}: must be at least {least}"
@@ -163,6 +175,7 @@ OWN: dict[tuple[str, ...], Callable[[DictConfig], list[str]]] = {
     ("likelihood",): _built_faults("likelihood"),
     ("reward",): _own_faults("reward"),
     ("optimizer",): _own_faults("optimizer"),
+    ("lora", "model"): _lora_faults,
     LOOP_KEYS: _loop_faults,
 }
 """Each check with the parts of the configuration that it reads."""

@@ -8,11 +8,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
@@ -20,7 +21,8 @@ from dlm.decoding.noise import seed_of
 from dlm.decoding.options import DecoderOptions
 from dlm.errors import RequestError, RunError
 from dlm.likelihood import Likelihood
-from dlm.models.loading import Checkpoint
+from dlm.models.loading import Checkpoint, save_checkpoint
+from dlm.models.lora import Lora, LoraOptions
 from dlm.rl.grpo.objective import Objective
 from dlm.rl.grpo.optimizer import OptimizerOptions
 from dlm.rl.grpo.questions import Question, Step, refuse
@@ -47,6 +49,7 @@ class Options:
         objective: from rewards to a loss.
         likelihood: what stands for the log-probability of a token.
         optimizer: learning rate and the like.
+        lora: the adapter that is trained, or none.
         decoder: its limits.
         score_tokens: rows of one forward that scores.
         seed: of everything that is drawn.
@@ -58,6 +61,7 @@ class Options:
     objective: Objective
     likelihood: Choice
     optimizer: OptimizerOptions
+    lora: LoraOptions
     decoder: DecoderOptions
     score_tokens: int
     seed: int
@@ -106,7 +110,11 @@ class GRPO(LightningModule):
             return
         options = self.options
         self.checkpoint = self._load(self.device)
-        self.backbone = self.checkpoint.backbone.train().requires_grad_(True)
+        self.backbone, self.lora = self.checkpoint.backbone.train(), None
+        if options.lora.rank:
+            self.lora = Lora(self.backbone.requires_grad_(False), self.checkpoint.family, options.lora, options.seed)
+        else:
+            self.backbone.requires_grad_(True)
         self.rollouts = Rollouts(
             self.checkpoint if self._load_decoder is None else self._load_decoder(self.device),
             trainer=self.backbone,
@@ -115,31 +123,61 @@ class GRPO(LightningModule):
             score_tokens=options.score_tokens,
         )
         self.reference: Likelihood | None = None
-        if options.objective.kl:
+        if options.objective.kl and self.lora is None:
             first = self._load(self.device)
             self.reference = Likelihood(first.backbone, first.special, max_tokens=options.score_tokens)
 
+    @property
+    def trained(self) -> nn.Module:
+        """What the optimizer changes: the adapter, or the whole model."""
+        return self.backbone if self.lora is None else self.lora
+
+    @contextmanager
+    def _at_the_start(self) -> Iterator[Likelihood | None]:
+        """The model as it was before training; None where no divergence from it is asked for."""
+        if self.lora is None or not self.options.objective.kl:
+            yield self.reference
+            return
+        with self.lora.disabled():
+            yield self.rollouts.likelihood
+
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
-        optimizer, schedule = self.options.optimizer.build(self.backbone.parameters())
+        optimizer, schedule = self.options.optimizer.build(self.trained.parameters())
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def save(self, folder: Path, tokenizer: Any, base: str | None) -> None:
+        """What was trained, into a new folder: the adapter of the model `base`, or the model in its family's format."""
+        if self.lora is not None:
+            self.lora.save(folder, base)
+            return
+        save_checkpoint(self.backbone, self.checkpoint.special, folder, family=self.checkpoint.family)
+        tokenizer.save_pretrained(folder)
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on."""
         optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         return {
             "step": self.steps_done,
-            "weights": self.backbone.state_dict(),
+            "weights": self.trained.state_dict(),
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` was after its step."""
-        self.backbone.load_state_dict(state["weights"])
+        self.trained.load_state_dict(state["weights"])
         self.trainer.optimizers[0].load_state_dict(state["optimizer"])
         self.trainer.lr_scheduler_configs[0].scheduler.load_state_dict(state["schedule"])
         self.steps_done = state["step"]
-        self.rollouts.sync(version=self.steps_done)
+        self._sync()
+
+    def _sync(self) -> None:
+        """Have the next answers decoded with the weights as they are now."""
+        if self.lora is None or self.rollouts.shared:
+            self.rollouts.sync(version=self.steps_done)
+            return
+        shapes = {name: (weight.shape, weight.dtype) for name, weight in self.lora.weights.items()}
+        self.rollouts.update_weights_from_stream(shapes, self.lora.merged(), version=self.steps_done)
 
     def check(self, questions: Sequence[Question]) -> None:
         """Raise `DataError` that names a question that could not be rolled out, and `RequestError` where none could."""
@@ -166,7 +204,7 @@ class GRPO(LightningModule):
         found = self._update(step.number, answers, groups)
         self.steps_done = step.number
         with self._timed("update"):
-            self.rollouts.sync(version=step.number)
+            self._sync()
         self.measured = self._over_processes({**self._figures(answers, groups), **found})
         self.measured["not_judged"] *= self.trainer.world_size
 
@@ -202,15 +240,16 @@ class GRPO(LightningModule):
         with self._timed("update"):
             weights, advantages = self._by_token(counts, rewards)
         with self._timed("score"), torch.no_grad():
-            policy, reference = self.rollouts.likelihood, self.reference
+            policy = self.rollouts.likelihood
             # The first update is made by the policy that decoded, whose ratios are 1 whatever they are computed from.
             before = [None, *(self._tokens(policy, rollouts, counts, masks) for masks in seeds[1:])]
-            other = [None if reference is None else self._tokens(reference, rollouts, counts, masks) for masks in seeds]
+            with self._at_the_start() as first:
+                other = [None if first is None else self._tokens(first, rollouts, counts, masks) for masks in seeds]
         totals: defaultdict[str, float] = defaultdict(float)
         with self._timed("update"):
-            for masks, old, first in zip(seeds, before, other, strict=True):
+            for masks, old, apart in zip(seeds, before, other, strict=True):
                 new = self._tokens(policy, rollouts, counts, masks, gradients=True)
-                loss = options.objective.loss(new, new.detach() if old is None else old, first, advantages, weights)
+                loss = options.objective.loss(new, new.detach() if old is None else old, apart, advantages, weights)
                 totals["gradient_norm"] += self._descend(loss.total, number)
                 totals["loss"] += float(loss.total.detach())
                 totals["clipped"] += float(loss.clipped)
@@ -257,7 +296,7 @@ class GRPO(LightningModule):
         before the weights are spoilt."""
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         self.manual_backward(loss)
-        norm = clip_grad_norm_(self.backbone.parameters(), self.options.optimizer.clip_norm)
+        norm = clip_grad_norm_(self.trained.parameters(), self.options.optimizer.clip_norm)
         if not torch.isfinite(norm):
             raise RunError(
                 f"the gradient of step {number} is not finite: {float(norm)}; lower optimizer.lr, or look at the reward"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import torch
 from safetensors import SafetensorError
 
 from dlm.errors import RunError
-from dlm.models.loading import Checkpoint, save_checkpoint
 from dlm.pipeline.run_folder import publish, replace
 from dlm.rl.grpo.module import PARTS
 
@@ -49,6 +48,11 @@ class Record:
     def checkpoint(self) -> Path:
         """Folder of the trained model, in its family's format."""
         return self.folder / "checkpoint"
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the trained adapter, in PEFT's format, where one was trained instead of the weights."""
+        return self.folder / "adapter"
 
     def begin(self, header: dict[str, Any], step: int | None) -> None:
         """Write the first line, or take back what was written after `step`, or all of it: it will be done again."""
@@ -107,18 +111,18 @@ class Record:
         """Whether a run of so many steps was concluded."""
         return self.summary.exists() and json.loads(self.summary.read_text())["steps"] >= steps
 
-    def save(self, checkpoint: Checkpoint, tokenizer: Any) -> None:
-        """The trained model in place of an earlier one, whole or not at all. Raises `RunError` on a full disk."""
-        draft = self.folder / ".checkpoint"
+    def save(self, path: Path, write: Callable[[Path], None]) -> None:
+        """What `write` makes of a folder in place of an earlier `path`, whole or not at all. Raises `RunError` on a
+        full disk."""
+        draft = path.with_name(f".{path.name}")
         try:
             shutil.rmtree(draft, ignore_errors=True)
-            save_checkpoint(checkpoint.backbone, checkpoint.special, draft, family=checkpoint.family)
-            tokenizer.save_pretrained(draft)
-            shutil.rmtree(self.checkpoint, ignore_errors=True)
-            draft.rename(self.checkpoint)
+            write(draft)
+            shutil.rmtree(path, ignore_errors=True)
+            draft.rename(path)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(draft, ignore_errors=True)
-            raise RunError(f"cannot write {self.checkpoint} ({error}); make room") from error
+            raise RunError(f"cannot write {path} ({error}); make room") from error
 
     def conclude(self, seconds: float) -> dict[str, Any]:
         """Write `summary.json`; returns what it holds."""

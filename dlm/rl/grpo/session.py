@@ -63,12 +63,12 @@ class Session:
         if self.launch.parent is not None:
             die_with(self.launch.parent)
         source: ModelSource = instantiate(self.config.model)
-        if source.dtype == "auto":  # small updates are lost on half-precision weights
+        if source.dtype == "auto" and not self.config.lora.rank:  # small updates are lost on half-precision weights
             source = replace(source, dtype="float32")
         codec = TextCodec.load(source.tokenizer_folder(), self._chat(source))
         curriculum = self._prepare(codec)
         if self.record.through(self.config.steps):
-            print(f"this run is through; its model: {self.record.checkpoint}")
+            print(f"this run is through; {self._trained()}")
             return 0
         interrupts = Interrupts(self.stop, launched=self.launch.parent is not None)
         interrupts.install()
@@ -155,6 +155,7 @@ class Session:
             objective=instantiate(config.objective),
             likelihood=instantiate(config.likelihood),
             optimizer=instantiate(config.optimizer),
+            lora=instantiate(config.lora),
             decoder=DecoderOptions(**config.decoder),
             score_tokens=config.score_tokens,
             seed=config.seed,
@@ -162,12 +163,19 @@ class Session:
 
     def _conclude(self, trainer: Trainer, module: GRPO, codec: TextCodec, progress: Progress) -> None:
         """Save the model and say what came of it."""
-        self.record.save(module.checkpoint, codec.tokenizer)
+        path = self.record.adapter if self.config.lora.rank else self.record.checkpoint
+        self.record.save(path, partial(module.save, tokenizer=codec.tokenizer, base=self.config.model.get("path")))
         summary = self.record.conclude(progress.seconds)
         for logger in trainer.loggers:
             attempt("the summary", partial(log_summary, logger, summary, progress.answers, self.record))
         print(in_words(summary))
-        print(f"model: {self.record.checkpoint}")
+        print(self._trained())
+
+    def _trained(self) -> str:
+        """Where what was trained is."""
+        if self.config.lora.rank:
+            return f"adapter: {self.record.adapter}, for model.adapter_path="
+        return f"model: {self.record.checkpoint}"
 
 
 def part(trainer: Trainer) -> None:
