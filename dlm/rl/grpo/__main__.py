@@ -18,7 +18,7 @@ KEYS = """\
   steps=200 prompts_per_step=8 group_size=8
   generation.temperature=1.0               how answers are decoded; the parameters of dlm.SamplingParams
   objective.kl=0.04                        holds the policy to where it came from
-  lora.rank=16 optimizer.lr=2e-3           train an adapter in place of the weights
+  lora.rank=16 optimizer.lr=1e-3           train an adapter in place of the weights
   rollout_dtype=bfloat16                   decode with a copy of the weights in it
   trainer=ddp trainer.devices=2            several processes
   run_dir=outputs/grpo/...                 go on with a run"""
