@@ -347,9 +347,8 @@ def test_a_full_disk_keeps_the_last_state(straight, tmp_path, monkeypatch):
     monkeypatch.setattr("dlm.rl.grpo.record.torch.save", full)
     with pytest.raises(RunError, match=r"cannot write .*last.ckpt .*No space left on device.*; make room"):
         record.keep({"step": 9})
-    monkeypatch.setattr("dlm.rl.grpo.record.save_checkpoint", full)
     with pytest.raises(RunError, match=r"cannot write .*checkpoint .*No space left on device"):
-        record.save(CheckpointSource("demo").load(torch.device("cpu")), None)
+        record.save(record.checkpoint, full)
     assert record.state.read_bytes() == before
     assert record.checkpoint.exists()
     assert not list(folder.glob("*draft")) + list(folder.glob(".checkpoint"))
