@@ -11,6 +11,10 @@ from typing import Literal
 ROW_TILE = 4
 """Rows of every matmul batch are rounded up to a multiple of this."""
 
+RANK_TILE = 8
+"""Ranks of adapters beside the weights are multiples of this: a CPU gives a row the same bits in any batch for such
+widths alone."""
+
 
 @dataclass(frozen=True)
 class ExpertsConfig:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dlm.errors import CheckpointError
 from dlm.models.adapter import LoraAdapter
-from dlm.models.architecture import BackboneConfig
+from dlm.models.architecture import RANK_TILE, BackboneConfig
 from dlm.models.backbone import Backbone
 from dlm.models.families import Family
 from dlm.models.families.base import WeightPart
@@ -28,9 +28,6 @@ ALGORITHM = "linear_spec"
 
 PROJECTIONS = ("qkv", "attention_out", "gate_up", "down")
 """Parts of a layer that differ by row."""
-
-RANK_TILE = 8
-"""Ranks are rounded up to a multiple of this: a CPU gives a row the same bits in any batch for even widths alone."""
 
 
 class LowRank(nn.Module):

@@ -23,12 +23,10 @@ from torch import Tensor, nn
 
 from dlm.errors import ConfigError
 from dlm.models.adapter import write_adapter
+from dlm.models.architecture import RANK_TILE
 from dlm.models.backbone import Backbone
 from dlm.models.families import Family
 from dlm.models.families.base import WeightPart
-
-RANK_TILE = 8
-"""Ranks are multiples of this: a CPU gives a row the same bits in any batch for such widths alone."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class LoraOptions:
         rank: of what is added to each projection, a multiple of 8; 0 trains the weights themselves.
         alpha: what is added counts `alpha / rank`.
         targets: last parts of the checkpoint's names of projections, such as `q_proj`; None is all of every layer but
-            those of experts.
+            those of routed experts.
     """
 
     rank: int = 0
@@ -51,8 +49,8 @@ class LoraOptions:
         found = []
         if self.rank < 0 or self.rank % RANK_TILE:
             found.append(f"lora.rank={self.rank}: must be a multiple of {RANK_TILE}, or 0 to train the weights")
-        if not self.alpha > 0:
-            found.append(f"lora.alpha={self.alpha}: must be above 0")
+        if not 0 < self.alpha < math.inf:
+            found.append(f"lora.alpha={self.alpha}: must be a number above 0")
         if isinstance(self.targets, str) or (self.targets is not None and not self.targets):
             found.append(f"lora.targets={self.targets!r}: must be a list of names such as [q_proj], or null for all")
         return found

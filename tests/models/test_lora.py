@@ -169,8 +169,8 @@ def test_a_model_is_saved_without_its_adapter(tmp_path: Path) -> None:
     [
         (LoraOptions(rank=12), "lora.rank=12: must be a multiple of 8, or 0"),
         (LoraOptions(rank=-8), "lora.rank=-8: must be"),
-        (LoraOptions(rank=8, alpha=0.0), "lora.alpha=0.0: must be above 0"),
-        (LoraOptions(rank=8, alpha=float("nan")), "lora.alpha=nan: must be above 0"),
+        (LoraOptions(rank=8, alpha=0.0), "lora.alpha=0.0: must be a number above 0"),
+        (LoraOptions(rank=8, alpha=float("nan")), "lora.alpha=nan: must be a number above 0"),
         (LoraOptions(rank=8, targets="q_proj"), "lora.targets='q_proj': must be a list"),
         (LoraOptions(rank=8, targets=[]), "lora.targets=[]: must be a list"),
     ],

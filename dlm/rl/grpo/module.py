@@ -8,12 +8,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
@@ -21,8 +20,9 @@ from dlm.decoding.noise import seed_of
 from dlm.decoding.options import DecoderOptions
 from dlm.errors import RequestError, RunError
 from dlm.likelihood import Likelihood
-from dlm.models.loading import Checkpoint, save_checkpoint
-from dlm.models.lora import Lora, LoraOptions
+from dlm.models.loading import Checkpoint
+from dlm.models.lora import LoraOptions
+from dlm.rl.grpo.learner import Learner
 from dlm.rl.grpo.objective import Objective
 from dlm.rl.grpo.optimizer import OptimizerOptions
 from dlm.rl.grpo.questions import Question, Step, refuse
@@ -106,78 +106,47 @@ class GRPO(LightningModule):
 
     def configure_model(self) -> None:
         """Load the weights to this process's own device; Lightning may call it twice."""
-        if hasattr(self, "checkpoint"):
+        if hasattr(self, "learner"):
             return
         options = self.options
-        self.checkpoint = self._load(self.device)
-        self.backbone, self.lora = self.checkpoint.backbone.train(), None
-        if options.lora.rank:
-            self.lora = Lora(self.backbone.requires_grad_(False), self.checkpoint.family, options.lora, options.seed)
-        else:
-            self.backbone.requires_grad_(True)
-        self.rollouts = Rollouts(
-            self.checkpoint if self._load_decoder is None else self._load_decoder(self.device),
-            trainer=self.backbone,
+        self.learner = Learner(
+            self._load,
+            self._load_decoder,
+            self.device,
+            lora=options.lora,
+            seed=options.seed,
             codec=self.codec,
             options=options.decoder,
             score_tokens=options.score_tokens,
+            compared=options.objective.kl > 0,
         )
-        self.reference: Likelihood | None = None
-        if options.objective.kl and self.lora is None:
-            first = self._load(self.device)
-            self.reference = Likelihood(first.backbone, first.special, max_tokens=options.score_tokens)
 
     @property
-    def trained(self) -> nn.Module:
-        """What the optimizer changes: the adapter, or the whole model."""
-        return self.backbone if self.lora is None else self.lora
-
-    @contextmanager
-    def _at_the_start(self) -> Iterator[Likelihood | None]:
-        """The model as it was before training; None where no divergence from it is asked for."""
-        if self.lora is None or not self.options.objective.kl:
-            yield self.reference
-            return
-        with self.lora.disabled():
-            yield self.rollouts.likelihood
+    def rollouts(self) -> Rollouts:
+        """What decodes and scores."""
+        return self.learner.rollouts
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
-        optimizer, schedule = self.options.optimizer.build(self.trained.parameters())
+        optimizer, schedule = self.options.optimizer.build(self.learner.trained.parameters())
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
-
-    def save(self, folder: Path, tokenizer: Any, base: str | None) -> None:
-        """What was trained, into a new folder: the adapter of the model `base`, or the model in its family's format."""
-        if self.lora is not None:
-            self.lora.save(folder, base)
-            return
-        save_checkpoint(self.backbone, self.checkpoint.special, folder, family=self.checkpoint.family)
-        tokenizer.save_pretrained(folder)
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on."""
         optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         return {
             "step": self.steps_done,
-            "weights": self.trained.state_dict(),
+            "weights": self.learner.trained.state_dict(),
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` was after its step."""
-        self.trained.load_state_dict(state["weights"])
+        self.learner.trained.load_state_dict(state["weights"])
         self.trainer.optimizers[0].load_state_dict(state["optimizer"])
         self.trainer.lr_scheduler_configs[0].scheduler.load_state_dict(state["schedule"])
         self.steps_done = state["step"]
-        self._sync()
-
-    def _sync(self) -> None:
-        """Have the next answers decoded with the weights as they are now."""
-        if self.lora is None or self.rollouts.shared:
-            self.rollouts.sync(version=self.steps_done)
-            return
-        shapes = {name: (weight.shape, weight.dtype) for name, weight in self.lora.weights.items()}
-        self.rollouts.update_weights_from_stream(shapes, self.lora.merged(), version=self.steps_done)
+        self.learner.sync(version=self.steps_done)
 
     def check(self, questions: Sequence[Question]) -> None:
         """Raise `DataError` that names a question that could not be rolled out, and `RequestError` where none could."""
@@ -204,7 +173,7 @@ class GRPO(LightningModule):
         found = self._update(step.number, answers, groups)
         self.steps_done = step.number
         with self._timed("update"):
-            self._sync()
+            self.learner.sync(version=step.number)
         self.measured = self._over_processes({**self._figures(answers, groups), **found})
         self.measured["not_judged"] *= self.trainer.world_size
 
@@ -243,7 +212,7 @@ class GRPO(LightningModule):
             policy = self.rollouts.likelihood
             # The first update is made by the policy that decoded, whose ratios are 1 whatever they are computed from.
             before = [None, *(self._tokens(policy, rollouts, counts, masks) for masks in seeds[1:])]
-            with self._at_the_start() as first:
+            with self.learner.at_the_start() as first:
                 other = [None if first is None else self._tokens(first, rollouts, counts, masks) for masks in seeds]
         totals: defaultdict[str, float] = defaultdict(float)
         with self._timed("update"):
@@ -264,7 +233,7 @@ class GRPO(LightningModule):
         longest = min(generation.gen_length, generation.max_tokens or generation.gen_length)
         weights = objective.weights(counts, longest, mean_tokens).repeat_interleave(tokens)
         advantages = objective.advantages(rewards).flatten().repeat_interleave(tokens)
-        return weights.to(self.backbone.device), advantages.to(self.backbone.device)
+        return weights.to(self.device), advantages.to(self.device)
 
     def _mask_seeds(self, number: int, update: int, answers: Sequence[Answer]) -> list[int]:
         """A seed for each answer's masks; the same for the policy, the one that decoded, and the reference."""
@@ -289,14 +258,14 @@ class GRPO(LightningModule):
 
     def _counted(self, rollout: Rollout) -> int:
         """Tokens that a gradient goes to: the answer's, and what ended it."""
-        return ended_length(rollout, self.options.generation.stop, self.codec, self.checkpoint.special.end_ids)
+        return ended_length(rollout, self.options.generation.stop, self.codec, self.learner.checkpoint.special.end_ids)
 
     def _descend(self, loss: Tensor, number: int) -> float:
         """One optimizer step; returns the gradient's norm before it was clipped. Raises `RunError` where there is none,
         before the weights are spoilt."""
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         self.manual_backward(loss)
-        norm = clip_grad_norm_(self.trained.parameters(), self.options.optimizer.clip_norm)
+        norm = clip_grad_norm_(self.learner.trained.parameters(), self.options.optimizer.clip_norm)
         if not torch.isfinite(norm):
             raise RunError(
                 f"the gradient of step {number} is not finite: {float(norm)}; lower optimizer.lr, or look at the reward"

@@ -164,7 +164,9 @@ class Session:
     def _conclude(self, trainer: Trainer, module: GRPO, codec: TextCodec, progress: Progress) -> None:
         """Save the model and say what came of it."""
         path = self.record.adapter if self.config.lora.rank else self.record.checkpoint
-        self.record.save(path, partial(module.save, tokenizer=codec.tokenizer, base=self.config.model.get("path")))
+        self.record.save(
+            path, partial(module.learner.save, tokenizer=codec.tokenizer, base=self.config.model.get("path"))
+        )
         summary = self.record.conclude(progress.seconds)
         for logger in trainer.loggers:
             attempt("the summary", partial(log_summary, logger, summary, progress.answers, self.record))

@@ -17,7 +17,7 @@ from dlm.pipeline.model_source import CheckpointSource
 from dlm.rl import Rollouts
 from dlm.rl.grpo.__main__ import run
 from dlm.rl.grpo.config import check_grpo
-from dlm.rl.grpo.module import GRPO
+from dlm.rl.grpo.learner import Learner
 from dlm.rl.grpo.record import Record
 from dlm.text import TextCodec
 from tests.rl.grpo.test_runs import AS_TRAINED, Stopper, compose, figures, train
@@ -82,19 +82,19 @@ def test_the_model_is_its_own_reference(straight: Record, tmp_path, monkeypatch)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_copy_decodes_with_the_adapter_merged(dtype: str, tmp_path, monkeypatch) -> None:
     seen = []
-    sync = GRPO._sync
+    sync = Learner.sync
 
-    def synced(module: GRPO) -> None:
-        sync(module)
-        assert module.lora is not None
-        copy = dict(module.rollouts.checkpoint.backbone.named_parameters())
-        merged = dict(module.lora.merged())
-        changed = [name for name, weight in module.lora.weights.items() if not torch.equal(weight, merged[name])]
+    def synced(learner: Learner, *, version: int) -> None:
+        sync(learner, version=version)
+        assert learner.lora is not None
+        copy = dict(learner.rollouts.checkpoint.backbone.named_parameters())
+        merged = dict(learner.lora.merged())
+        changed = [name for name, weight in learner.lora.weights.items() if not torch.equal(weight, merged[name])]
         assert len(changed) == 4 * 4, "four projections in each of four layers"
         assert all(torch.equal(copy[name], weight.to(copy[name].dtype)) for name, weight in merged.items())
-        seen.append(module.rollouts.weight_version)
+        seen.append(learner.rollouts.weight_version)
 
-    monkeypatch.setattr(GRPO, "_sync", synced)
+    monkeypatch.setattr(Learner, "sync", synced)
     train(tmp_path, *LORA, f"rollout_dtype={dtype}", "steps=2")
     assert seen == [1, 2]
 
@@ -114,7 +114,9 @@ def test_a_target_that_is_not_there_is_named(tmp_path) -> None:
         run(compose(*LORA, "lora.targets=[query]", f"run_dir={tmp_path}"), [])
 
 
-@pytest.mark.parametrize(("given", "fault"), [("lora.rank=9", "a multiple of 8"), ("lora.alpha=-1", "must be above 0")])
+@pytest.mark.parametrize(
+    ("given", "fault"), [("lora.rank=9", "a multiple of 8"), ("lora.alpha=-1", "must be a number above 0")]
+)
 def test_values_that_make_no_adapter_are_refused(given: str, fault: str) -> None:
     with pytest.raises(ConfigError, match=f"{given}.*{fault}"):
         check_grpo(compose(*LORA, given))

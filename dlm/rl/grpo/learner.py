@@ -1,0 +1,96 @@
+"""The model in training: its weights or an adapter, how it decodes, and what it was at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dlm.decoding.options import DecoderOptions
+from dlm.likelihood import Likelihood
+from dlm.models.loading import Checkpoint, save_checkpoint
+from dlm.models.lora import Lora, LoraOptions
+from dlm.rl.rollouts import Rollouts
+from dlm.text import TextCodec
+
+
+class Learner(nn.Module):
+    """What an optimizer changes, and the same weights where answers come from.
+
+    Args:
+        load: makes the checkpoint to train on a device; called once more for the reference where that is another model.
+        load_decoder: makes the copy that decodes; None decodes with the weights in training themselves.
+        device: where all of them go.
+        lora: the adapter that is trained; of rank 0 all weights are.
+        seed: of the adapter.
+        codec: the tokenizer.
+        options: limits of the decoder.
+        score_tokens: rows of one forward that scores.
+        compared: divergences from the model as it was at the start will be asked for.
+
+    Attributes:
+        trained: the module whose parameters are trained.
+        rollouts: decodes and scores with the weights as they were at the last `sync`.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[torch.device], Checkpoint],
+        load_decoder: Callable[[torch.device], Checkpoint] | None,
+        device: torch.device,
+        *,
+        lora: LoraOptions,
+        seed: int,
+        codec: TextCodec,
+        options: DecoderOptions,
+        score_tokens: int,
+        compared: bool,
+    ) -> None:
+        super().__init__()
+        self.checkpoint, self.compared = load(device), compared
+        self.backbone = self.checkpoint.backbone.train().requires_grad_(not lora.rank)
+        self.lora = Lora(self.backbone, self.checkpoint.family, lora, seed) if lora.rank else None
+        self.rollouts = Rollouts(
+            self.checkpoint if load_decoder is None else load_decoder(device),
+            trainer=self.backbone,
+            codec=codec,
+            options=options,
+            score_tokens=score_tokens,
+        )
+        self._reference: Likelihood | None = None
+        if compared and self.lora is None:
+            first = load(device)
+            self._reference = Likelihood(first.backbone, first.special, max_tokens=score_tokens)
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.backbone if self.lora is None else self.lora
+
+    @contextmanager
+    def at_the_start(self) -> Iterator[Likelihood | None]:
+        """The model as it was before training; None where no divergence from it is asked for."""
+        if self.lora is None or not self.compared:
+            yield self._reference
+            return
+        with self.lora.disabled():
+            yield self.rollouts.likelihood
+
+    def sync(self, *, version: int) -> None:
+        """Have the next answers decoded with the weights as they are now."""
+        if self.lora is None or self.rollouts.shared:
+            self.rollouts.sync(version=version)
+            return
+        shapes = {name: (weight.shape, weight.dtype) for name, weight in self.lora.weights.items()}
+        self.rollouts.update_weights_from_stream(shapes, self.lora.merged(), version=version)
+
+    def save(self, folder: Path, tokenizer: Any, base: str | None) -> None:
+        """What was trained, into a new folder: the adapter of the model `base`, or the model in its family's format."""
+        if self.lora is not None:
+            self.lora.save(folder, base)
+            return
+        save_checkpoint(self.backbone, self.checkpoint.special, folder, family=self.checkpoint.family)
+        tokenizer.save_pretrained(folder)
