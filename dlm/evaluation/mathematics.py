@@ -10,6 +10,7 @@ from fractions import Fraction
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 SPELLINGS = (
+    (r"\\\\", ";"),
     (r"\\(?:left|right|displaystyle|big|Big|bigg|Bigg)(?![A-Za-z])", ""),
     (r"\\[!,;: ]|~|\\quad|\\qquad", ""),
     (r"\\(?:d|t|c)frac(?![A-Za-z])", r"\\frac"),
@@ -31,7 +32,8 @@ SPELLINGS = (
     (r"\\\{", "{"),
     (r"\\\}", "}"),
 )
-"""Spellings that mean the same, in the order in which they are replaced."""
+"""Spellings that mean the same, in the order in which they are replaced. The break between the rows of a matrix comes
+first: its second backslash begins no command with what follows."""
 UNIT = re.compile(
     r"(?<=[\d})])\s*(?:dollars?|cents?|degrees?|units?|inch(?:es)?|feet|foot|miles?|hours?|minutes?|seconds?|days?|"
     r"(?:square|cubic|sq\.?)\s*\w+|(?:[cmk]m|(?<=\s)m)(?:\^\{?[23]\}?)?|mph|percent|points?|ways)\.?$"

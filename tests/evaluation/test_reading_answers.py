@@ -117,6 +117,12 @@ def test_the_last_closed_box(text: str, found: str | None) -> None:
         ("2\\pi", "2\u03c0"),
         ("x \\leq 5", "x\\le5"),
         ("7.", "7"),
+        (r"\begin{pmatrix} -2 \\ 1 \end{pmatrix}", r"\begin{pmatrix}-2\\1\end{pmatrix}"),
+        (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", "\\begin{pmatrix}1&2\\\\\n3&4\\end{pmatrix}"),
+        (r"\begin{pmatrix} 1 \\\ 2 \end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+        (r"\begin{pmatrix} 1\,\\\,2 \end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+        (r"\begin{pmatrix} \frac12 \\\frac13 \end{pmatrix}", r"\begin{pmatrix}\frac{1}{2}\\ \dfrac{1}{3}\end{pmatrix}"),
+        (r"\begin{pmatrix}1\\{2}\end{pmatrix}", r"\begin{pmatrix}1 \\ {2}\end{pmatrix}"),
     ],
 )
 def test_answers_that_say_the_same(one: str, other: str) -> None:
@@ -141,6 +147,9 @@ def test_answers_that_say_the_same(one: str, other: str) -> None:
         ("", ""),
         ("", "0"),
         ("\\frac{1}{0}", "0"),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 12 \end{pmatrix}"),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 \ 2 \end{pmatrix}"),
     ],
 )
 def test_answers_that_do_not(one: str, other: str) -> None:
