@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dlm.errors import ConfigError
 from dlm.models.attention import Run, SdpaAttention
 from dlm.models.backbone import Backbone, Layer
 from dlm.models.drafter import LowRank
 from dlm.models.experts import Experts, Router
+from dlm.models.lora import adapter_of
 from dlm.models.segments import Segment
 
 CPU_TILE, CUDA_TILE = 32, 256
@@ -68,7 +70,10 @@ TILED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: TiledLinear, Router:
 
 
 def deterministic_copy(backbone: Backbone) -> Backbone:
-    """The same weights, not copied, in a model that computes in tiles."""
+    """The same weights, not copied, in a model that computes in tiles. Raises `ConfigError` for one whose adapter is in
+    training."""
+    if adapter_of(backbone) is not None:
+        raise ConfigError("decoder.deterministic=true does not go with an adapter in training; decode with a copy")
     tile = CUDA_TILE if backbone.device.type == "cuda" else CPU_TILE
     with torch.device("meta"):
         copy = Backbone(backbone.config)

@@ -28,6 +28,8 @@ from dlm.models.backbone import Backbone
 from dlm.models.families import Family
 from dlm.models.families.base import WeightPart
 
+ALPHA = 16.0
+
 
 @dataclass(frozen=True)
 class LoraOptions:
@@ -41,12 +43,15 @@ class LoraOptions:
     """
 
     rank: int = 0
-    alpha: float = 16.0
+    alpha: float = ALPHA
     targets: Sequence[str] | None = None
 
     def faults(self) -> list[str]:
         """What is wrong with the values, each with its key and remedy."""
         found = []
+        if not self.rank and (self.targets is not None or self.alpha != ALPHA):
+            given = f"lora.alpha={self.alpha}" if self.targets is None else f"lora.targets={list(self.targets)}"
+            found.append(f"{given}: nothing is adapted with lora.rank=0; write lora.rank=16, or leave it out")
         if self.rank < 0 or self.rank % RANK_TILE:
             found.append(f"lora.rank={self.rank}: must be a multiple of {RANK_TILE}, or 0 to train the weights")
         if not 0 < self.alpha < math.inf:
@@ -104,19 +109,26 @@ class Lora(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> Iterator[tuple[str, Tensor]]:
-        """Each of the model's own parameters by name, in its dtype, with what the adapter adds to it."""
+        """Each of the model's own parameters by name, with what the adapter adds to it: those sums in float32, or
+        wider, for who takes them to round once."""
         for name, weight in self.weights.items():
             if name not in self._by_name:
                 yield name, weight
                 continue
             wide = torch.promote_types(weight.dtype, torch.float32)
-            yield name, (weight.to(wide) + self._by_name[name].product()).to(weight.dtype)
+            yield name, weight.to(wide) + self._by_name[name].product()
 
     def save(self, folder: Path, base: str | None = None) -> None:
         """Make a folder with `adapter_config.json`, which names `base` as its model, and `adapter_model.safetensors`,
         in the names of the family's checkpoints."""
         factors = {name: pair for addition in self._by_name.values() for name, pair in addition.factors()}
         write_adapter(folder, factors, rank=self.options.rank, alpha=self.options.alpha, base=base)
+
+
+def adapter_of(backbone: Backbone) -> Lora | None:
+    """The adapter in training of a model; None where it has none."""
+    found = backbone._modules.get("lora")
+    return found if isinstance(found, Lora) else None
 
 
 class Addition(nn.Module):

@@ -123,10 +123,12 @@ def find_names(
     )
     if missing or foreign:
         under = f" under the prefix {chosen!r}" if chosen != head else ""
-        raise CheckpointError(
-            f"{source.label}: the tensors{under} are not those of the {family.name} family: "
-            f"{len(missing)} missing ({', '.join(missing[:3])}), {len(foreign)} unknown ({', '.join(foreign[:3])})"
+        faults = ", ".join(
+            f"{len(names)} {what} ({', '.join(names[:3])})"
+            for what, names in (("missing", missing), ("unknown", foreign))
+            if names
         )
+        raise CheckpointError(f"{source.label}: the tensors{under} are not those of the {family.name} family: {faults}")
     return Match(
         stored={mapping[name]: clean[name] for name in clean if name in mapping},
         tied=tuple(clean[name] for name in clean if name in optional),

@@ -17,6 +17,7 @@ from dlm.decoding.request import check_whole
 from dlm.errors import ConfigError, DLMError, RequestError, RunError
 from dlm.models.backbone import Backbone
 from dlm.models.loading import Checkpoint
+from dlm.models.lora import adapter_of
 from dlm.rl import broadcast
 from dlm.rl.residence import Residence
 from dlm.rl.weights import NamedTensors, Shapes, WeightWriter, folder_source, gathered, shapes_of
@@ -139,7 +140,8 @@ class WeightControl:
             writer.write_stream(broadcast.received(news, src, group))
 
     def sync(self, *, version: int) -> None:
-        """The trainer's module has new weights: shared ones are only given their version, else they are copied.
+        """The trainer's module has new weights: shared ones are only given their version, else they are copied, with
+        what an adapter in training adds to them.
 
         Raises:
             RunError: there is no trainer's module; or as `update_weights`.
@@ -147,11 +149,19 @@ class WeightControl:
         if self.trainer is None:
             raise RunError("sync: there is no trainer's module; use update_weights")
         if not self.shared:
-            self.update_weights(self.trainer.named_parameters(), version=version)
+            self._take_over(self.trainer, version)
             return
         check_whole("version", version, 0)
         with self._alone("sync"):
             self._version = version
+
+    def _take_over(self, trainer: Backbone, version: int) -> None:
+        lora = adapter_of(trainer)
+        if lora is None:
+            self.update_weights(trainer.named_parameters(), version=version)
+            return
+        shapes = {name: (tuple(weight.shape), weight.dtype) for name, weight in lora.weights.items()}
+        self.update_weights_from_stream(shapes, lora.merged(), version=version)
 
     def check_shapes(self, shapes: Shapes) -> None:
         """Raise `CheckpointError` unless an update of these names, shapes and dtypes can be taken; asleep too."""

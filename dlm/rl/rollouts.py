@@ -323,8 +323,10 @@ def _named(places: Sequence[int]) -> str:
 
 
 def _texts(given: Any) -> list[Sequence[int]]:
-    """One list of token ids, or several, as several; also from tensors."""
+    """One list of token ids, or several, as several; also from tensors. Raises `RequestError` for texts."""
     rows = given.tolist() if isinstance(given, Tensor) else given
+    if isinstance(rows, str) or any(isinstance(row, str) for row in rows):
+        raise RequestError("score takes token ids, not texts; encode them first (dlm.text.TextCodec.encode)")
     if len(rows) and isinstance(rows[0], Integral):
         return [rows]
     return [row.tolist() if isinstance(row, Tensor) else row for row in rows]

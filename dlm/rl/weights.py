@@ -33,11 +33,15 @@ def gathered(named_tensors: NamedTensors) -> dict[str, Tensor]:
     pairs = named_tensors.items() if isinstance(named_tensors, Mapping) else named_tensors
     tensors: dict[str, Tensor] = {}
     for name, tensor in pairs:
+        if not isinstance(name, str):
+            raise CheckpointError(f"{LABEL}: {name!r} is no name; give pairs of a name and a tensor")
         if name in tensors:
             raise CheckpointError(f"{LABEL}: {name} is given twice")
         if not isinstance(tensor, Tensor) or tensor.is_meta:
             what = "on the meta device" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
             raise CheckpointError(f"{LABEL}: {name} is {what}; give a tensor that holds numbers")
+        if tensor.layout != torch.strided:
+            raise CheckpointError(f"{LABEL}: {name} is of layout {tensor.layout}; give its to_dense()")
         if hasattr(tensor, "full_tensor"):
             raise CheckpointError(f"{LABEL}: {name} is sharded over processes; give its full_tensor()")
         tensors[name] = tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def score(checkpoint: Checkpoint, gradients: bool = False) -> Tensor:
 def plainly(checkpoint: Checkpoint, lora: Lora) -> Checkpoint:
     """Another model whose weights are the sums."""
     backbone = Backbone(checkpoint.backbone.config).requires_grad_(False).eval()
-    backbone.load_state_dict(dict(lora.merged()))
+    backbone.load_state_dict(dict(lora.merged()))  # which rounds the sums to the model's dtype
     return Checkpoint(backbone, checkpoint.family, checkpoint.special, None)
 
 
@@ -131,6 +132,33 @@ def test_peft_reads_it(tmp_path: Path) -> None:
     assert set(ours) <= set(theirs)
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-6)
+
+
+def test_a_copy_gets_sums_that_are_rounded_once() -> None:
+    """What would be lost on weights in half precision is there on a copy in float32."""
+    checkpoint, copy = fresh(), fresh()
+    checkpoint.backbone.to(torch.bfloat16)
+    lora = trained(checkpoint)
+    with torch.no_grad():
+        for name, parameter in lora.named_parameters():
+            if ".up." in name:
+                parameter.mul_(1e-3)
+    rollouts = Rollouts(copy, trainer=checkpoint.backbone, options=OPTIONS)
+    rollouts.sync(version=3)
+    assert rollouts.weight_version == 3
+    merged, copied = dict(lora.merged()), dict(copy.backbone.named_parameters())
+    assert all(torch.equal(copied[name], merged[name].float()) for name in copied)
+    weight, found = lora.weights["layers.0.qkv.weight"], copied["layers.0.qkv.weight"]
+    assert float((found.bfloat16() == weight).double().mean()) > 0.9
+    assert float((found == weight.float()).double().mean()) < 0.1
+
+
+def test_fixed_shapes_are_refused() -> None:
+    checkpoint = fresh()
+    trained(checkpoint)
+    rollouts = Rollouts(checkpoint, trainer=checkpoint.backbone, options=replace(OPTIONS, deterministic=True))
+    with pytest.raises(ConfigError, match=r"decoder.deterministic=true does not go with an adapter in training"):
+        rollouts.generate(PROMPTS[:1], GREEDY)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -296,6 +296,12 @@ def test_scores_that_cannot_be_had_are_refused(arguments: dict[str, object], mes
         rollouts_of().score((1, 2), (3, 4), **arguments)  # type: ignore[arg-type]  # that is the test
 
 
+@pytest.mark.parametrize("given", ["a", ["a"], ["a", "b"]])
+def test_texts_are_not_scored(given: object) -> None:
+    with pytest.raises(RequestError, match="score takes token ids, not texts; encode them first"):
+        rollouts_of().score(given, given, scheme="ar")  # type: ignore[arg-type]  # that is the test
+
+
 def test_a_training_step_through_shared_weights() -> None:
     """Rollouts, a policy gradient, an optimizer's step in place, and rollouts of the new weights."""
     model = fresh()

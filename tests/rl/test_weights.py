@@ -81,6 +81,7 @@ def wrong_weights() -> dict[str, tuple[Any, str]]:
     narrow = {name: good[name][:-1] for name in (FIRST, SECOND)}
     return {
         "one missing": (without(good, SECOND), rf"1 missing \({re.escape(SECOND)}\)"),
+        "none unknown": (without(good, SECOND), rf"family: 1 missing \({re.escape(SECOND)}\)$"),
         "several missing": (without(good, *NAMES[1:3]), f"2 missing .*{re.escape(NAMES[2])}"),
         "one unknown": ({**good, "model.extra.weight": good[FIRST]}, r"1 unknown \(model.extra.weight\)"),
         "two misshapen": (
@@ -91,6 +92,8 @@ def wrong_weights() -> dict[str, tuple[Any, str]]:
         "integers": ({**good, FIRST: good[FIRST].long()}, f"{re.escape(FIRST)} holds torch.int64"),
         "no tensor": ({**good, SECOND: [1.0]}, f"{re.escape(SECOND)} is a list"),
         "meta": ({**good, SECOND: good[SECOND].to("meta")}, f"{re.escape(SECOND)} is on the meta device"),
+        "sparse": ({**good, SECOND: good[SECOND].to_sparse()}, f"{re.escape(SECOND)} is of layout torch.sparse_coo"),
+        "no name": ([(3, good[FIRST])], "3 is no name; give pairs"),
         "twice": ([*good.items(), (FIRST, good[FIRST])], f"{re.escape(FIRST)} is given twice"),
         "nothing": ({}, "missing"),
         "of another family": (stored(fresh("dream")), "missing"),

@@ -127,8 +127,16 @@ def _own_faults(key: str) -> Callable[[DictConfig], list[str]]:
     return faults
 
 
-def _lora_faults(config: DictConfig) -> list[str]:
-    faults = _own_faults("lora")(config)
+def _trained_faults(config: DictConfig) -> list[str]:
+    """What of a model cannot be trained, or not together."""
+    faults, drafter = _own_faults("lora")(config), config.model.get("drafter_adapter_path")
+    if drafter is not None:
+        faults.append(f"model.drafter_adapter_path={drafter}: a drafter is neither trained nor saved; leave it out")
+    if config.lora.rank and config.decoder.deterministic and config.rollout_dtype is None:
+        faults.append(
+            "decoder.deterministic=true: an adapter in training is not computed in tiles; write rollout_dtype=float32, "
+            "or another, for a copy in which it is merged"
+        )
     if config.lora.rank and config.model.get("adapter_path") is not None:
         faults.append(
             f"model.adapter_path={config.model.adapter_path}: an adapter over another cannot be saved as one; merge it "
@@ -175,7 +183,7 @@ OWN: dict[tuple[str, ...], Callable[[DictConfig], list[str]]] = {
     ("likelihood",): _built_faults("likelihood"),
     ("reward",): _own_faults("reward"),
     ("optimizer",): _own_faults("optimizer"),
-    ("lora", "model"): _lora_faults,
+    ("lora", "model", "decoder", "rollout_dtype"): _trained_faults,
     LOOP_KEYS: _loop_faults,
 }
 """Each check with the parts of the configuration that it reads."""

@@ -34,7 +34,7 @@ class Learner(nn.Module):
 
     Attributes:
         trained: the module whose parameters are trained.
-        rollouts: decodes and scores with the weights as they were at the last `sync`.
+        rollouts: decodes with the weights as they were at its last `sync`, and scores with those that are trained.
     """
 
     def __init__(
@@ -78,14 +78,6 @@ class Learner(nn.Module):
             return
         with self.lora.disabled():
             yield self.rollouts.likelihood
-
-    def sync(self, *, version: int) -> None:
-        """Have the next answers decoded with the weights as they are now."""
-        if self.lora is None or self.rollouts.shared:
-            self.rollouts.sync(version=version)
-            return
-        shapes = {name: (weight.shape, weight.dtype) for name, weight in self.lora.weights.items()}
-        self.rollouts.update_weights_from_stream(shapes, self.lora.merged(), version=version)
 
     def save(self, folder: Path, tokenizer: Any, base: str | None) -> None:
         """What was trained, into a new folder: the adapter of the model `base`, or the model in its family's format."""

@@ -146,7 +146,7 @@ class GRPO(LightningModule):
         self.trainer.optimizers[0].load_state_dict(state["optimizer"])
         self.trainer.lr_scheduler_configs[0].scheduler.load_state_dict(state["schedule"])
         self.steps_done = state["step"]
-        self.learner.sync(version=self.steps_done)
+        self.rollouts.sync(version=self.steps_done)
 
     def check(self, questions: Sequence[Question]) -> None:
         """Raise `DataError` that names a question that could not be rolled out, and `RequestError` where none could."""
@@ -173,7 +173,7 @@ class GRPO(LightningModule):
         found = self._update(step.number, answers, groups)
         self.steps_done = step.number
         with self._timed("update"):
-            self.learner.sync(version=step.number)
+            self.rollouts.sync(version=step.number)
         self.measured = self._over_processes({**self._figures(answers, groups), **found})
         self.measured["not_judged"] *= self.trainer.world_size
 

@@ -67,7 +67,10 @@ class Session:
             source = replace(source, dtype="float32")
         codec = TextCodec.load(source.tokenizer_folder(), self._chat(source))
         curriculum = self._prepare(codec)
-        if self.record.through(self.config.steps):
+        steps, kept = self.config.steps, self.record.steps_kept()
+        if kept > steps:
+            raise ConfigError(f"steps={steps}: this run has made {kept}; write at least so many, or another run_dir")
+        if self.record.through(steps):
             print(f"this run is through; {self._trained()}")
             return 0
         interrupts = Interrupts(self.stop, launched=self.launch.parent is not None)
@@ -78,6 +81,8 @@ class Session:
             logger = build_logger(self.config, self.folder.path, "grpo")
             code = self._train(source, codec, curriculum, [interrupts], logger)
         except RunError as error:
+            if not self.record.state.exists():
+                raise
             raise RunError(f"{error}; what was kept goes on with\n  {self.command}") from error
         finally:
             if logger is not None:

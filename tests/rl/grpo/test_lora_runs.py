@@ -13,11 +13,11 @@ from dlm.decoding.noise import seed_of
 from dlm.demo import CHECKPOINT
 from dlm.errors import ConfigError
 from dlm.models.loading import load_checkpoint
+from dlm.models.lora import adapter_of
 from dlm.pipeline.model_source import CheckpointSource
 from dlm.rl import Rollouts
 from dlm.rl.grpo.__main__ import run
 from dlm.rl.grpo.config import check_grpo
-from dlm.rl.grpo.learner import Learner
 from dlm.rl.grpo.record import Record
 from dlm.text import TextCodec
 from tests.rl.grpo.test_runs import AS_TRAINED, Stopper, compose, figures, train
@@ -82,19 +82,21 @@ def test_the_model_is_its_own_reference(straight: Record, tmp_path, monkeypatch)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_copy_decodes_with_the_adapter_merged(dtype: str, tmp_path, monkeypatch) -> None:
     seen = []
-    sync = Learner.sync
+    sync = Rollouts.sync
 
-    def synced(learner: Learner, *, version: int) -> None:
-        sync(learner, version=version)
-        assert learner.lora is not None
-        copy = dict(learner.rollouts.checkpoint.backbone.named_parameters())
-        merged = dict(learner.lora.merged())
-        changed = [name for name, weight in learner.lora.weights.items() if not torch.equal(weight, merged[name])]
+    def synced(rollouts: Rollouts, *, version: int) -> None:
+        sync(rollouts, version=version)
+        assert rollouts.trainer is not None
+        lora = adapter_of(rollouts.trainer)
+        assert lora is not None
+        copy = dict(rollouts.checkpoint.backbone.named_parameters())
+        merged = dict(lora.merged())
+        changed = [name for name, weight in lora.weights.items() if not torch.equal(weight, merged[name])]
         assert len(changed) == 4 * 4, "four projections in each of four layers"
         assert all(torch.equal(copy[name], weight.to(copy[name].dtype)) for name, weight in merged.items())
-        seen.append(learner.rollouts.weight_version)
+        seen.append(rollouts.weight_version)
 
-    monkeypatch.setattr(Learner, "sync", synced)
+    monkeypatch.setattr(Rollouts, "sync", synced)
     train(tmp_path, *LORA, f"rollout_dtype={dtype}", "steps=2")
     assert seen == [1, 2]
 
@@ -115,8 +117,21 @@ def test_a_target_that_is_not_there_is_named(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "fault"), [("lora.rank=9", "a multiple of 8"), ("lora.alpha=-1", "must be a number above 0")]
+    ("given", "fault"),
+    [
+        ("lora.rank=9", r"lora.rank=9: must be a multiple of 8"),
+        ("lora.alpha=-1", r"lora.alpha=-1.0: must be a number above 0"),
+        ("lora.rank=0 lora.alpha=8", r"lora.alpha=8.0: nothing is adapted with lora.rank=0; write lora.rank=16"),
+        ("lora.rank=0 lora.targets=[q_proj]", r"lora.targets=\['q_proj'\]: nothing is adapted with lora.rank=0"),
+        ("decoder.deterministic=true", r"decoder.deterministic=true: .* write rollout_dtype=float32"),
+        ("model.drafter_adapter_path=x", r"model.drafter_adapter_path=x: a drafter is neither trained nor saved"),
+    ],
 )
-def test_values_that_make_no_adapter_are_refused(given: str, fault: str) -> None:
-    with pytest.raises(ConfigError, match=f"{given}.*{fault}"):
-        check_grpo(compose(*LORA, given))
+def test_what_makes_no_adapter_is_refused(given: str, fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        check_grpo(compose(*LORA, *given.split()))
+
+
+def test_fixed_shapes_decode_with_a_copy(tmp_path) -> None:
+    record = train(tmp_path, *LORA, "steps=1", "decoder.deterministic=true", "rollout_dtype=float32")
+    assert learnt(record)

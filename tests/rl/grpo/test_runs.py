@@ -258,8 +258,9 @@ def test_a_reward_that_fails_costs_its_answers_alone(tmp_path, capsys):
 
 
 def test_a_reward_that_never_works_ends_the_run(tmp_path):
-    with pytest.raises(RunError, match=r"the reward failed on all of the first 8 answers: KeyError"):
+    with pytest.raises(RunError, match=r"the reward failed on all of the first 8 answers: KeyError") as error:
         train(tmp_path, "reward=function", f"reward.path={HERE}:broken")
+    assert "what was kept" not in str(error.value), "nothing was"
 
 
 def test_csv_and_wandb_are_told(tmp_path):
@@ -298,6 +299,11 @@ def test_a_run_can_be_lengthened(straight, tmp_path):
     one, other = weights(straight), weights(Record(folder))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert figures(Record(folder)) == figures(straight)
+
+
+def test_a_run_cannot_be_shortened(straight):
+    with pytest.raises(ConfigError, match=r"steps=2: this run has made 4; write at least so many"):
+        run(compose(f"run_dir={straight.folder}", "steps=2"), [])
 
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path):
