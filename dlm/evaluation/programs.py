@@ -6,8 +6,17 @@ import re
 from collections.abc import Sequence
 from textwrap import dedent, indent
 
-FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*([\w+-]*)[^\n]*\n", re.MULTILINE)
-CLOSE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*$", re.MULTILINE)
+BLOCK = re.compile(
+    r"""
+    ^[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n          # a fence and a language
+    (.*?)
+    (?:^[ \t]*\1[`~]*[ \t]*$                             # a fence that is no shorter
+    |^[ \t]*[`~]{3,}[ \t]*$(?!.*^[ \t]*\1[`~]*[ \t]*$)   # any, where none of these follows
+    |\Z)
+    """,
+    re.MULTILINE | re.DOTALL | re.VERBOSE,
+)
+"""A fenced block: its fence, language and content."""
 CODE = re.compile(
     r"(?:def|async|class|import|from|if|elif|else|for|while|try|except|finally|with|return|pass|raise|assert|global|del)\b"
     r"|[@#)\]}\"'\s]|[A-Za-z_][\w.]*(?:\[[^\]]*\])?\s*(?:[-+*/%|&]?=|,|\(|:\s*\w+\s*=)|$"
@@ -63,14 +72,9 @@ def mbpp_program(text: str, tests: Sequence[str], setup: str = "") -> str:
 
 
 def _fenced(text: str) -> list[str]:
-    blocks, place = [], 0
-    while (opened := FENCE.search(text, place)) is not None:
-        closed = CLOSE.search(text, opened.end())
-        end = closed.start() if closed else len(text)
-        if opened[1].lower() in ("", "python", "py", "python3"):
-            blocks.append(text[opened.end() : end])
-        place = closed.end() if closed else len(text)
-    return [block for block in blocks if block.strip()]
+    """What stands in fences as Python, or as no language; not what is empty."""
+    found = [(block[2].lower(), block[3]) for block in BLOCK.finditer(text)]
+    return [code for language, code in found if language in ("", "python", "py", "python3") and code.strip()]
 
 
 def _before(prompt: str, entry_point: str) -> str:
