@@ -30,7 +30,7 @@ class Task(ABC):
             `{options}` for lettered choices.
         answer_field: the field of the right answer; None where a checker needs none.
         choices_field: the field of the choices: a list of texts, or `{"text": [...], "label": [...]}`; None without.
-        group_field: scores are also given for each value of this field.
+        group_field: scores are also given for each value of this field; a list counts as one value.
         only: with `group_field`, only rows with one of these values; None: all.
         num_shots: examples before each question.
         shots_path: file of the examples, one JSON object a line with the same fields.
@@ -91,7 +91,8 @@ class Task(ABC):
         Each question's `row` holds the fields of the data, the question itself as `prompt`.
 
         Raises:
-            DataError: the data cannot be read, or nothing in it is of a value of `only`.
+            DataError: the data cannot be read, nothing in it is of a value of `only`, or what `only` is compared with
+                is a list or an object.
         """
         name = getattr(source, "prompt_field", "prompt")
         shots = Shots(
@@ -104,12 +105,24 @@ class Task(ABC):
         )
         rows = source.read()
         if self.only is not None:
-            there = {prompt.row.get(self.group_field or "") for prompt in rows}
-            lacking = [value for value in self.only if value not in there]
-            if lacking or not self.only:
-                names = ", ".join(map(str, lacking)) or "nothing"
-                raise DataError(f"task.only: no row has a {self.group_field} of {names}")
+            self._check_only(self.only, rows)
         return [self._ask(prompt, shots, name) for prompt in rows if self._wanted(prompt)]
+
+    def _check_only(self, only: Sequence[str], rows: Sequence[Prompt]) -> None:
+        """Raise `DataError` unless the rows can be told apart by `only`, and each of its values is there."""
+        there = set()
+        for prompt in rows:
+            value = prompt.row.get(self.group_field or "")
+            if isinstance(value, list | dict):
+                raise DataError(
+                    f"task.only={list(only)}: {self.group_field} of row {prompt.id} is {value!r}, not one value; name "
+                    "a field of single values as task.group_field, or leave task.only out"
+                )
+            there.add(value)
+        lacking = [value for value in only if value not in there]
+        if lacking or not only:
+            names = ", ".join(map(str, lacking)) or "nothing"
+            raise DataError(f"task.only: no row has a {self.group_field} of {names}")
 
     def _examples(self, source: PromptSource, name: str) -> Iterator[dict[str, Any]]:
         if not self.num_shots:

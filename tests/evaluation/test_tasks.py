@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,17 @@ def test_families_of_the_demo_by_name() -> None:
     assert {prompt.row["family"] for prompt in task.read(DemoPrompts())} == {"split", "capital"}
     with pytest.raises(DataError, match="no row has a family of spilt"):
         GenerationTask(name="demo", checker="demo", group_field="family", only=["split", "spilt"]).read(DemoPrompts())
+
+
+@pytest.mark.parametrize("tags", [["a", "b"], {"a": 1}])
+def test_rows_are_not_chosen_by_a_field_that_holds_several_values(tags: Any, tmp_path: Path) -> None:
+    source = write(tmp_path / "tagged.jsonl", [{**QUESTIONS[0], "tags": "a"}, {**QUESTIONS[1], "tags": tags}])
+    said = (
+        rf"task.only=\['a'\]: tags of row line-2 is {re.escape(repr(tags))}.*task.group_field, or leave task.only out"
+    )
+    with pytest.raises(DataError, match=said):
+        gsm8k(group_field="tags", only=["a"]).read(source)
+    assert [prompt.fault for prompt in gsm8k(group_field="tags").read(source)] == [None, None]
 
 
 CHOICES: list[dict[str, Any]] = [
