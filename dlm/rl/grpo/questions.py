@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -45,24 +45,25 @@ class Step:
     questions: Sequence[Question]
 
 
-def questions_of(prompts: Sequence[Prompt], codec: TextCodec, needs: str | None) -> list[Question]:
+def questions_of(prompts: Sequence[Prompt], codec: TextCodec, needs: Sequence[str]) -> list[Question]:
     """Encoded prompts.
 
     Args:
         prompts: rows of the data.
         codec: encodes them.
-        needs: a field that each row must have.
+        needs: fields that each row must have, with a value that is not null.
 
     Raises:
         DataError: a row cannot be used; a training set is mended, not skipped.
     """
     faults = [(prompt.id, prompt.fault.message) for prompt in prompts if prompt.fault is not None]
-    if needs is not None and not faults:
-        faults = [(prompt.id, f"no field {needs!r}") for prompt in prompts if needs not in prompt.row]
+    rows = [{**prompt.row, "prompt": prompt.content} for prompt in prompts]
+    if not faults:
+        lacking = [(prompt.id, _lack_of(row, needs)) for prompt, row in zip(prompts, rows, strict=True)]
+        faults = [(name, fault) for name, fault in lacking if fault is not None]
     refuse(faults)
     return [
-        Question(prompt.id, {**prompt.row, "prompt": prompt.content}, tuple(codec.encode(prompt.content)))
-        for prompt in prompts
+        Question(prompt.id, row, tuple(codec.encode(prompt.content))) for prompt, row in zip(prompts, rows, strict=True)
     ]
 
 
@@ -72,6 +73,14 @@ def refuse(faults: Sequence[tuple[str, str]]) -> None:
         (name, fault), others = faults[0], len(faults) - 1
         more = f" (and {others} more)" if others else ""
         raise DataError(f"row {name}: {fault}{more}; mend it, or leave it out")
+
+
+def _lack_of(row: Mapping[str, Any], needs: Sequence[str]) -> str | None:
+    """What the first field is that a row needs and does not have, or has as null; None where it has them all."""
+    missing = next((need for need in needs if row.get(need) is None), None)
+    if missing is None:
+        return None
+    return f"field {missing!r} is null" if missing in row else f"no field {missing!r}"
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ class Reward(Protocol):
     """Built from `conf/reward/`."""
 
     @property
-    def needs(self) -> str | None:
-        """A field that every row must have."""
+    def needs(self) -> Sequence[str]:
+        """Fields that every row must have."""
 
     def faults(self) -> list[str]:
         """What is wrong with it, each with its key and remedy."""
@@ -43,8 +43,8 @@ class FunctionReward:
     path: str
 
     @property
-    def needs(self) -> None:
-        return None
+    def needs(self) -> Sequence[str]:
+        return ()
 
     def faults(self) -> list[str]:
         try:
@@ -71,8 +71,10 @@ class CheckerReward:
     answer_field: str | None = None
 
     @property
-    def needs(self) -> str | None:
-        return self.answer_field
+    def needs(self) -> Sequence[str]:
+        """Those of the checker, and `answer_field` where it is set. Raises `ConfigError` where there is no checker."""
+        needs = [self.answer_field if need == "answer" else need for need in (*self._checker().needs, "answer")]
+        return tuple(dict.fromkeys(need for need in needs if need is not None))
 
     def _checker(self) -> Checker:
         return checker_of(self.checker, Sandbox(), "reward.checker")

@@ -47,13 +47,32 @@ def test_too_few_prompts_are_refused():
 def test_a_row_that_cannot_be_used_is_named():
     prompts = [Prompt("a", "hello"), Prompt("b", "", {}, Fault("DataError", "field 'prompt' is empty"))]
     with pytest.raises(DataError, match="row b: field 'prompt' is empty; mend it"):
-        questions_of(prompts, None, None)
+        questions_of(prompts, None, ())
 
 
-def test_a_row_without_the_field_that_the_reward_reads_is_named():
-    prompts = [Prompt("a", "hello", {"answer": "1"}), Prompt("b", "hello"), Prompt("c", "hello")]
-    with pytest.raises(DataError, match=r"row b: no field 'answer' \(and 1 more\); mend it"):
-        questions_of(prompts, None, "answer")
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"family": "add"}, "no field 'answer'"),
+        ({"answer": None, "family": "add"}, "field 'answer' is null"),
+        ({"answer": "1"}, "no field 'family'"),
+        ({}, "no field 'answer'"),
+    ],
+)
+def test_a_row_without_a_field_that_the_reward_reads_is_named(row, fault):
+    prompts = [Prompt("a", "hello", {"answer": "1", "family": "add"}), Prompt("b", "hello", row), Prompt("c", "hello")]
+    with pytest.raises(DataError, match=rf"row b: {fault} \(and 1 more\); mend it"):
+        questions_of(prompts, None, ("answer", "family"))
+
+
+def test_a_row_with_every_field_is_a_question():
+    class Codec:
+        def encode(self, text):
+            return [len(text)]
+
+    prompts = [Prompt("a", "hello", {"answer": 0, "family": ""})]
+    [question] = questions_of(prompts, Codec(), ("prompt", "answer", "family"))
+    assert question == Question("a", {"prompt": "hello", "answer": 0, "family": ""}, (5,))
 
 
 def test_a_question_that_is_asked_twice_in_a_step_knows_of_it():

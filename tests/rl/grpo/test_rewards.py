@@ -80,6 +80,15 @@ def test_a_reward_that_fails_on_everything_ends_the_run(name, said):
         judge([{"prompt": "a"}] * 2, ["x", "y"])
 
 
-def test_only_a_checker_needs_a_field():
-    assert CheckerReward("number", "answer").needs == "answer"
-    assert FunctionReward(f"{HERE}:length").needs is None
+@pytest.mark.parametrize(
+    ("reward", "needs"),
+    [
+        (CheckerReward("number", "solution"), ("solution",)),
+        (CheckerReward("demo"), ("family",)),
+        (CheckerReward("demo", "solution"), ("family", "solution")),
+        (CheckerReward(f"{HERE}:length"), ()),
+        (FunctionReward(f"{HERE}:length"), ()),
+    ],
+)
+def test_a_reward_needs_what_its_checker_reads(reward, needs):
+    assert reward.needs == needs
