@@ -1,7 +1,8 @@
 """What a folder of runs holds, and what it lacks.
 
-A run is a folder with `config.yaml`, as predict and evaluate leave it. Its figures come from `summary.json`; where that
-is missing, from `predictions.jsonl`. What a run lacks is said in words, and stops nobody from looking at the others.
+A run is a folder with `config.yaml`, as predict and evaluate leave it; one of a training is left to `trainings.py`. Its
+figures come from `summary.json`; where that is missing, from `predictions.jsonl`. What a run lacks is said in words,
+and stops nobody from looking at the others.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from dlm.pipeline.run_folder import RunFolder
 from dlm.pipeline.shards import read_answers
 from dlm.pipeline.summary import summarize
 
-TRAINING = "training.jsonl"
-"""The log of a training."""
+TRAINING_KEYS = frozenset({"reward", "likelihood", "objective"})
+"""What the configuration of a training has, and no other."""
 MAPS = 2000
 """Step maps read of a run: more change no picture."""
 INSIDE = ("wandb", "shards", "claims")
@@ -112,8 +113,12 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 
 def is_training(path: Path) -> bool:
-    """Whether the folder of a run is that of a training, which has no predictions."""
-    return (path / TRAINING).exists()
+    """Whether the folder of a run is that of a training, which has no predictions.
+
+    Its configuration tells, which is there before the first step. It is not parsed: it may be of another program.
+    """
+    lines = (path / "config.yaml").read_text(encoding="utf-8", errors="replace").splitlines()
+    return {line.partition(":")[0] for line in lines} >= TRAINING_KEYS
 
 
 def _read(path: Path, name: str) -> Run:

@@ -10,8 +10,10 @@ from typing import Any
 
 from dlm.pipeline.run_folder import RunFolder
 from dlm.pipeline.run_lock import is_locked
-from dlm.report.runs import TRAINING, is_training, labels_of, overrides_of, run_folders
+from dlm.report.runs import is_training, labels_of, overrides_of, run_folders
 
+LOG = "training.jsonl"
+"""Begins with a line that says what was run; then come steps and measurements."""
 COLUMNS = (
     "run", "reward before", "reward after", "gain", "steps", "minutes", "rollout", "reward", "score", "update",
     "tokens", "NFE",
@@ -28,7 +30,7 @@ class Training:
         folder: where it lies.
         overrides: what was typed to start it.
         label: what tells it from the others.
-        rows: of `training.jsonl`, behind the first.
+        rows: of `training.jsonl`, behind the first; none of a run that has not come so far.
         summary: of `summary.json`; None for a run that is not through.
         missing: what it lacks, in words; empty where it lacks nothing.
     """
@@ -57,20 +59,27 @@ def read_trainings(folder: Path) -> list[Training]:
 
 
 def _read(path: Path) -> Training:
-    rows, missing = [], []
-    for number, line in enumerate((path / TRAINING).read_text(encoding="utf-8").splitlines()[1:], start=2):
+    rows, missing, log, told = [], [], path / LOG, path / "summary.json"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    for number, line in enumerate(lines[1:], start=2):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            missing.append(f"line {number} of {TRAINING} is broken, as a kill leaves one")
-    summary, told = None, path / "summary.json"
-    if told.exists():
-        summary = json.loads(told.read_text())
-    else:
-        last = max((row["step"] for row in rows), default=0)
-        resume = f"it died or was stopped after step {last}; to go on: {RunFolder(path).begun_with()}"
-        missing.append(f"it is still running: step {last} is done" if is_locked(path) else resume)
+            missing.append(f"line {number} of {LOG} is broken, as a kill leaves one")
+    summary = json.loads(told.read_text()) if told.exists() else None
+    if summary is None:
+        missing.append(_unfinished(path, max((row["step"] for row in rows), default=0)))
+    elif not log.exists():
+        missing.append(f"{LOG} is gone, and with it what its steps did")
     return Training(path, overrides_of(path), tuple(rows), summary, tuple(missing))
+
+
+def _unfinished(path: Path, last: int) -> str:
+    """Why a training has no summary after step `last`, and how to go on."""
+    if is_locked(path):
+        return f"it is still running: {f'step {last}' if last else 'no step'} is done"
+    when = f"after step {last}" if last else "before its first step"
+    return f"it died or was stopped {when}; to go on: {RunFolder(path).begun_with()}"
 
 
 def cells(trainings: Sequence[Training]) -> list[tuple[str, ...]]:

@@ -8,21 +8,35 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
 from dlm.command_line import compose_config
+from dlm.evaluation.config import register as register_evaluate
 from dlm.pipeline.run_lock import locked
 from dlm.report import plots
 from dlm.report.__main__ import run as report
 from dlm.report.config import register
+from dlm.report.runs import is_training
 from dlm.report.trainings import COLUMNS, cells, read_trainings, totals
+from dlm.rl.grpo.config import register as register_grpo
 from dlm.rl.grpo.record import summary_of
 from tests.report.folders import sweep
 
 
-def training(folder: Path, seed: int, *, through: bool = True, rise: float = 0.25) -> Path:
-    """A run of two steps, as `dlm.rl.grpo` leaves it."""
+def begun(folder: Path, seed: int) -> Path:
+    """A run that has not written a line yet."""
     path = folder / f"run{seed}"
     path.mkdir(parents=True)
+    parts = "".join(f"{part}:\n  _target_: x\n" for part in ("reward", "likelihood", "objective"))
+    (path / "config.yaml").write_text(f"{parts}seed: {seed}\n")
+    (path / "command.txt").write_text(f"python -m dlm.rl.grpo experiment=demo_grpo seed={seed} run_dir={path}\n")
+    (path / "index.json").write_text('{"ids": ["p0"], "samples": 4, "digest": "x"}')
+    return path
+
+
+def training(folder: Path, seed: int, *, through: bool = True, rise: float = 0.25) -> Path:
+    """A run of two steps, as `dlm.rl.grpo` leaves it."""
+    path = begun(folder, seed)
     spent = {"seconds_rollout": 3.0, "seconds_reward": 0.0, "seconds_score": 1.0, "seconds_update": 4.0}
     rows = [
         {"step": 0, "validation_reward": 0.5, "validation_stderr": 0.02, "not_judged": 0},
@@ -30,8 +44,6 @@ def training(folder: Path, seed: int, *, through: bool = True, rise: float = 0.2
         {"step": 2, "reward": 0.6, "tokens": 5.5, "nfe": 2.5, "not_judged": 0, **spent},
         {"step": 2, "validation_reward": 0.5 + rise, "validation_stderr": 0.01, "not_judged": 0},
     ]
-    (path / "config.yaml").write_text(f"seed: {seed}\n")
-    (path / "command.txt").write_text(f"python -m dlm.rl.grpo experiment=demo_grpo seed={seed} run_dir={path}\n")
     (path / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"seed": seed}, *rows]))
     if through:
         (path / "summary.json").write_text(json.dumps(summary_of(rows, 90.0)))
@@ -81,6 +93,45 @@ def test_a_run_that_goes_on_is_not_called_dead(tmp_path: Path) -> None:
     assert running.missing == ("it is still running: step 2 is done",)
     [dead] = read_trainings(tmp_path)
     assert dead.missing[0].startswith("it died or was stopped after step 2")
+
+
+@pytest.mark.parametrize("log", [None, '{"seed": 1}\n', '{"seed": 1}\n{"step": 0, "validation_reward": 0.5}\n'])
+def test_a_run_before_its_first_step_is_one_of_the_trainings(
+    log: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training(tmp_path, 0)
+    early = begun(tmp_path, 1)
+    if log is not None:
+        (early / "training.jsonl").write_text(log)
+    with locked(early):
+        [_, running] = read_trainings(tmp_path)
+    assert running.missing == ("it is still running: no step is done",)
+    assert make(f"runs={tmp_path}", "logger=none") == 0
+    said = "seed=1: it died or was stopped before its first step; to go on: python -m dlm.rl.grpo"
+    assert said in capsys.readouterr().err
+    assert "1 of 2 runs finished" in (tmp_path / "report" / "training.html").read_text()
+    assert not (tmp_path / "report" / "report.html").exists()
+
+
+def test_trainings_alone_that_took_no_step_are_a_report(tmp_path: Path) -> None:
+    begun(tmp_path, 0)
+    assert make(f"runs={tmp_path}", "logger=none") == 0
+    assert "No step was taken." in (tmp_path / "report" / "training.html").read_text()
+
+
+def test_a_run_whose_log_is_gone_says_so(tmp_path: Path) -> None:
+    (training(tmp_path, 0) / "training.jsonl").unlink()
+    [found] = read_trainings(tmp_path)
+    assert found.missing == ("training.jsonl is gone, and with it what its steps did",)
+    assert totals([found])["report/least_gain"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("program", "trains"), [("grpo", True), ("predict", False), ("evaluate", False)])
+def test_a_training_is_known_by_its_configuration(program: str, trains: bool, tmp_path: Path) -> None:
+    register_evaluate()
+    register_grpo()
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(compose_config(program, [])))
+    assert is_training(tmp_path) is trains
 
 
 def test_the_curve_holds_steps_and_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
