@@ -9,8 +9,9 @@ What is named here is imported when it is first used, so that `python -m dlm.rl.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dlm.lazy import exports
 
 if TYPE_CHECKING:
     from dlm.rl.broadcast import send_weights
@@ -20,19 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Rollout", "Rollouts", "make_rollout_func", "send_weights"]
 
-_HOMES = {
-    "Rollout": "dlm.rl.rollout",
-    "Rollouts": "dlm.rl.rollouts",
-    "make_rollout_func": "dlm.rl.rollout_func",
-    "send_weights": "dlm.rl.broadcast",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+__getattr__, __dir__ = exports(
+    __name__,
+    {
+        "Rollout": "dlm.rl.rollout",
+        "Rollouts": "dlm.rl.rollouts",
+        "make_rollout_func": "dlm.rl.rollout_func",
+        "send_weights": "dlm.rl.broadcast",
+    },
+)
