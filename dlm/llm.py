@@ -22,7 +22,7 @@ from os import PathLike
 from typing import Any
 
 import torch
-from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
+from tqdm import tqdm
 
 from dlm.answers import item_of, refusal, sample_of
 from dlm.arguments import Prompt, as_arguments, check_numbers, choose_device, one_each, prompt_list
