@@ -79,7 +79,7 @@ def deterministic_copy(backbone: Backbone) -> Backbone:
         copy = Backbone(backbone.config)
     for ours, theirs in zip(copy.layers, backbone.layers, strict=True):
         assert isinstance(ours, Layer)  # a ModuleList does not say what it holds
-        assert isinstance(theirs, Layer)
+        assert isinstance(theirs, Layer)  # likewise
         ours.total = theirs.total
         for name, part in theirs.drafter.items():
             assert isinstance(part, LowRank)  # nor does a ModuleDict

@@ -29,6 +29,7 @@ from dlm.models.families import Family
 from dlm.models.families.base import WeightPart
 
 ALPHA = 16.0
+"""Where nothing else is asked."""
 
 
 @dataclass(frozen=True)

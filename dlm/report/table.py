@@ -48,7 +48,7 @@ def point(run: Run) -> tuple[float, float]:
     """Tokens per forward and accuracy of a comparable run."""
     speed, accuracy = run.figures.tokens_per_forward, run.figures.accuracy
     assert speed is not None  # it is comparable
-    assert accuracy is not None
+    assert accuracy is not None  # likewise
     return speed, accuracy
 
 
