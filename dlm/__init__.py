@@ -9,12 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dlm.lazy import exports
+from dlm.models.mkl import request_strict_products
 
 if TYPE_CHECKING:
     from dlm.llm import LLM
     from dlm.sampling import SamplingParams, SparseConfig
 
 __version__ = "0.1.0"
+
+request_strict_products()
 
 __all__ = ["LLM", "SamplingParams", "SparseConfig", "__version__"]
 

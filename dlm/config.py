@@ -116,7 +116,7 @@ class DecoderConfig:
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 8192
     arena_tokens: int | None = None
-    deterministic: bool = False
+    deterministic: bool | None = None
     enforce_eager: bool = False
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads of tests that share the cores do not spin
+
 from collections import Counter
 from collections.abc import Iterator
 from unittest import mock

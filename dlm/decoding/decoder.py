@@ -4,8 +4,9 @@
     for completion in decoder.run(requests):
         ...
 
-The windows of all canvases that step together are one packed batch and one model call. What comes out for a request
-does not depend on what it is batched with.
+The windows of all canvases that step together are one packed batch and one model call. On a CPU what comes out for a
+request does not depend on what it is batched with (`dlm.models.arithmetic`); on a GPU near-ties of its logits may turn
+unless `DecoderOptions.deterministic` is set.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from dlm.decoding.outcomes import completion_of, failure_of, progress_of, refusa
 from dlm.decoding.packing import Batch
 from dlm.decoding.request import Completion, Request
 from dlm.decoding.scheduler import Scheduler
+from dlm.decoding.scoring import rows_within
 from dlm.decoding.selection import Choice, Selector
 from dlm.decoding.sharing import PromptSharing
 from dlm.decoding.validation import faults_of
 from dlm.errors import RequestError
-from dlm.models.attention import AttentionBackend, choose_backend
+from dlm.models.arrangement import Arrangement
+from dlm.models.attention import AttentionBackend
 from dlm.models.backbone import Backbone
-from dlm.models.deterministic import SeparateAttention, deterministic_copy
 from dlm.models.devices import free_memory, upload
 from dlm.models.families import SpecialTokens
 
@@ -59,10 +61,9 @@ class Decoder:
         recorder: Recorder | None = None,
     ) -> None:
         self.options = options or DecoderOptions()
-        if self.options.deterministic:
-            backbone, backend = deterministic_copy(backbone), backend or SeparateAttention
-        self.backbone, self.special = backbone, special
-        self.backend = backend or choose_backend(backbone.device, backbone.dtype)
+        self.arrangement = Arrangement.of(backbone, self.options.deterministic, backend)
+        self.backbone = backbone = self.arrangement.backbone
+        self.backend, self.special = self.arrangement.backend, special
         config = backbone.config
         self.arena = Arena(
             config.num_layers,
@@ -77,8 +78,8 @@ class Decoder:
         self.graphs = Graphs(backbone, self.arena, chosen)
         self.sharing = PromptSharing(self.arena)
         self.scheduler: Scheduler[Canvas] = Scheduler(self.options.max_num_seqs, self.options.max_num_batched_tokens)
-        row_bytes = config.vocab_size * max(4, backbone.dtype.itemsize)
-        self.selector = Selector(backbone, special, max(4, (self.options.logits_mib << 20) // row_bytes))
+        max_rows = rows_within(self.options.logits_mib, config.vocab_size, backbone.dtype)
+        self.selector = Selector(backbone, special, max_rows)
         self.stats = DecoderStats(max_num_seqs=self.options.max_num_seqs)
         self._waiting: deque[Canvas] = deque()
         self._finished: list[Completion] = []

@@ -22,7 +22,7 @@ from dlm.decoding.packing import Batch
 from dlm.models.attention import AttentionBackend, VarlenAttention, kernels
 from dlm.models.attention.frames import Frame, FrameAttention, FrameShape
 from dlm.models.backbone import Backbone
-from dlm.models.experts import choose_linear, grouped_linear
+from dlm.models.experts import has_grouped_kernel
 from dlm.models.segments import Segment
 
 MAX_ROWS = 2048
@@ -89,7 +89,7 @@ def choose_recorder(backbone: Backbone, backend: AttentionBackend, given: Record
         return None
     if backbone.config.experts is not None:
         probe = torch.empty(0, dtype=backbone.dtype, device=backbone.device)
-        grouped = choose_linear(probe) is grouped_linear
+        grouped = has_grouped_kernel(probe)
         if not grouped or torch.cuda.get_device_capability(backbone.device) < (9, 0):
             return None
     return CudaRecorder(backbone.device)

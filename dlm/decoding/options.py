@@ -19,9 +19,9 @@ class DecoderOptions:
             length, within a quarter of the memory that is free.
         logits_mib: memory for rows of logits, in MiB; more rows are taken in chunks.
         poison: fill freed arena ranges with NaN (tests).
-        deterministic: products and attention of fixed shapes, so that a request has the same bits whatever it is
-            batched with in half precision too; slower. On a CPU in float32 and float64 that holds without it; on a GPU
-            it has not been tried yet.
+        deterministic: whether the bits of an answer are kept from depending on what it is batched with: None does so on
+            a CPU, where it costs little, and not on a GPU, where products and attention are then of fixed shapes (not
+            tried yet).
         enforce_eager: record no forward (CUDA graphs); slower.
     """
 
@@ -30,7 +30,7 @@ class DecoderOptions:
     arena_tokens: int | None = None
     logits_mib: int = 512
     poison: bool = False
-    deterministic: bool = False
+    deterministic: bool | None = None
     enforce_eager: bool = False
 
     def __post_init__(self) -> None:

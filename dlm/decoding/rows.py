@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn import functional as F
 
 Boosts = tuple[Tensor, Tensor, Tensor]
 
@@ -29,6 +30,20 @@ class Rows:
     boosts: Boosts | None = None
     boosting: Callable[[int, Tensor], Boosts] | None = None
     before: Rows | None = None
+
+    def filled(self, tile: int) -> Rows:
+        """The same with rows of zeros behind, so that their number is a multiple of `tile`."""
+        spare = -self.hidden.shape[0] % tile
+        if not spare:
+            return self
+        return Rows(
+            F.pad(self.hidden, (0, 0, 0, spare)),
+            None if self.twin is None else F.pad(self.twin, (0, 0, 0, spare)),
+            None if self.keys is None else F.pad(self.keys, (0, spare)),
+            self.boosts,
+            self.boosting,
+            None if self.before is None else self.before.filled(tile),
+        )
 
     def slice(self, start: int, stop: int) -> Rows:
         """Rows `[start, stop)`."""

@@ -4,7 +4,8 @@ Only masked positions of active blocks come here; a vocabulary-sized row exists 
 taken in chunks that fit a budget. Confidence comes from the odds against the proposed token,
 d = sum over v != x0 of exp(l_v - l_x0), c = 1 / (1 + d): no second vocabulary-sized tensor.
 
-Every operation here treats rows one by one, so that a row's result does not depend on its neighbours.
+Every operation here treats rows one by one, and none sees a lone row, which ATen would split among threads: rows are
+filled up to a multiple of `ROW_TILE` first. So a row's result does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dlm.decoding import fused
 from dlm.decoding.measures import draw_sums, entropy_sums, measures_of
 from dlm.decoding.noise import gumbel
 from dlm.decoding.rows import Rows
-from dlm.models.backbone import ROW_TILE
+from dlm.models.architecture import ROW_TILE
+from dlm.models.arithmetic import Arithmetic
 
 SLICE_BYTES = 4 << 20
 """Rows are reduced in slices of about this size, so that the passes over a slice find it in the processor's cache."""
@@ -36,6 +37,7 @@ class Head(Protocol):
     """The part of a model that scoring needs."""
 
     embedding: nn.Embedding
+    arithmetic: Arithmetic
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits `[rows, vocab]` of `hidden [rows, hidden]`."""
@@ -128,7 +130,7 @@ def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tens
         model: gives logits.
         rows: what to score.
         spec: how.
-        max_rows: rows of logits that may exist at once.
+        max_rows: rows of logits that may exist at once, a multiple of `ROW_TILE`.
 
     Returns:
         `[6, rows]` float64, to be finished by `Proposals.from_table`: proposed token; the order's statistic, else 0;
@@ -137,7 +139,9 @@ def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tens
         `entropy_sums`. Then `[rows, ...]`, what the spec's observer made of the raw logits, or None.
     """
     parts, observed = [], []
-    for start in range(0, rows.hidden.shape[0], max_rows):
+    count = rows.hidden.shape[0]
+    rows = rows.filled(ROW_TILE)
+    for start in range(0, count, max_rows):
         chunk = rows.slice(start, start + max_rows)
         logits = _logits(model, chunk, spec)
         if spec.observe:
@@ -147,14 +151,14 @@ def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tens
             chunk = replace(chunk, boosts=rows.boosting(start, plain))
         parts.append(_score_chunk(logits, chunk, spec))
     table = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-    return table, torch.cat(observed) if observed else None
+    return table[:, :count], torch.cat(observed)[:count] if observed else None
 
 
 def _score_chunk(logits: Tensor, rows: Rows, spec: ScoreSpec, *, keep: bool = False) -> Tensor:
     """As `score`'s table; `logits` are used up unless they are to be kept."""
     step = logits.shape[0]
     if logits.device.type == "cpu":
-        step = max(1, SLICE_BYTES // (logits.shape[1] * logits.element_size()))
+        step = slice_rows(logits)
     parts = []
     for first in range(0, logits.shape[0], step):
         part = logits[first : first + step]
@@ -163,6 +167,17 @@ def _score_chunk(logits: Tensor, rows: Rows, spec: ScoreSpec, *, keep: bool = Fa
         else:
             parts.append(_score_slice(part.clone() if keep else part, rows.slice(first, first + step), spec))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def rows_within(mib: float, vocab_size: int, dtype: torch.dtype) -> int:
+    """Rows of logits that `mib` MiB hold, at least float32 each; a multiple of `ROW_TILE`, and at least that."""
+    row_bytes = vocab_size * max(4, dtype.itemsize)
+    return max(1, int(mib * 2**20) // row_bytes // ROW_TILE) * ROW_TILE
+
+
+def slice_rows(logits: Tensor) -> int:
+    """Rows of `logits [rows, vocab]` that are reduced together on a CPU, a multiple of `ROW_TILE`."""
+    return max(1, SLICE_BYTES // (logits.shape[1] * logits.element_size()) // ROW_TILE) * ROW_TILE
 
 
 def _logits(model: Head, rows: Rows, spec: ScoreSpec) -> Tensor:
@@ -277,10 +292,8 @@ def _log_softmax(logits: Tensor) -> Tensor:
 
 
 def _expected_embedding(model: Head, logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
-    """softmax(logits) E, `[rows, hidden]`; rows are rounded up to whole tiles, so that neighbours do not matter."""
-    spare = -logits.shape[0] % ROW_TILE
-    probability = F.pad(logits.softmax(-1), (0, 0, 0, spare))
-    return F.linear(probability, model.embedding.weight.t())[: logits.shape[0]]
+    """softmax(logits) E, `[rows, hidden]`."""
+    return model.arithmetic.linear(logits.softmax(-1), model.embedding.weight.t())
 
 
 OBSERVERS: dict[str, Callable[[Head, Tensor, Rows, ScoreSpec], Tensor]] = {

@@ -8,11 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dlm.decoding.scoring import SLICE_BYTES
+from dlm.decoding.scoring import rows_within, slice_rows
 from dlm.likelihood.packing import Batch, pack
 from dlm.likelihood.views import Sheet
+from dlm.models.architecture import ROW_TILE
 from dlm.models.attention import AttentionBackend, SdpaAttention, choose_backend
 from dlm.models.backbone import Attention, Backbone
 from dlm.models.devices import upload
@@ -39,8 +41,8 @@ class SeenAttention:
 class GivenTokens:
     """Scores given tokens with one model.
 
-    Without gradients a row's result has the same bits whatever else is scored with it, on a CPU in float32 and float64,
-    and for equal windows the bits that the decoder records.
+    Without gradients a row's result has the same bits whatever else is scored with it, on a CPU, and for equal windows
+    the bits that the decoder records.
 
     Args:
         backbone: the model.
@@ -60,8 +62,7 @@ class GivenTokens:
         self.backbone, self.max_tokens = backbone, max_tokens
         self.backend = backend or choose_backend(backbone.device, backbone.dtype)
         self.backend_with_gradients = backend or SdpaAttention
-        row_bytes = backbone.config.vocab_size * max(4, backbone.dtype.itemsize)
-        self.max_rows = max(4, int(logits_mib * 2**20) // row_bytes)
+        self.max_rows = rows_within(logits_mib, backbone.config.vocab_size, backbone.dtype)
 
     def logprobs(self, sheets: Iterable[Sheet], *, temperature: float = 1.0, gradients: bool = False) -> Tensor:
         """log softmax(logits / temperature) of every target, in at least float32.
@@ -107,17 +108,20 @@ class GivenTokens:
     def _measured(self, batch: Batch, temperature: float, *, best: bool = False) -> npt.NDArray[np.float64]:
         """Without gradients; `[1, m]`, or the `[3, m]` of `measure`; one transfer from the device."""
         hidden, targets = self._hidden(batch), upload(batch.targets, self.backbone.device)
+        count = len(targets)
+        spare = -count % ROW_TILE  # no lone row is reduced (see `decoding.scoring`)
+        hidden, targets = F.pad(hidden, (0, 0, 0, spare)), F.pad(targets, (0, spare))
         parts = []
         for rows, wanted in zip(torch.split(hidden, self.max_rows), torch.split(targets, self.max_rows), strict=True):
             logits = _wide(self.backbone.head(rows))
             step = logits.shape[0]
             if logits.device.type == "cpu":
-                step = max(1, SLICE_BYTES // (logits.shape[1] * logits.element_size()))
+                step = slice_rows(logits)
             parts += [
                 _odds(*each, temperature, best=best)
                 for each in zip(torch.split(logits, step), torch.split(wanted, step), strict=True)
             ]
-        others, gap, *ids = torch.cat(parts, dim=1).cpu().numpy()
+        others, gap, *ids = torch.cat(parts, dim=1)[:, :count].cpu().numpy()
         with np.errstate(divide="ignore"):  # the logarithms are the host's, as in `decoding.scoring.Proposals`
             logprobs = -np.logaddexp(0.0, np.log(others) + gap)
         return np.stack([logprobs, logprobs + gap, *ids] if best else [logprobs])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ROW_TILE = 4
-"""Rows of every matmul batch are rounded up to a multiple of this."""
+"""Rows that are reduced together are rounded up to a multiple of this: a lone row would be split among threads."""
 
 RANK_TILE = 8
 """Ranks of adapters beside the weights are multiples of this: a CPU gives a row the same bits in any batch for such

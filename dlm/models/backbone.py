@@ -3,8 +3,8 @@
 It sees a 1-D batch of tokens, the windows of all canvases laid end to end, and knows nothing of requests, caches or
 sampling: which rows attend to which keys is the business of the `Attention` object that the caller passes in.
 
-Linear layers see `[rows, hidden]`, where rows is the number of tokens rounded up to a multiple of `ROW_TILE`: on a CPU
-the result of a row is then the same bits whatever else is in the batch.
+Layers see `[rows, hidden]`, where rows is the number of tokens rounded up to a multiple of `ROW_TILE`, and compute with
+an arithmetic (`dlm.models.arithmetic`): on a CPU a row's result then has the same bits whatever else is in the batch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlm.models.architecture import ROW_TILE, BackboneConfig
+from dlm.models.arithmetic import PROVED, Arithmetic, Linear
 from dlm.models.experts import Experts
 from dlm.models.rotary import Rotary, rotate
 
@@ -67,9 +68,12 @@ class Layer(nn.Module):
     The feed-forward is `gate_up` and `down`, or `experts` in a mixture-of-experts layer.
 
     Attributes:
+        arithmetic: of its activations; its projections have their own.
         total: sums what the layer's two halves give over the processes that share the model; None where one has all.
         drafter: what an adapter adds to a projection, by its name, in rows that draft (`dlm.models.drafter`).
     """
+
+    arithmetic: Arithmetic = PROVED
 
     def __init__(self, config: BackboneConfig, index: int) -> None:
         super().__init__()
@@ -79,17 +83,17 @@ class Layer(nn.Module):
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         width, inner = config.hidden_size, config.intermediate_size
         self.attention_norm = RMSNorm(width, config.rms_norm_eps)
-        self.qkv = nn.Linear(width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=config.qkv_bias)
+        self.qkv = Linear(width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=config.qkv_bias)
         self.query_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
-        self.attention_out = nn.Linear(self.heads * self.head_dim, width, bias=False)
+        self.attention_out = Linear(self.heads * self.head_dim, width, bias=False)
         self.mlp_norm = RMSNorm(width, config.rms_norm_eps)
         self.experts: Experts | None = None
         if config.experts is not None and config.has_experts(index):
             self.experts = Experts(width, config.experts)
         else:
-            self.gate_up = nn.Linear(width, 2 * inner, bias=False)
-            self.down = nn.Linear(inner, width, bias=False)
+            self.gate_up = Linear(width, 2 * inner, bias=False)
+            self.down = Linear(inner, width, bias=False)
 
     def forward(
         self,
@@ -147,7 +151,7 @@ class Layer(nn.Module):
             fed: Tensor = self.experts(x)
             return fed
         gate, up = self._linear("gate_up", x, drafts).chunk(2, dim=-1)
-        return self._linear("down", F.silu(gate) * up, drafts)
+        return self._linear("down", self.arithmetic.gated_silu(gate, up), drafts)
 
 
 def _within(rows: Tensor | None, tile: slice) -> Tensor | None:
@@ -159,7 +163,12 @@ class Backbone(nn.Module):
 
     `forward` gives hidden states of every row; `head` is applied by the caller to the few rows that need logits. Its
     weight lies in memory as `[hidden, vocab]`, which a CPU multiplies by few rows 1.2 times as fast.
+
+    Attributes:
+        arithmetic: of products that are no layer's.
     """
+
+    arithmetic: Arithmetic = PROVED
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -168,7 +177,7 @@ class Backbone(nn.Module):
         self.rotary = Rotary(config)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
         self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
         else:
@@ -224,12 +233,8 @@ class Backbone(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits `[rows, vocab]` of `hidden [rows, hidden]`, in the model's dtype."""
-        rows = hidden.shape[0]
-        spare = -rows % ROW_TILE
-        if spare:
-            hidden = F.pad(hidden, (0, 0, 0, spare))
         logits: Tensor = self.lm_head(hidden)
-        return logits[:rows]
+        return logits
 
     def sum_with(self, total: Callable[[Tensor], Tensor]) -> None:
         """Have `total` sum partial results `[rows, hidden]` over the processes that share the model."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dlm.errors import CheckpointError
 from dlm.models.adapter import LoraAdapter
 from dlm.models.architecture import RANK_TILE, BackboneConfig
+from dlm.models.arithmetic import Linear
 from dlm.models.backbone import Backbone
 from dlm.models.families import Family
 from dlm.models.families.base import WeightPart
@@ -48,8 +49,8 @@ class LowRank(nn.Module):
         return torch.where(drafts.unsqueeze(1), self.up(self.down(x)).add_(out), out, out=out)
 
 
-def _linear(weight: Tensor) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+def _linear(weight: Tensor) -> Linear:
+    made = Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     made.weight = nn.Parameter(weight, requires_grad=False)
     return made
 

@@ -1,8 +1,7 @@
 """Mixture-of-experts feed-forward: a router chooses a few experts for each token, their outputs are added by weight.
 
 The (token, expert) pairs are sorted by expert, so that each projection is one grouped matmul, or one matmul for each
-expert that has tokens. On a CPU a token's result has the same bits whatever else is in the batch: each expert's rows
-are rounded up to a multiple of `ROW_TILE`, and a token's expert outputs are added in the order of its own choice.
+expert that has tokens. A token's expert outputs are added in the order of its own choice.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlm.models.architecture import ROW_TILE, ExpertsConfig
+from dlm.models.architecture import ExpertsConfig
+from dlm.models.arithmetic import PROVED, Arithmetic, Linear
 
 GroupedLinear = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Rows `[rows, in]` sorted by expert, weights `[experts, out, in]` and each expert's end row `[experts]` int32, to
@@ -27,6 +27,8 @@ class Router(nn.Module):
     of its two best experts, and the best experts of the best groups are taken (as LLaDA2, after arXiv 2412.19437).
     """
 
+    arithmetic: Arithmetic = PROVED
+
     def __init__(self, width: int, config: ExpertsConfig) -> None:
         super().__init__()
         self.config = config
@@ -38,8 +40,8 @@ class Router(nn.Module):
         `[rows, top_k]` in float32 (float64 for a float64 model)."""
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         config = self.config
-        logits = self.logits(x.to(wide))
-        scores = logits.softmax(-1) if config.scores == "softmax" else sigmoid(logits)
+        logits = self.arithmetic.linear(x.to(wide), self.weight.to(wide))
+        scores = logits.softmax(-1) if config.scores == "softmax" else self.arithmetic.sigmoid(logits)
         ranked = scores if self.bias is None else scores + self.bias.to(wide)
         if config.groups > config.top_groups:
             ranked = in_best_groups(ranked, config.groups, config.top_groups)
@@ -48,18 +50,6 @@ class Router(nn.Module):
         if config.normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return chosen, weights * config.scaling if config.scaling != 1 else weights
-
-    def logits(self, x: Tensor) -> Tensor:
-        """`[rows, num_experts]` of `x [rows, width]`, in its dtype."""
-        return F.linear(x, self.weight.to(x.dtype))
-
-
-def sigmoid(logits: Tensor) -> Tensor:
-    """The logistic function, as a softmax over (logit, 0): torch's own gives other bits where the CPU's vector loop
-    ends, so that a token's scores would depend on its place in the batch."""
-    if logits.device.type != "cpu":
-        return logits.sigmoid()
-    return torch.stack((logits, torch.zeros_like(logits)), dim=-1).softmax(-1)[..., 0]
 
 
 def in_best_groups(ranked: Tensor, groups: int, top_groups: int) -> Tensor:
@@ -74,31 +64,35 @@ def in_best_groups(ranked: Tensor, groups: int, top_groups: int) -> Tensor:
 class Experts(nn.Module):
     """The feed-forward of one layer: router, stacked experts, and the shared expert where the family has one."""
 
+    arithmetic: Arithmetic = PROVED
+
     def __init__(self, width: int, config: ExpertsConfig) -> None:
         super().__init__()
         self.config = config
         self.router = Router(width, config)
         self.gate_up = nn.Parameter(torch.empty(config.num_experts, 2 * config.inner_size, width))
         self.down = nn.Parameter(torch.empty(config.num_experts, width, config.inner_size))
-        self.shared_gate_up: nn.Linear | None = None
-        self.shared_down: nn.Linear | None = None
+        self.shared_gate_up: Linear | None = None
+        self.shared_down: Linear | None = None
         if config.shared_size:
-            self.shared_gate_up = nn.Linear(width, 2 * config.shared_size, bias=False)
-            self.shared_down = nn.Linear(config.shared_size, width, bias=False)
+            self.shared_gate_up = Linear(width, 2 * config.shared_size, bias=False)
+            self.shared_down = Linear(config.shared_size, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x [rows, width]` to `[rows, width]`; rows is a multiple of `ROW_TILE`."""
+        """`x [rows, width]` to `[rows, width]`."""
         chosen, weights = self.router(x)
         routed = self.routed(x, chosen, weights, self.routed_linear)
         if self.shared_gate_up is None or self.shared_down is None:
             return routed
         gate, up = self.shared_gate_up(x).chunk(2, dim=-1)
-        shared: Tensor = self.shared_down(F.silu(gate) * up)
+        shared: Tensor = self.shared_down(self.arithmetic.gated_silu(gate, up))
         return routed + shared
 
     def routed_linear(self, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         """A projection of rows sorted by expert (see `GroupedLinear`)."""
-        return choose_linear(x)(x, weight, ends)
+        if self.arithmetic.grouped and has_grouped_kernel(x):
+            return grouped_linear(x, weight, ends)
+        return looped_linear(x, weight, ends, self.arithmetic.linear)
 
     def routed(self, x: Tensor, chosen: Tensor, weights: Tensor, linear: GroupedLinear) -> Tensor:
         """The weighted sum of each row's chosen experts, `[rows, width]`, added in the dtype of the weights.
@@ -108,49 +102,40 @@ class Experts(nn.Module):
             chosen, weights: `[rows, top_k]`, from the router.
             linear: how the projections are computed.
         """
-        sources, places, ends = sort_by_expert(chosen, self.config.num_experts, ROW_TILE if not x.is_cuda else 1)
+        sources, places, ends = sort_by_expert(chosen, self.config.num_experts)
         gate, up = linear(x[sources], self.gate_up, ends).chunk(2, dim=-1)
-        outputs = linear(F.silu(gate) * up, self.down, ends)
+        outputs = linear(self.arithmetic.gated_silu(gate, up), self.down, ends)
         total = outputs[places[:, 0]] * weights[:, :1]
         for rank in range(1, self.config.top_k):
             total = total + outputs[places[:, rank]] * weights[:, rank : rank + 1]
         return total.to(x.dtype)
 
 
-def sort_by_expert(chosen: Tensor, num_experts: int, tile: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay the (row, expert) pairs out by expert, each expert's rounded up to a multiple of `tile`.
+def sort_by_expert(chosen: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay the (row, expert) pairs out by expert; nothing waits for the device.
 
     Args:
         chosen: `[rows, top_k]` int64.
-        tile: 1 keeps the number of pairs, and then nothing waits for the device.
 
     Returns:
-        The row that each place reads (row 0 where a place is only there to round up), `[places]`; the place of each
-        pair, `[rows, top_k]`; and each expert's end, `[num_experts]` int32.
+        The row that each place reads, `[rows * top_k]`; the place of each pair, `[rows, top_k]`; and each expert's end,
+        `[num_experts]` int32.
     """
     rows, top_k = chosen.shape
     flat = chosen.flatten()
     order = flat.argsort(stable=True)
     counts = torch.zeros(num_experts, dtype=torch.int64, device=chosen.device)
     counts = counts.scatter_add(0, flat, torch.ones_like(flat))
-    room = (counts + tile - 1) // tile * tile
-    ends = room.cumsum(0)
-    experts = flat[order]
-    within = torch.arange(rows * top_k, device=chosen.device) - (counts.cumsum(0) - counts)[experts]
-    places_sorted = (ends - room)[experts] + within
-    total = rows * top_k if tile == 1 else int(ends[-1])
-    sources = torch.zeros(total, dtype=torch.int64, device=chosen.device)
-    sources[places_sorted] = order // top_k
     places = torch.empty_like(flat)
-    places[order] = places_sorted
-    return sources, places.view(rows, top_k), ends.to(torch.int32)
+    places[order] = torch.arange(rows * top_k, device=chosen.device)
+    return order // top_k, places.view(rows, top_k), counts.cumsum(0).to(torch.int32)
 
 
-def choose_linear(x: Tensor) -> GroupedLinear:
-    """The grouped kernel where torch has a fast one, which is for bfloat16 on CUDA from compute capability 8.0 on; else
-    the loop, which on CUDA waits for the device to know the groups."""
+def has_grouped_kernel(x: Tensor) -> bool:
+    """Whether torch has a fast grouped kernel for `x`: for bfloat16 on CUDA from compute capability 8.0 on. Without one
+    experts are looped over, which on CUDA waits for the device to know the groups."""
     grouped = x.is_cuda and x.dtype == torch.bfloat16 and hasattr(F, "grouped_mm")
-    return grouped_linear if grouped and torch.cuda.get_device_capability(x.device) >= (8, 0) else looped_linear
+    return grouped and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -158,12 +143,14 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
 
 
-def looped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """A matmul for each expert that has rows (see `GroupedLinear`)."""
+def looped_linear(
+    x: Tensor, weight: Tensor, ends: Tensor, linear: Callable[[Tensor, Tensor], Tensor] = F.linear
+) -> Tensor:
+    """A product for each expert that has rows (see `GroupedLinear`), computed by `linear`."""
     outputs = []
     start = 0
     for expert, end in enumerate(ends.tolist()):
         if end > start:
-            outputs.append(F.linear(x[start:end], weight[expert]))
+            outputs.append(linear(x[start:end], weight[expert]))
         start = end
     return torch.cat(outputs)

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlm.errors import ConfigError
 from dlm.models.adapter import write_adapter
 from dlm.models.architecture import RANK_TILE
+from dlm.models.arithmetic import PROVED
 from dlm.models.backbone import Backbone
 from dlm.models.families import Family
 from dlm.models.families.base import WeightPart
@@ -155,10 +155,10 @@ class Addition(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[rows, in]` to `[rows, out]`, in the dtype of `x` or that of autocast."""
-        low = iter(F.linear(x, self.down.to(x.dtype)).chunk(len(self.up), dim=-1))
+        low = iter(PROVED.linear(x, self.down.to(x.dtype)).chunk(len(self.up), dim=-1))
         up = iter(self.up)
         added = [
-            F.linear(next(low), next(up).to(x.dtype)) * self.scale if chosen else x.new_zeros(len(x), part.rows)
+            PROVED.linear(next(low), next(up).to(x.dtype)) * self.scale if chosen else x.new_zeros(len(x), part.rows)
             for part, chosen in self.parts
         ]
         return added[0] if len(added) == 1 else torch.cat(added, dim=-1)

@@ -22,9 +22,8 @@ from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Request, SamplingParams
 from dlm.decoding.samplers import Fixed, LLaDA2, Threshold
 from dlm.llm import LLM
-from dlm.models.attention import SdpaAttention, VarlenAttention, kernels
+from dlm.models.attention import SdpaAttention, SeparateAttention, VarlenAttention, kernels
 from dlm.models.backbone import Backbone
-from dlm.models.deterministic import SeparateAttention
 from dlm.models.loading import Checkpoint
 from tests.decoding.drawing import draw_request, facts
 from tests.decoding.worlds import BY_NAME, tiny_model

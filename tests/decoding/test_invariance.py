@@ -5,24 +5,28 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
-import torch
 
 from dlm.decoding.engines import ENGINES
 from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import SAMPLERS
 from tests.decoding.drawing import draw_request, facts
-from tests.decoding.worlds import BY_NAME, WORLDS, World
+from tests.decoding.worlds import BY_NAME, WIDE, WORLDS, World
+from tests.threads import threads
+
+pytestmark = pytest.mark.bits
 
 MIXES = 200
 """In an ordinary run, over all models and dtypes."""
 SLOW_MIXES = 1000
 POOL = 24
-DTYPES = ("float32", "float64")
-PAIRS = [(world.name, dtype) for world in WORLDS for dtype in DTYPES if (world.name, dtype) != ("odd", "float64")]
-"""A float64 matmul with an odd number of outputs is not the same bits for any number of rows; no model has one."""
+WIDE_MIXES = 6
+"""In an ordinary run, for each dtype and thread count."""
+SLOW_WIDE_MIXES = 1050
+DTYPES = ("float32", "float64", "bfloat16")
+PAIRS = [(world.name, dtype) for world in WORLDS for dtype in DTYPES]
 
 Alone = dict[tuple[str, int], tuple[object, ...]]
 
@@ -44,8 +48,13 @@ SEEN = Witness()
 
 
 def draw_pool(world: World, seed: int) -> list[Request]:
+    """Requests for the world's model; short answers where its forwards are dear."""
     chance = random.Random(f"{world.name} {seed}")
-    return [draw_request(chance, f"r{index}", world.checkpoint()) for index in range(POOL)]
+    pool = [draw_request(chance, f"r{index}", world.checkpoint()) for index in range(POOL)]
+    if world is not WIDE:
+        return pool
+    short = [replace(one, params=replace(one.params, gen_length=min(one.params.gen_length, 12))) for one in pool]
+    return [one for one in short if (one.params.initial_gen_length or 0) <= one.params.gen_length]
 
 
 def decode_alone(world: World, dtype: str, pool: Sequence[Request]) -> Alone:
@@ -91,7 +100,7 @@ def compare_mixes(world: World, dtype: str, seed: int, count: int, seen: Witness
     alone = decode_alone(world, dtype, pool)
     for index in range(count):
         chance = random.Random(f"{world.name} {dtype} {seed} {index}")
-        mix = chance.sample(pool, chance.randint(6, 20))
+        mix = chance.sample(pool, min(len(pool), chance.randint(6, 20)))
         completions = decode_mixed(world, dtype, mix, chance, seen)
         assert len(completions) == sum(request.params.n for request in mix)
         for completion in completions:
@@ -126,14 +135,27 @@ def test_invariance_of_many_more_mixes(name: str, dtype: str, seed: int) -> None
     compare_mixes(BY_NAME[name], dtype, seed, -(-SLOW_MIXES // (5 * len(PAIRS))), Witness())
 
 
-def test_invariance_under_two_threads() -> None:
-    """The reductions of a row do not depend on how many rows the threads share."""
-    world, before = BY_NAME["golden"], torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        pool = draw_pool(world, 99)[:16]
-        alone = decode_alone(world, "float32", pool)
-        completions = decode_mixed(world, "float32", pool, random.Random(3), Witness())
-    finally:
-        torch.set_num_threads(before)
-    assert {(done.request_id, done.sample): facts(done) for done in completions} == alone
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [world.name for world in WORLDS])
+def test_invariance_under_two_threads(name: str, dtype: str) -> None:
+    """A row does not depend on how many rows the threads share."""
+    with threads(2):
+        compare_mixes(BY_NAME[name], dtype, 99, 1, Witness())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_invariance_at_the_width_of_a_model_for_use(dtype: str, count: int) -> None:
+    seen = Witness()
+    with threads(count):
+        compare_mixes(WIDE, dtype, count, WIDE_MIXES, seen)
+    assert seen.widest["wide"] >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(10, 17))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_invariance_of_many_more_mixes_at_that_width_under_two_threads(dtype: str, seed: int) -> None:
+    with threads(2):
+        compare_mixes(WIDE, dtype, seed, SLOW_WIDE_MIXES // (7 * len(DTYPES)), Witness())

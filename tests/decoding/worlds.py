@@ -57,6 +57,8 @@ WORLDS = (
     World("sdar", "tiny_sdar"),
     World("nemotron", "tiny_nemotron", (("vocab_size", 600),)),
 )
+WIDE = World("wide", "57m", (("num_layers", 2), ("vocab_size", 2003), ("max_positions", 512)))
+"""As wide as a model for use: there libraries take other kernels for few rows than for many."""
 BY_NAME = {world.name: world for world in WORLDS}
 
 

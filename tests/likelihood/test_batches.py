@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dlm.likelihood import Ar, BlockCausal, Coupled, D1OneStep, Likelihood, LladaMC, Scheme
+from dlm.models.architecture import ROW_TILE
 from dlm.models.attention import NaiveAttention
 from dlm.models.backbone import Backbone
 from tests.decoding.worlds import BY_NAME
@@ -100,11 +101,12 @@ def test_memory_is_bounded(family: str, monkeypatch: pytest.MonkeyPatch) -> None
     plans = [LladaMC(16).plan(scorer._target(*pair), scorer.presentation, 0) for pair in pool]
     scorer.score(*zip(*pool, strict=True), LladaMC(16))
     assert max(watch.logits) == 12
-    assert sum(watch.logits) == sum(len(plan.places) for plan in plans)
+    places = sum(len(plan.places) for plan in plans)
+    assert places <= sum(watch.logits) < places + ROW_TILE * len(watch.rows)  # rounded up to whole tiles
     assert max(watch.rows) <= 300
     assert len(watch.rows) > 5
 
-    forwards, read = len(watch.rows), sum(watch.logits)
+    forwards = len(watch.rows)
     model.backbone.requires_grad_(True)
     scores = scorer.score(*zip(*pool, strict=True), LladaMC(16), gradients=True)
     assert len(watch.rows) == 2 * forwards
@@ -112,7 +114,7 @@ def test_memory_is_bounded(family: str, monkeypatch: pytest.MonkeyPatch) -> None
     model.backbone.requires_grad_(False).zero_grad()
     assert len(watch.rows) == 3 * forwards
     assert max(watch.logits) == 12
-    assert sum(watch.logits) >= 3 * read
+    assert sum(watch.logits) >= 3 * places
     assert max(watch.rows) <= 300
 
 

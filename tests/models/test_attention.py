@@ -22,6 +22,7 @@ from dlm.models.attention import (
 from dlm.models.attention.kernels import FlashKernel, TorchKernel
 from dlm.models.segments import Retain, packing_order
 from tests.models.stand_in_kernel import KernelByDefinition
+from tests.threads import threads
 
 SEGMENTS = [
     Segment(0, 8),
@@ -185,33 +186,27 @@ def test_packing_order_puts_what_attends_alike_together() -> None:
 
 def test_equal_neighbours_share_a_call() -> None:
     runs = equal_runs(SEGMENTS)
-    assert [(run.count, run.stride) for run in runs] == [(2, 0), (1, 0), (3, 10), (1, 0), (1, 0)]
+    assert [(run.count, run.stride) for run in runs] == [(2, 0), (1, 0), (3, 10), (2, 10)]
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 17, 32])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_neighbours_do_not_change_a_window_under_two_threads(rows: int, dtype: torch.dtype) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        assert_neighbours_do_not_matter(rows, dtype)
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.bits
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("heads", [(4, 4), (10, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_neighbours_do_not_change_a_window(dtype: torch.dtype, heads: tuple[int, int], count: int) -> None:
+    with threads(count):
+        for rows in (*range(1, 34), 64, 70) if count == 2 else (1, 3, 4, 17, 33, 64):
+            assert_neighbours_do_not_matter(rows, dtype, *heads)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 17, 32])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_neighbours_do_not_change_a_window(rows: int, dtype: torch.dtype) -> None:
-    assert_neighbours_do_not_matter(rows, dtype)
-
-
-def assert_neighbours_do_not_matter(rows: int, dtype: torch.dtype) -> None:
+def assert_neighbours_do_not_matter(rows: int, dtype: torch.dtype, heads: int, kv_heads: int) -> None:
     """Bitwise: four windows of one shape together, and each of them alone."""
     generator = torch.Generator().manual_seed(rows)
-    for num_keys in (rows + 8, rows + 16, rows + 40, rows + 50):
-        query, key, value = (torch.randn(4 * rows, 4, 16, generator=generator, dtype=dtype) for _ in range(3))
-        arena = [torch.randn(1, 500, 4, 16, generator=generator, dtype=dtype) for _ in range(2)]
-        segments = [Segment(i * rows, rows, 100 * i, 100 * i, num_keys) for i in range(4)]
+    for num_keys in (rows + 8, rows + 40, rows + 150):
+        query = torch.randn(4 * rows, heads, 16, generator=generator).to(dtype)
+        key, value = torch.randn(2, 4 * rows, kv_heads, 16, generator=generator).to(dtype)
+        arena = [torch.randn(1, 1000, kv_heads, 16, generator=generator).to(dtype) for _ in range(2)]
+        segments = [Segment(i * rows, rows, 250 * i, 250 * i, num_keys) for i in range(4)]
         together = SdpaAttention(segments, *(part.clone() for part in arena))(0, query, key, value)
         for segment in segments:
             mine = slice(segment.row, segment.row + rows)

@@ -12,9 +12,10 @@ from dlm import convert
 from dlm.checks import check_predict
 from dlm.command_line import compose_config
 from dlm.errors import CheckpointError, ConfigError
+from dlm.models.arithmetic import TiledArithmetic
+from dlm.models.arrangement import with_arithmetic
 from dlm.models.attention import SdpaAttention
 from dlm.models.backbone import CACHE_TILE, Backbone
-from dlm.models.deterministic import deterministic_copy
 from dlm.models.drafter import Drafter
 from dlm.models.families import NEMOTRON
 from dlm.models.loading import load_checkpoint, random_checkpoint, save_checkpoint
@@ -93,12 +94,12 @@ def test_no_row_sees_what_the_others_do(base: Path, tmp_path: Path, rank: int, d
             assert torch.equal(mine, hidden(backbone, [length], None))
 
 
-def test_the_deterministic_model_drafts_the_same(base: Path, tmp_path: Path) -> None:
+def test_a_model_with_another_arithmetic_drafts_the_same(base: Path, tmp_path: Path) -> None:
     backbone = load_checkpoint(base, drafter=write_drafter(tmp_path / "lora", *TARGETS), dtype="float64").backbone
-    copy = deterministic_copy(backbone)
+    copy = with_arithmetic(backbone, TiledArithmetic(32))
     lengths, drafting = [7, 32], [True, False]
     torch.testing.assert_close(hidden(copy, lengths, drafting), hidden(backbone, lengths, drafting))
-    assert type(copy.layers[0].drafter["qkv"].up) is not type(backbone.layers[0].drafter["qkv"].up)
+    assert copy.layers[0].drafter["qkv"].up.arithmetic is not backbone.layers[0].drafter["qkv"].up.arithmetic
     assert copy.layers[0].drafter["qkv"].up.weight.data_ptr() == backbone.layers[0].drafter["qkv"].up.weight.data_ptr()
 
 

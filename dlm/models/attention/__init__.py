@@ -7,7 +7,8 @@ canvas.
 Every backend is an `Attention` made anew for each forward from the same segments:
 
 * `SdpaAttention`: one `scaled_dot_product_attention` per canvas, or per run of canvases of equal shape whose key ranges
-  are evenly spaced (views, no copy). The default on CPU and the fallback everywhere.
+  are evenly spaced (views, no copy), where a probe has shown that this leaves the bits alone. The default on CPU and
+  the fallback everywhere. `SeparateAttention` never joins them, `JoinedAttention` always does.
 * `VarlenAttention`: variable-length flash kernels on CUDA, for float16 and bfloat16. `frames.py` has the same over
   buffers of fixed shape, for forwards that are recorded.
 * `NaiveAttention`: the definition written out, for tests.
@@ -23,18 +24,20 @@ from torch import Tensor
 from dlm.models.attention import kernels
 from dlm.models.attention.naive import NaiveAttention
 from dlm.models.attention.packed import PackedAttention
-from dlm.models.attention.sdpa import Run, SdpaAttention, equal_runs
+from dlm.models.attention.sdpa import JoinedAttention, Run, SdpaAttention, SeparateAttention, equal_runs
 from dlm.models.attention.varlen import VarlenAttention
 from dlm.models.backbone import Attention
 from dlm.models.segments import Segment
 
 __all__ = [
     "AttentionBackend",
+    "JoinedAttention",
     "NaiveAttention",
     "PackedAttention",
     "Run",
     "SdpaAttention",
     "Segment",
+    "SeparateAttention",
     "VarlenAttention",
     "choose_backend",
     "equal_runs",

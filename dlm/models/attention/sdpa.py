@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlm.models.architecture import ROW_TILE
+from dlm.models.arithmetic import windows_may_join
 from dlm.models.attention.packed import PackedAttention
 from dlm.models.segments import Segment
 from dlm.models.thinning import lower_right
@@ -25,16 +26,13 @@ class Run:
 
 
 def equal_runs(segments: Sequence[Segment]) -> list[Run]:
-    """Join neighbouring segments that one batched attention call can take without a copy.
-
-    Only whole row tiles are joined: with several threads a CPU gives windows of other lengths other bits in a batch.
-    """
+    """Join neighbouring segments that one batched attention call can take without a copy."""
     runs: list[Run] = []
     for segment in segments:
         if runs:
             run = runs[-1]
             shape = (run.first.rows, run.first.num_keys, run.first.causal)
-            alike = shape == (segment.rows, segment.num_keys, segment.causal) and segment.rows % ROW_TILE == 0
+            alike = shape == (segment.rows, segment.num_keys, segment.causal)
             if alike and run.first.key_start is None and segment.key_start is None:
                 runs[-1] = Run(run.first, run.count + 1, 0)
                 continue
@@ -49,19 +47,34 @@ def equal_runs(segments: Sequence[Segment]) -> list[Run]:
 
 
 class SdpaAttention(PackedAttention):
-    """`scaled_dot_product_attention` on views of the packed batch and of the arena."""
+    """`scaled_dot_product_attention` on views of the packed batch and of the arena.
+
+    On a CPU windows of equal shape share a call only where that leaves their bits alone.
+    """
 
     name = "sdpa"
 
-    def __init__(self, segments: Sequence[Segment], keys: Tensor | None = None, values: Tensor | None = None) -> None:
-        super().__init__(segments, keys, values)
-        self.runs = equal_runs(self.segments)
+    def runs(self, query: Tensor, key: Tensor) -> list[Run]:
+        """The calls to make for `query [rows, heads, head_dim]` and `key [rows, kv_heads, head_dim]`."""
+        heads, kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[2]
+        joined = query.device.type != "cpu" or windows_may_join(
+            heads, kv_heads, head_dim, query.dtype, torch.get_num_threads()
+        )
+        return self._joined if joined else self._separate
+
+    @cached_property
+    def _joined(self) -> list[Run]:
+        return equal_runs(self.segments)
+
+    @cached_property
+    def _separate(self) -> list[Run]:
+        return [Run(segment, 1, 0) for segment in self.segments]
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values = self.store(layer, query, key, value)
         heads, kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[2]
         outputs = []
-        for run in self.runs:
+        for run in self.runs(query, key):
             count, rows, row = run.count, run.first.rows, run.first.row
             window = slice(row, row + count * rows)
             q = query[window].view(count, rows, heads, head_dim)
@@ -80,6 +93,24 @@ class SdpaAttention(PackedAttention):
         if spare:
             outputs.append(query.new_zeros(spare, heads, head_dim))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+class SeparateAttention(SdpaAttention):
+    """A call for each window, whose shape is then that of the window."""
+
+    name = "separate"
+
+    def runs(self, query: Tensor, key: Tensor) -> list[Run]:
+        return self._separate
+
+
+class JoinedAttention(SdpaAttention):
+    """A call for all windows of equal shape that lie evenly, whatever that does to their bits."""
+
+    name = "joined"
+
+    def runs(self, query: Tensor, key: Tensor) -> list[Run]:
+        return self._joined
 
 
 def _ranges(arena: Tensor, run: Run) -> Tensor:

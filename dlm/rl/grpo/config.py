@@ -132,10 +132,11 @@ def _trained_faults(config: DictConfig) -> list[str]:
     faults, drafter = _own_faults("lora")(config), config.model.get("drafter_adapter_path")
     if drafter is not None:
         faults.append(f"model.drafter_adapter_path={drafter}: a drafter is neither trained nor saved; leave it out")
-    if config.lora.rank and config.decoder.deterministic and config.rollout_dtype is None:
+    deterministic = config.decoder.deterministic
+    if config.lora.rank and deterministic is not None and config.rollout_dtype is None:
         faults.append(
-            "decoder.deterministic=true: an adapter in training is not computed in tiles; write rollout_dtype=float32, "
-            "or another, for a copy in which it is merged"
+            f"decoder.deterministic={str(deterministic).lower()}: an adapter in training computes as its model does by "
+            "itself; leave it at null, or write rollout_dtype=float32, or another, for a copy in which it is merged"
         )
     if config.lora.rank and config.model.get("adapter_path") is not None:
         faults.append(
