@@ -1,0 +1,8 @@
+"""Proves on the machine at hand that an answer does not depend on what it is batched with.
+
+    python -m dlm.selfcheck                                  # the demo, float32 and bfloat16, the threads in use
+    python -m dlm.selfcheck model=random model.size=300m threads=2 dtypes=[bfloat16]
+
+Compares bits: the model's own products, attention, scorer, and real batches of the decoder. Reading order: `config`,
+`checks` (what is compared), `report` (what is printed); `__main__` puts them together.
+"""

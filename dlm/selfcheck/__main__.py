@@ -1,0 +1,58 @@
+"""`python -m dlm.selfcheck` (see `--help`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from dlm import command_line
+from dlm.errors import ConfigError
+from dlm.selfcheck.config import check, register
+
+TITLE = "Prove that answers do not depend on what they are batched with, on this machine. Without arguments: the demo."
+KEYS = """\
+  model=checkpoint model.path=folder       a checkpoint of yours; its own shapes are tried
+  model=random model.size=57m              random weights of a size
+  dtypes=[float32,bfloat16]                each is proved by itself
+  threads=2                                null: as many as torch uses here
+  seconds=45                               about how long; less covers less, and what was covered is printed"""
+EXAMPLES = """\
+  python -m dlm.selfcheck
+  python -m dlm.selfcheck model=random model.size=300m threads=1
+  python -m dlm.selfcheck model=checkpoint model.path=folder dtypes=[bfloat16]"""
+
+
+def main() -> None:
+    command_line.main("selfcheck", "dlm.selfcheck", run, TITLE, KEYS, EXAMPLES, register)
+
+
+def run(config: DictConfig, overrides: Sequence[str]) -> int:
+    """Check what `config` asks for; 0 when the promise holds, 1 when it does not."""
+    check(config)
+    import torch
+
+    from dlm.config import instantiate
+    from dlm.selfcheck.checks import prove
+    from dlm.selfcheck.report import Report
+
+    sources = [instantiate(config.model, dtype=dtype) for dtype in config.dtypes]
+    faults = sources[0].faults()
+    if faults:
+        raise ConfigError("; ".join(faults))
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    report = Report()
+    for source in sources:
+        begun = time.monotonic()
+        checkpoint = source.load(torch.device("cpu"))
+        report.begin(checkpoint)
+        left = max(1.0, config.seconds / len(sources) - (time.monotonic() - begun))
+        for result in prove(checkpoint, left, config.seed):
+            report.add(result)
+    return report.conclude()
+
+
+if __name__ == "__main__":
+    main()

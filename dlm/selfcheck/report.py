@@ -1,0 +1,57 @@
+"""What is printed: the arrangement in force, what each check covered, and whether the promise holds."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from dlm.bench.processor import processor
+from dlm.models.arrangement import Arrangement
+from dlm.models.loading import Checkpoint
+from dlm.selfcheck.checks import Cost, Result
+
+
+class Report:
+    """Prints as results come; knows at the end whether all hold."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+        self._dtype = ""
+        print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+
+    def begin(self, checkpoint: Checkpoint) -> None:
+        """Results of this model follow."""
+        backbone = checkpoint.backbone
+        self._dtype = str(backbone.dtype).removeprefix("torch.")
+        millions = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
+        print(f"\n{checkpoint.family.name}, {millions:.1f}M parameters, {self._dtype}", flush=True)
+
+    def add(self, result: Arrangement | Result | Cost) -> None:
+        match result:
+            case Arrangement():
+                print(f"  arrangement  {result}")
+                for product, counts in result.counts.items():
+                    print(f"               {product.outputs} x {product.inputs}: {counts}")
+            case Cost():
+                ratios = ", ".join(f"{ratio:.2f} with {size} at once" for size, ratio in result.ratios.items())
+                print(f"  cost         times the decoder whose bits may depend on the batch: {ratios}")
+            case Result():
+                verdict = "equal" if result.holds else f"{result.different} differ, first: {result.first}"
+                verdict = verdict if result.compared else "nothing was compared"
+                print(f"  {result.name:<12} {result.covered}: {result.compared} comparisons, {verdict}")
+                if not result.holds:
+                    self.failed.append(f"{self._dtype} {result.name}")
+        sys.stdout.flush()
+
+    def conclude(self) -> int:
+        """Say whether the promise holds; the exit code."""
+        if self.failed:
+            print(
+                f"\nFAILED: {', '.join(self.failed)}: here answers depend on what they are batched with. Please report "
+                "this page; decoding with decoder.max_num_seqs=1 is not affected.",
+                flush=True,
+            )
+            return 1
+        print("\nholds: every comparison has equal bits")
+        return 0

@@ -1,0 +1,34 @@
+"""The self-check on an arrangement that nobody has proved: as many rows as a library likes, all windows joined.
+
+    python -m tests.selfcheck.trusting before|after [key=value ...]
+
+`before`: a product is computed before MKL's strict mode is asked for, so that it never comes into force.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from unittest import mock
+
+import torch
+
+
+def main() -> None:
+    order, *sys.argv[1:] = sys.argv[1:]
+    if order == "before":
+        os.environ.pop("MKL_CBWR", None)
+        torch.randn(64, 64) @ torch.randn(64, 64)
+    from dlm.models.arithmetic import RowCounts
+    from dlm.selfcheck.__main__ import main as selfcheck
+
+    every = RowCounts(tuple(range(1, 513)))
+    with (
+        mock.patch("dlm.models.arithmetic.kinds.row_counts", return_value=every),
+        mock.patch("dlm.models.attention.sdpa.windows_may_join", return_value=True),
+    ):
+        selfcheck()
+
+
+if __name__ == "__main__":
+    main()
