@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderOptions
+from dlm.models.arrangement import Arrangement
 from dlm.models.backbone import Backbone
 from dlm.models.loading import Checkpoint
 from dlm.pipeline.fresh_attention import FreshAttention
@@ -52,10 +53,12 @@ class DecodingOptions:
     Attributes:
         load: makes the checkpoint on a device; called in each process once it knows its own.
         decoder: the decoder's limits.
+        ready: called with the decoder's arrangement when it is made.
     """
 
     load: Callable[[torch.device], Checkpoint]
     decoder: DecoderOptions
+    ready: Callable[[Arrangement], None] | None = None
 
 
 class DiffusionLM(LightningModule):
@@ -92,6 +95,8 @@ class DiffusionLM(LightningModule):
         checkpoint = options.load(self.device)
         self.backbone = checkpoint.backbone
         self.decoder = Decoder(checkpoint.backbone, checkpoint.special, options.decoder)
+        if options.ready is not None:
+            options.ready(self.decoder.arrangement)
         # Each rank has read the weights itself: without this list DDP sends all of them from rank 0 once more.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
 

@@ -1,5 +1,5 @@
-"""The run folder: what was asked (`config.yaml`, `command.txt`, `index.json`), what is answered (`shards/`), who does
-what (`claims/`), and the result (`predictions.jsonl`, `summary.json`).
+"""The run folder: what was asked (`config.yaml`, `command.txt`, `index.json`), how it is computed (`arithmetic.txt`),
+what is answered (`shards/`), who does what (`claims/`), and the result (`predictions.jsonl`, `summary.json`).
 
 Several processes open the same folder at once and none of them talks to another: a file that all must agree on is
 published whole or not at all, and whoever comes first wins.
@@ -122,6 +122,12 @@ class RunFolder:
         """The command that resumes the run."""
         path = self.path / "command.txt"
         return path.read_text().strip() if path.exists() else f"python -m dlm.predict ... run_dir={self.path}"
+
+    def begun_with_arithmetic(self, text: str) -> str:
+        """How the first process of the run computed; `text`, which is kept, where this is the first."""
+        path = self.path / "arithmetic.txt"
+        publish(path, text + "\n")
+        return path.read_text().strip()
 
     def agree_on_index(self, index: Index) -> None:
         """Keep the list of prompts with the run, or compare it with what the run was begun with.

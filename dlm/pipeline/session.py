@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.loggers import Logger
 
+    from dlm.models.arrangement import Arrangement
     from dlm.pipeline.data import Recipe
     from dlm.pipeline.interrupts import Interrupts
     from dlm.pipeline.model_source import ModelSource
@@ -204,8 +205,23 @@ class Session:
         data = PromptDataModule(self.prompts, lambda: self._codec(source), recipe, claims, plan, writer, self.stop)
         share = plan.fair_share() * config.generation.n
         limits = {**config.decoder, "max_num_seqs": min(config.decoder.max_num_seqs, share)}
-        module = DiffusionLM(decoding_options=DecodingOptions(source.load, DecoderOptions(**limits)))
+        ready = partial(self._ready, writer.heart.status.worker)
+        module = DiffusionLM(decoding_options=DecodingOptions(source.load, DecoderOptions(**limits), ready))
         return module, data
+
+    def _ready(self, worker: str, arrangement: Arrangement) -> None:
+        """Say how this process computes, and where that is not how the run was begun."""
+        text = str(arrangement)
+        begun = self.folder.begun_with_arithmetic(text)
+        if worker.endswith("rank0"):
+            print(f"computing in {text}", file=sys.stderr, flush=True)
+        if begun != text:
+            print(
+                f"{worker} computes in {text}; the run was begun in {begun}: bits of its answers may differ from what "
+                "they would have been there",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _recipe(self, source: ModelSource) -> Recipe:
         """How every prompt is decoded."""
