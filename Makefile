@@ -2,8 +2,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ARGS ?=
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
+# Installs $(1), saying what for ($(2)) and which large packages come meanwhile; pip's own words are kept in a file.
+define install
+	@echo "$(2) ($(VENV)/pip.log has the details)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
+		--log $(VENV)/pip.log $(1) 2>/dev/null \
+		| awk '/^ *(Downloading|Using cached) .*MB\)/ {sub(/^ */, "  "); print; fflush()} \
+			/^Installing collected/ {print "  unpacking"; fflush()}' \
+		|| { tail -n 30 $(VENV)/pip.log >&2; echo "installation failed" >&2; exit 1; }
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help predict serve test lint typecheck bench clean
@@ -13,19 +24,20 @@ help:  ## this list
 	@echo 'Options of a program go into ARGS, for example: make predict ARGS="sampler=fixed"'
 
 $(VENV)/.package: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	@echo "making an environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	$(call install,-e .,installing dlm with torch and lightning: some minutes where nothing is cached)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.package
-	$(PIP) -e '.[dev]'
+	$(call install,-e '.[dev]',installing what tests and checks need)
 	@touch $@
 
 predict: $(VENV)/.package  ## decode the bundled prompts with the bundled checkpoint
 	$(BIN)/python -m dlm.predict $(ARGS)
 
 $(VENV)/.serve: $(VENV)/.package
-	$(PIP) -e '.[serve]'
+	$(call install,-e '.[serve]',installing what the server needs)
 	@touch $@
 
 serve: $(VENV)/.serve  ## serve the bundled checkpoint on http://127.0.0.1:8000

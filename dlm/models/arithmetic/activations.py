@@ -13,7 +13,8 @@ from torch import Tensor
 def placeless_gated_silu(gate: Tensor, up: Tensor) -> Tensor:
     """`silu(gate) * up`, element by element; half precision is computed in float32, and `silu` rounded first."""
     wide = gate if gate.dtype == torch.float64 else gate.float()
-    return torch.div(wide, torch.neg(wide).exp_().add_(1)).to(gate.dtype).mul_(up)
+    below = torch.neg(wide).exp_().add_(1)
+    return torch.div(wide, below, out=below).to(gate.dtype).mul_(up)
 
 
 def placeless_sigmoid(x: Tensor) -> Tensor:
