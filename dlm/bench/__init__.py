@@ -28,6 +28,7 @@ KEYS = """\
   workload.dtypes=[..]     float32, bfloat16
   workload.batches=[..]    how many canvases our decoder holds; the reference always has one
   workload.prompt_lengths=[..] workload.gen_lengths=[..]
+  workload.deterministic=false  times a decoder whose bits may depend on the batch (with MKL_CBWR=AUTO before it)
   workload.algorithms=[..] of workload=quality: names, null for all; of target=server: names, default, all
   target=server            load a server: closed and open loop, streamed or not, mixed parameters
   url=http://..            of that server; url=[http://a:8000,http://b:8000] asks several by turns and shows ratios

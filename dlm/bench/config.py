@@ -40,6 +40,8 @@ class SpeedConfig:
         reference: also time the plain loop, where there is one for the engine and the model.
         peak_goal: share of the matmul peak that each row should reach; rows below are named. None: no goal.
         repetitions, row_seconds: rounds of a row at most; after `row_seconds` no further one begins.
+        deterministic: as `decoder.deterministic`; with false, and `MKL_CBWR=AUTO` in the environment, bits may depend
+            on the batch, which shows what it costs that they do not.
         seed: of the weights and prompts.
     """
 
@@ -58,6 +60,7 @@ class SpeedConfig:
     peak_goal: float | None = None
     repetitions: int = 5
     row_seconds: float = 30.0
+    deterministic: bool | None = None
     seed: int = 0
 
     def size_of(self, engine: str) -> str:

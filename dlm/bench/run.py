@@ -103,7 +103,7 @@ def measure(
     backbone, mask_id = checkpoint.backbone, checkpoint.special.mask_id
     planned = plan(case, backbone.config, mask_id, reference=work.reference)
     memory = PeakMemory(now.device)
-    decoder = Decoder(backbone, checkpoint.special, decoder_options(case))
+    decoder = Decoder(backbone, checkpoint.special, decoder_options(case, work.deterministic))
     decode(decoder, case, now)
     peak_memory = memory.read()
     if planned.outcomes is None:

@@ -54,11 +54,16 @@ def plan(case: Case, config: BackboneConfig, mask_id: int, *, reference: bool) -
     return Planned(lanes, tuple(packed(lanes)), outcomes)
 
 
-def decoder_options(case: Case) -> DecoderOptions:
+def decoder_options(case: Case, deterministic: bool | None = None) -> DecoderOptions:
     """Room for every canvas of the case at once."""
     size = case.block_length
     positions = sum(-(-(len(prompt) + case.gen_length) // size) * size for prompt in case.prompts)
-    return DecoderOptions(max_num_seqs=case.batch, max_num_batched_tokens=positions, arena_tokens=positions)
+    return DecoderOptions(
+        max_num_seqs=case.batch,
+        max_num_batched_tokens=positions,
+        arena_tokens=positions,
+        deterministic=deterministic,
+    )
 
 
 def requests(case: Case) -> list[Request]:
