@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count, islice
 
 import pytest
 
@@ -22,6 +23,7 @@ MIXES = 200
 """In an ordinary run, over all models and dtypes."""
 SLOW_MIXES = 1000
 POOL = 24
+WIDE_POOL = 12
 WIDE_MIXES = 6
 """In an ordinary run, for each dtype and thread count."""
 SLOW_WIDE_MIXES = 1050
@@ -48,13 +50,16 @@ SEEN = Witness()
 
 
 def draw_pool(world: World, seed: int) -> list[Request]:
-    """Requests for the world's model; short answers where its forwards are dear."""
+    """Requests for the world's model; fewer and with short answers where its forwards are dear."""
     chance = random.Random(f"{world.name} {seed}")
-    pool = [draw_request(chance, f"r{index}", world.checkpoint()) for index in range(POOL)]
+    drawn = (draw_request(chance, f"r{index}", world.checkpoint()) for index in count())
     if world is not WIDE:
-        return pool
-    short = [replace(one, params=replace(one.params, gen_length=min(one.params.gen_length, 12))) for one in pool]
-    return [one for one in short if (one.params.initial_gen_length or 0) <= one.params.gen_length]
+        return list(islice(drawn, POOL))
+    small = (one for one in drawn if one.params.initial_gen_length is None)
+    return [
+        replace(one, params=replace(one.params, gen_length=1 + index))
+        for index, one in zip(range(12), small, strict=False)
+    ]
 
 
 def decode_alone(world: World, dtype: str, pool: Sequence[Request]) -> Alone:
@@ -94,20 +99,20 @@ def decode_mixed(
     return done
 
 
-def compare_mixes(world: World, dtype: str, seed: int, count: int, seen: Witness) -> None:
-    """Decode `count` mixes out of a pool and hold each completion to its solo run."""
+def compare_mixes(world: World, dtype: str, seed: int, number: int, seen: Witness) -> None:
+    """Decode `number` mixes out of a pool and hold each completion to its solo run."""
     pool = draw_pool(world, seed)
     alone = decode_alone(world, dtype, pool)
-    for index in range(count):
+    for index in range(number):
         chance = random.Random(f"{world.name} {dtype} {seed} {index}")
-        mix = chance.sample(pool, min(len(pool), chance.randint(6, 20)))
+        mix = chance.sample(pool, chance.randint(len(pool) // 4, 5 * len(pool) // 6))
         completions = decode_mixed(world, dtype, mix, chance, seen)
         assert len(completions) == sum(request.params.n for request in mix)
         for completion in completions:
             assert facts(completion) == alone[completion.request_id, completion.sample]
         seen.compared += len(completions)
         seen.names |= {name for request in mix for name in (request.engine.name, request.sampler.name)}
-    seen.mixes += count
+    seen.mixes += number
 
 
 @pytest.mark.parametrize(("name", "dtype"), PAIRS)
@@ -143,12 +148,13 @@ def test_invariance_under_two_threads(name: str, dtype: str) -> None:
         compare_mixes(BY_NAME[name], dtype, 99, 1, Witness())
 
 
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_invariance_at_the_width_of_a_model_for_use(dtype: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "used"), [("float32", 1), ("float32", 2), ("float64", 2), ("bfloat16", 1), ("bfloat16", 2)]
+)
+def test_invariance_at_the_width_of_a_model_for_use(dtype: str, used: int) -> None:
     seen = Witness()
-    with threads(count):
-        compare_mixes(WIDE, dtype, count, WIDE_MIXES, seen)
+    with threads(used):
+        compare_mixes(WIDE, dtype, used, WIDE_MIXES, seen)
     assert seen.widest["wide"] >= 5
 
 
