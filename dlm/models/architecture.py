@@ -11,10 +11,6 @@ from typing import Literal
 ROW_TILE = 4
 """Rows that are reduced together are rounded up to a multiple of this: a lone row would be split among threads."""
 
-RANK_TILE = 8
-"""Ranks of adapters beside the weights are multiples of this: a CPU gives a row the same bits in any batch for such
-widths alone."""
-
 
 @dataclass(frozen=True)
 class ExpertsConfig:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dlm.errors import CheckpointError
 from dlm.models.adapter import LoraAdapter
-from dlm.models.architecture import RANK_TILE, BackboneConfig
+from dlm.models.architecture import BackboneConfig
 from dlm.models.arithmetic import Linear
 from dlm.models.backbone import Backbone
 from dlm.models.families import Family
@@ -97,8 +97,7 @@ class Drafter:
 
     def _rank(self, name: str) -> int:
         """Rank of a parameter's adapter, those of its pieces laid end to end."""
-        rank = sum(self.adapter.rank(part.name) for part in self.parts[name])
-        return -(-rank // RANK_TILE) * RANK_TILE
+        return sum(self.adapter.rank(part.name) for part in self.parts[name])
 
     def num_bytes(self, dtype: torch.dtype) -> int:
         """Memory that it takes once attached to a whole model."""

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from dlm.errors import ConfigError
 from dlm.models.adapter import write_adapter
-from dlm.models.architecture import RANK_TILE
 from dlm.models.arithmetic import PROVED
 from dlm.models.backbone import Backbone
 from dlm.models.families import Family
@@ -37,7 +36,7 @@ class LoraOptions:
     """An adapter in training.
 
     Attributes:
-        rank: of what is added to each projection, a multiple of 8; 0 trains the weights themselves.
+        rank: of what is added to each projection; 0 trains the weights themselves.
         alpha: what is added counts `alpha / rank`.
         targets: last parts of the checkpoint's names of projections, such as `q_proj`; None is all of every layer but
             those of routed experts.
@@ -53,8 +52,8 @@ class LoraOptions:
         if not self.rank and (self.targets is not None or self.alpha != ALPHA):
             given = f"lora.alpha={self.alpha}" if self.targets is None else f"lora.targets={list(self.targets)}"
             found.append(f"{given}: nothing is adapted with lora.rank=0; write lora.rank=16, or leave it out")
-        if self.rank < 0 or self.rank % RANK_TILE:
-            found.append(f"lora.rank={self.rank}: must be a multiple of {RANK_TILE}, or 0 to train the weights")
+        if self.rank < 0:
+            found.append(f"lora.rank={self.rank}: must be at least 1, or 0 to train the weights")
         if not 0 < self.alpha < math.inf:
             found.append(f"lora.alpha={self.alpha}: must be a number above 0")
         if isinstance(self.targets, str) or (self.targets is not None and not self.targets):

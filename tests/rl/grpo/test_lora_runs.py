@@ -119,7 +119,7 @@ def test_a_target_that_is_not_there_is_named(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("given", "fault"),
     [
-        ("lora.rank=9", r"lora.rank=9: must be a multiple of 8"),
+        ("lora.rank=-1", r"lora.rank=-1: must be at least 1, or 0"),
         ("lora.alpha=-1", r"lora.alpha=-1.0: must be a number above 0"),
         ("lora.rank=0 lora.alpha=8", r"lora.alpha=8.0: nothing is adapted with lora.rank=0; write lora.rank=16"),
         ("lora.rank=0 lora.targets=[q_proj]", r"lora.targets=\['q_proj'\]: nothing is adapted with lora.rank=0"),
