@@ -71,7 +71,8 @@ class ProvedArithmetic(FreeArithmetic):
     """On a CPU, products of numbers of rows that the probe has shown to give a row the same bits, and activations that
     do not depend on an element's place.
 
-    Free where there is nothing to keep: on other devices, where gradients are recorded, and under autocast.
+    Free where there is nothing to keep: on other devices, where gradients are recorded, and under autocast or
+    torch.compile, which round as they like.
     """
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -87,7 +88,8 @@ class ProvedArithmetic(FreeArithmetic):
 
 
 def _kept(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    free = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and not free
 
 
 def linear_by_counts(x: Tensor, weight: Tensor, bias: Tensor | None, counts: RowCounts) -> Tensor:
