@@ -19,7 +19,7 @@ class Rows:
         hidden: `[rows, hidden]`.
         twin: the same positions of the unconditional twins, when guided.
         keys: `[rows]` int64 noise keys, when the temperature is above 0.
-        boosts: rows and tokens `[k]` int64 and amounts `[k]` float32, when boosted.
+        boosts: rows and tokens `[k]` int64 and amounts `[k]` float64, when boosted.
         boosting: gives `boosts` of some rows, from the first of them and what they propose without, `[6, rows]`.
         before: the same positions in an earlier forward, when their divergence is observed.
     """

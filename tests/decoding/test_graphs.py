@@ -28,7 +28,7 @@ from dlm.models.loading import Checkpoint
 from tests.decoding.drawing import draw_request, facts
 from tests.decoding.worlds import BY_NAME, tiny_model
 from tests.models.stand_in_kernel import KernelByDefinition
-from tests.test_goldens import Unsupported, cases, checkpoint, compare, recipe, requests, special_tokens
+from tests.vectors import Unsupported, cases, checkpoint, compare, recipe, requests, special_tokens
 
 LIMITS: dict[str, Any] = {"max_num_seqs": 8, "arena_tokens": 1000, "poison": True}
 
@@ -129,7 +129,7 @@ def test_golden_vectors_through_recorded_forwards(folder: str) -> None:
         if special not in decoders:
             options = DecoderOptions(max_num_seqs=4, arena_tokens=1024, poison=True)
             decoders[special] = Decoder(model.backbone, special, options, backend=VarlenAttention, recorder=Repeating())
-        compare(case, {one.request_id: one for one in decoders[special].run(requests(case, *chosen))})
+        compare(case, {one.request_id: one for one in decoders[special].run(requests(case))})
         done += 1
     assert done >= 8
     assert sum(decoder.graphs.replays for decoder in decoders.values()) > 5 * done

@@ -119,18 +119,18 @@ def test_credit_gathers_decays_and_dies_with_the_block() -> None:
     sampler = Credit(0.9, credit_alpha=0.5, boost_gamma=0.5, decay_beta=0.8)
     first, memory = sampler.boost(scores([0.25, 0.64], tokens=[3, 4]), None)
     assert (first.rows.tolist(), first.tokens.tolist()) == ([0, 1], [3, 4])
-    np.testing.assert_allclose(first.amounts, 0.5 * np.log1p([0.5, 0.8]), rtol=1e-6)
+    np.testing.assert_allclose(first.amounts, 0.5 * np.log1p([0.5, 0.8]), rtol=1e-14)
     # Position 10 is won by another token, position 11 by the same one.
     second, memory = sampler.boost(scores([0.36, 0.81], tokens=[5, 4]), memory)
     assert (second.rows.tolist(), second.tokens.tolist()) == ([0, 0, 1], [3, 5, 4])
-    np.testing.assert_allclose(second.amounts, 0.5 * np.log1p([0.5 * 0.8, 0.6, 0.8 * 0.8 + 0.9]), rtol=1e-6)
+    np.testing.assert_allclose(second.amounts, 0.5 * np.log1p([0.5 * 0.8, 0.6, 0.8 * 0.8 + 0.9]), rtol=1e-14)
     assert {place: set(tokens) for place, tokens in memory.items()} == {10: {3, 5}, 11: {4}}
     # Position 10 is decided: its credit is kept by nobody's logits.
     third, _ = sampler.boost(scores([0.49], positions=[11], tokens=[4]), memory)
     assert (third.rows.tolist(), third.tokens.tolist()) == ([0], [4])
-    np.testing.assert_allclose(third.amounts, 0.5 * np.log1p([1.54 * 0.8 + 0.7]), rtol=1e-6)
+    np.testing.assert_allclose(third.amounts, 0.5 * np.log1p([1.54 * 0.8 + 0.7]), rtol=1e-14)
     anew, _ = sampler.boost(scores([0.25], tokens=[3]), None)
-    np.testing.assert_allclose(anew.amounts, 0.5 * np.log1p([0.5]), rtol=1e-6)
+    np.testing.assert_allclose(anew.amounts, 0.5 * np.log1p([0.5]), rtol=1e-14)
 
 
 def test_credit_reveals_by_dinfers_threshold_and_keeps_its_memory() -> None:

@@ -13,7 +13,7 @@ from dlm.models.attention import SdpaAttention, Segment
 from dlm.models.families import SpecialTokens
 from dlm.models.loading import load_checkpoint
 from tests.gpu import CUDA, ON_CUDA
-from tests.test_goldens import (
+from tests.vectors import (
     FOLDERS,
     ROOT,
     Case,
@@ -35,7 +35,7 @@ def missed(folder: str, dtype: str, only: set[str] | None = None) -> tuple[int, 
     for case in cases(folder):
         chosen = recipe(case)
         if not isinstance(chosen, Unsupported) and (only is None or case.id in only):
-            groups.setdefault(special_tokens(case), []).append((case, requests(case, *chosen)))
+            groups.setdefault(special_tokens(case), []).append((case, requests(case)))
     wrong: set[str] = set()
     for special, members in groups.items():
         decoder = Decoder(model.backbone, special, DecoderOptions(max_num_seqs=8, arena_tokens=2048, poison=True))

@@ -144,7 +144,7 @@ class Boost:
 
     rows: Indices
     tokens: Indices
-    amounts: npt.NDArray[np.float32]
+    amounts: Floats
 
     def joined(self, other: Boost) -> Boost:
         """Both."""
@@ -172,7 +172,7 @@ class Ordinary:
         return 0
 
     def boost(self, scores: Scores, memory: Any) -> tuple[Boost, Any]:
-        return Boost(NONE, NONE, np.zeros(0, dtype=np.float32)), memory
+        return Boost(NONE, NONE, np.zeros(0)), memory
 
     def remask(self, scores: Scores, chosen: Indices) -> Indices:
         return NONE

@@ -11,8 +11,9 @@ from dlm.decoding.request import check_real
 from dlm.decoding.samplers.base import Boost, Indices, Ordinary, Scores, Turn
 from dlm.decoding.samplers.confident import near_best
 
-Credits = dict[int, dict[int, np.float32]]
-"""Credit by position and token; tokens that never won have none."""
+Credits = dict[int, dict[int, float]]
+"""Credit by position and token; tokens that never won have none. In float64: numpy's float32 powers and logarithms
+differ in their last bits from one processor to another. Amounts are rounded once, where they are added to logits."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,20 @@ class Credit(Ordinary):
         check_real("decay_beta", self.decay_beta, 0.0, 1.0)
 
     def boost(self, scores: Scores, memory: Any) -> tuple[Boost, Any]:
-        beta, before = np.float32(self.decay_beta), memory or {}
+        before: Credits = memory or {}
         credits: Credits = {
-            place: {token: value * beta for token, value in before.get(place, {}).items()}
+            place: {token: value * self.decay_beta for token, value in before.get(place, {}).items()}
             for place in scores.positions.tolist()
         }
-        gains = scores.confidence.astype(np.float32) ** np.float32(self.boost_gamma)
+        gains = (scores.confidence**self.boost_gamma).tolist()
         rows, tokens_out, values = [], [], []
         for row, (position, token) in enumerate(zip(scores.positions.tolist(), scores.tokens.tolist(), strict=True)):
             table = credits[position]
-            table[token] = table.get(token, np.float32(0)) + gains[row]
+            table[token] = table.get(token, 0.0) + gains[row]
             rows += [row] * len(table)
             tokens_out += list(table)
             values += list(table.values())
-        amounts = np.float32(self.credit_alpha) * np.log1p(np.array(values, dtype=np.float32))
+        amounts = self.credit_alpha * np.log1p(np.array(values, dtype=np.float64))
         return Boost(np.array(rows, dtype=np.int64), np.array(tokens_out, dtype=np.int64), amounts), credits
 
     def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
