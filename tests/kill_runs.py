@@ -51,9 +51,9 @@ def trial(whole: Undisturbed, victims: tuple[int, ...], rng: random.Random) -> s
     run_dir = folder / f"killed-{rng.getrandbits(32):08x}"
     command = running.python("dlm.predict", *arguments, f"run_dir={run_dir}")
     with running.started([*command, "trainer=ddp", "trainer.devices=2"], folder) as process:
-        running.wait_until(lambda: _started(run_dir), running.TIMEOUT, "decoding", process)
+        running.wait_until(lambda: _started(run_dir), "decoding", process)
         enough = rng.randrange(PROMPTS)
-        running.wait_until(lambda: _written(run_dir) >= enough, running.TIMEOUT, f"{enough} rows", process)
+        running.wait_until(lambda: _written(run_dir) >= enough, f"{enough} rows", process)
         killed = [_kill(run_dir, rank) for rank in victims]
         code = running.finish(process).returncode
         deadline = time.monotonic() + 10

@@ -22,7 +22,7 @@ def url_of_two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     places = (f"port={port}", f"worker_base_port={port + 1}", f"run_dir={folder}")
     with started(python("dlm.serve", "devices=2", "device=cpu", *places), folder) as process:
         fleet = Fleet(process, port, folder)
-        wait_until(lambda: fleet.info().get("status") == "ready", 120, "the fleet was ready", process)
+        wait_until(lambda: fleet.info().get("status") == "ready", "the fleet was ready", process)
         yield f"{fleet.url}/"
         process.terminate()
         process.wait(60)
@@ -69,4 +69,4 @@ def test_the_canvas_is_drawn_while_it_is_decoded_and_stop_reaches_the_worker(pag
         with urllib.request.urlopen(f"{router_url}stats", timeout=10) as reply:
             return sum(worker["running"] for worker in json.load(reply)["workers"])
 
-    wait_until(lambda: running() == 0, 10, "the worker was told")
+    wait_until(lambda: running() == 0, "the worker was told")

@@ -89,7 +89,7 @@ def test_workers_end_with_a_parent_that_is_killed() -> None:
         pid, folder = process.stdout.readline().split()
         assert not gone(int(pid))
         process.kill()
-        wait_until(lambda: gone(int(pid)), 10, "the worker's end")
+        wait_until(lambda: gone(int(pid)), "the worker's end")
     assert Path(folder).name.startswith("dlm-group-")
     for left in Path(folder).iterdir():
         left.unlink()

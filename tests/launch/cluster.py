@@ -95,7 +95,7 @@ class Cluster:
     def finish(self, process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
         """Wait for a script; it has left no process, shown no secret and put none on a command line."""
         out, err = process.communicate(timeout=60)
-        wait_until(lambda: not session_of(process), 5, "all that the script started ended")
+        wait_until(lambda: not session_of(process), "all that the script started ended")
         for secret in SECRETS.values():
             assert secret not in out + err
             assert not any(secret in word for call in self.log() for word in call["argv"])
@@ -139,7 +139,7 @@ class Cluster:
         subprocess.run([self.bin / "scancel", "--signal=TERM", "123.0"], env=self.env, check=True)
 
     def wait_for(self, waiting: int, process: subprocess.Popen[str]) -> None:
-        wait_until(lambda: self.waiting() >= waiting, 30, f"{waiting} programs run", process)
+        wait_until(lambda: self.waiting() >= waiting, f"{waiting} programs run", process)
 
 
 def program_of(name: str) -> str:

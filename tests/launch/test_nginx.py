@@ -102,7 +102,7 @@ def running(folder: Path) -> Iterator[tuple[int, list[Worker]]]:
     command = [NGINX, "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            wait_until(lambda: (folder / "dlm-nginx.pid").exists(), 20, "nginx runs", process)
+            wait_until(lambda: (folder / "dlm-nginx.pid").exists(), "nginx runs", process)
             yield port, workers
         finally:
             process.send_signal(signal.SIGTERM)

@@ -33,7 +33,7 @@ def running_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     places = (f"port={port}", f"worker_base_port={port + 1}", f"run_dir={folder}")
     command = python("dlm.serve", "devices=2", "health_check_interval=1", *places)
     with started(command, folder, DLM_API_KEY=KEY) as process, Fleet(process, port, folder, KEY) as fleet:
-        wait_until(lambda: fleet.info().get("status") == "ready", 120, "the fleet was ready", process)
+        wait_until(lambda: fleet.info().get("status") == "ready", "the fleet was ready", process)
         yield fleet
         if process.poll() is None:
             process.terminate()
@@ -137,8 +137,8 @@ def test_a_killed_worker_comes_back_and_no_client_hears_of_it(fleet: Fleet) -> N
         os.kill(victim, signal.SIGKILL)
         answers = [one.result() for one in asked]
     assert {answer.status_code for answer in answers} == {200}
-    wait_until(lambda: fleet.healthy() == 2, 60, "two workers were healthy again")
-    wait_until(lambda: fleet.info()["status"] == "ready", 10, "the fleet said so")
+    wait_until(lambda: fleet.healthy() == 2, "two workers were healthy again")
+    wait_until(lambda: fleet.info()["status"] == "ready", "the fleet said so")
     assert fleet.worker(0) != victim
 
 
@@ -150,7 +150,7 @@ def test_a_stream_of_a_killed_worker_ends_with_an_error(fleet: Fleet) -> None:
         os.kill(fleet.worker(busy), signal.SIGKILL)
         events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
     assert json.loads(events[-1])["error"]["code"] == "worker_lost"
-    wait_until(lambda: fleet.healthy() == 2, 60, "two workers were healthy again")
+    wait_until(lambda: fleet.healthy() == 2, "two workers were healthy again")
 
 
 def test_a_taken_port_is_told_before_anything_is_started(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_client_that_was_turned_away_tries_again_and_is_answered(narrow: Insid
 
     first = threading.Thread(target=occupy)
     first.start()
-    wait_until(lambda: narrow.stats()["running_requests"] == 1, 20, "the place was taken")
+    wait_until(lambda: narrow.stats()["running_requests"] == 1, "the place was taken")
     told: list[int] = []
 
     def heard(response: httpx.Response) -> None:
@@ -129,7 +129,7 @@ def test_a_client_that_was_turned_away_tries_again_and_is_answered(narrow: Insid
 def test_a_client_whose_request_failed_in_the_decoder_tries_again_and_is_answered(
     narrow: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wait_until(lambda: narrow.stats()["running_requests"] == 0, 20, "the place was free")
+    wait_until(lambda: narrow.stats()["running_requests"] == 0, "the place was free")
     forward = narrow.service.thread.decoder.backbone.forward
     failures = iter([RuntimeError("broken"), RuntimeError("and alone again")])
 

@@ -31,7 +31,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Fleet]]:
             process = stack.enter_context(started(command, folder))
             found.append(stack.enter_context(Fleet(process, port, folder)))
         for fleet in found:
-            wait_until(lambda fleet=fleet: fleet.info().get("status") == "ready", 120, "all were ready", fleet.process)
+            wait_until(lambda fleet=fleet: fleet.info().get("status") == "ready", "all were ready", fleet.process)
         yield found
 
 
@@ -51,7 +51,6 @@ def test_results_are_found_wherever_they_are(fleets: list[Fleet]) -> None:
         for request_id in ids:
             wait_until(
                 lambda request_id=request_id: client.get(f"/v1/result/{request_id}").json()["status"] == "finished",
-                30,
                 "the result was there",
             )
 
@@ -61,7 +60,7 @@ def test_the_router_tells_of_a_worker_that_is_gone(fleets: list[Fleet]) -> None:
     workers.process.send_signal(signal.SIGTERM)
     assert workers.process.wait(60) == 0
     assert workers.info()["status"] == "stopped"
-    wait_until(lambda: router.info()["status"] == "degraded", 30, "the router's server.json said so", router.process)
+    wait_until(lambda: router.info()["status"] == "degraded", "the router's server.json said so", router.process)
     answers = [httpx.get(f"{router.url}/v1/models", timeout=30) for _ in range(6)]
     assert [answer.status_code for answer in answers] == [200] * 6
 

@@ -79,7 +79,7 @@ def routed(workers: list[str], folder: Path) -> Iterator[str]:
     command = settings.router_command(program, port, port + 1)
     with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
-            wait_until(lambda: answers(f"{settings.url}/health"), 60, "the router answered")
+            wait_until(lambda: answers(f"{settings.url}/health"), "the router answered")
             yield settings.url
         finally:
             process.kill()

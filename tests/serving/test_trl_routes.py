@@ -292,7 +292,7 @@ def test_a_client_that_breaks_off_leaves_the_weights_as_they_were(
         client.update_named_param(first, tensors[first])
         client.ask("/update_named_param/", {"name": second, "dtype": "torch.float32", "shape": tensors[second].shape})
         client.communicator = None  # the trainer is gone
-        wait_until(lambda: http.post("/generate/", json={"prompts": ["a"]}).status_code == 503, 20, "it was noticed")
+        wait_until(lambda: http.post("/generate/", json={"prompts": ["a"]}).status_code == 503, "it was noticed")
         for path in ("/generate/", "/reset_prefix_cache/"):
             answer = http.post(path, json={"prompts": ["a"]})
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "update_failed")

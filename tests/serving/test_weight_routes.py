@@ -65,7 +65,7 @@ def encoded(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def running(inside: Inside, count: int) -> None:
-    wait_until(lambda: inside.service.thread.load().running == count, 20, f"{count} ran")
+    wait_until(lambda: inside.service.thread.load().running == count, f"{count} ran")
 
 
 @pytest.fixture(name="meanwhile")
@@ -150,7 +150,7 @@ def test_after_an_update_answers_are_those_of_a_fresh_server(
     assert '"weight_version": 7' in stream
     ticket = client.post("/v1/generate", json={"prompt": "Hi", "max_tokens": 8}).json()["request_ids"][0]
     path = f"/v1/result/{ticket}"
-    wait_until(lambda: client.get(path).json()["status"] == "finished", 20, "it was finished")
+    wait_until(lambda: client.get(path).json()["status"] == "finished", "it was finished")
     assert client.get(path).json()["weight_version"] == 7
     echo = {"prompt": "Hi there", "echo": True, "logprobs": 1, "max_tokens": 0}
     assert client.post("/v1/completions", json=echo).json()["dlm"]["weight_version"] == 7
@@ -236,7 +236,7 @@ def test_an_update_waits_for_what_runs_and_what_comes_waits_for_it(
     running_one = meanwhile.submit(asked, client, **LONG)
     running(inside, 1)
     update = meanwhile.submit(client.post, DISK, json={"model_path": str(new[0])})
-    wait_until(lambda: bool(inside.service.thread._tasks), 10, "the update waits")
+    wait_until(lambda: bool(inside.service.thread._tasks), "the update waits")
     late = meanwhile.submit(asked, client)
     assert update.result().status_code == 200
     assert running_one.result() == alone
@@ -290,7 +290,7 @@ def test_an_update_can_give_up_what_runs(
     answer = given_up.result()
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "aborted")
     later = meanwhile.submit(asked, client)
-    wait_until(lambda: inside.service.thread.load().waiting == 1, 10, "it waits")
+    wait_until(lambda: inside.service.thread.load().waiting == 1, "it waits")
     client.post("/continue_generation")
     assert later.result() == (expected, 1)
 
@@ -342,7 +342,7 @@ def test_a_request_decoded_across_a_pause_goes_on(
     assert answer.status_code == 409
     assert "requests stand still in mid-generation" in answer.json()["error"]["message"]
     waiting = meanwhile.submit(asked, client)
-    wait_until(lambda: inside.service.thread.load().waiting == 1, 10, "it waits")
+    wait_until(lambda: inside.service.thread.load().waiting == 1, "it waits")
     assert not across.done()
     client.post("/continue_generation", json={})
     assert across.result() == alone
@@ -358,7 +358,7 @@ def test_a_pause_gives_up_what_runs_unless_told_otherwise(
     assert client.post("/pause_generation").status_code == 200
     assert given_up.result().json()["error"]["message"] == "given up, since the server was paused; send it again"
     waiting = meanwhile.submit(asked, client)
-    wait_until(lambda: inside.service.thread.load().waiting == 1, 10, "it waits")
+    wait_until(lambda: inside.service.thread.load().waiting == 1, "it waits")
     client.post("/continue_generation")
     assert waiting.result() == (before, 0)
 

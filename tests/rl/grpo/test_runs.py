@@ -146,7 +146,7 @@ def test_a_run_that_was_killed_goes_on_from_what_it_kept(straight, tmp_path):
     """To the bit, whatever it had done since."""
     command, record = running.python("dlm.rl.grpo", *SMALL, "keep_every=1", f"run_dir={tmp_path}"), Record(tmp_path)
     with running.started(command, Path.cwd()) as process:
-        running.wait_until(record.state.exists, running.TIMEOUT, "a state was kept", process)
+        running.wait_until(record.state.exists, "a state was kept", process)
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert 1 <= record.steps_kept() < 4

@@ -81,10 +81,10 @@ def intervals(launchers: Launchers) -> None:
 def dead_worker(fleet: Server) -> None:
     victim = next(iter(workers(fleet)))
     os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: healthy(fleet) == 1, 20, "the loss was seen")
+    wait_until(lambda: healthy(fleet) == 1, "the loss was seen")
     answers = [httpx.post(fleet.url + CHAT, json=chat(max_tokens=16), timeout=60) for _ in range(4)]
     assert {answer.status_code for answer in answers} == {200}
-    wait_until(lambda: healthy(fleet) == 2, 60, "it was started again")
+    wait_until(lambda: healthy(fleet) == 2, "it was started again")
 
 
 @row("`start_multi_gpu_slurm.sh`")
@@ -144,7 +144,7 @@ def ctrl_c(short_fleet: Server) -> None:
     body = chat("Hi", max_tokens=96, ignore_eos=True, generation_algorithm="basic", steps=96)
     with ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(httpx.post, short_fleet.url + CHAT, json=body, timeout=60) for _ in range(2)]
-        wait_until(lambda: sum(one["running"] for one in figures(short_fleet)["workers"]) == 2, 20, "they ran")
+        wait_until(lambda: sum(one["running"] for one in figures(short_fleet)["workers"]) == 2, "they ran")
         os.killpg(short_fleet.process.pid, signal.SIGINT)
         assert [one.result().status_code for one in asked] == [200, 200]
     stop(short_fleet)

@@ -69,7 +69,7 @@ def launched(folder: Path, *flags: str) -> Iterator[Server]:
         readers = [threading.Thread(target=read, args=(server, pipe), daemon=True) for pipe in ("stdout", "stderr")]
         for reader in readers:
             reader.start()
-        wait_until(lambda: bool(server.url) or process.poll() is not None, 120, "the server was ready")
+        wait_until(lambda: bool(server.url) or process.poll() is not None, "the server was ready")
         assert server.url, "".join(server.lines)
         yield server
         stop(server)
