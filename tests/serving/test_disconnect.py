@@ -31,7 +31,7 @@ def inside() -> Iterator[Inside]:
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streams", "waits"])
 @pytest.mark.parametrize(("algorithm", "kept"), [("dual_cache", 900), ("basic", 0)])
-@pytest.mark.parametrize("forwards", [3, 40])
+@pytest.mark.parametrize("forwards", [3, 20])
 def test_a_client_that_leaves_frees_its_canvas_within_a_forward(
     server: Inside, monkeypatch: pytest.MonkeyPatch, stream: bool, algorithm: str, kept: int, forwards: int
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.running import processes_of, python, started, wait_until
+from tests.running import TIMEOUT, processes_of, python, started, wait_until
 from tests.serving.fleets import Fleet, free_ports
 
 pytestmark = pytest.mark.slow
@@ -45,7 +45,7 @@ def test_each_says_what_it_has(fleets: list[Fleet]) -> None:
 
 
 def test_results_are_found_wherever_they_are(fleets: list[Fleet]) -> None:
-    with httpx.Client(base_url=fleets[2].url, timeout=60) as client:
+    with httpx.Client(base_url=fleets[2].url) as client:
         ids = [client.post("/v1/generate", json={"prompt": "Sort 7 3 12."}).json()["request_ids"][0] for _ in range(10)]
         assert {request_id % 2 for request_id in ids} == {0, 1}
         for request_id in ids:
@@ -58,17 +58,17 @@ def test_results_are_found_wherever_they_are(fleets: list[Fleet]) -> None:
 def test_the_router_tells_of_a_worker_that_is_gone(fleets: list[Fleet]) -> None:
     workers, router = fleets[1], fleets[2]
     workers.process.send_signal(signal.SIGTERM)
-    assert workers.process.wait(60) == 0
+    assert workers.process.wait(TIMEOUT) == 0
     assert workers.info()["status"] == "stopped"
     wait_until(lambda: router.info()["status"] == "degraded", "the router's server.json said so", router.process)
-    answers = [httpx.get(f"{router.url}/v1/models", timeout=30) for _ in range(6)]
+    answers = [httpx.get(f"{router.url}/v1/models") for _ in range(6)]
     assert [answer.status_code for answer in answers] == [200] * 6
 
 
 def test_sigterm_ends_each(fleets: list[Fleet]) -> None:
     for fleet in (fleets[0], fleets[2]):
         fleet.process.terminate()
-        assert fleet.process.wait(60) == 0
+        assert fleet.process.wait(TIMEOUT) == 0
         assert processes_of(fleet.folder) == []
 
 
@@ -78,6 +78,6 @@ def test_workers_that_never_come_are_named(tmp_path: Path) -> None:
         "dlm.serve", "router=only", f"worker_urls=[http://127.0.0.1:{port}]", f"port={port + 1}", "start_timeout=1"
     )
     with started(command, tmp_path) as process:
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
     assert f"not ready within start_timeout=1 seconds: http://127.0.0.1:{port}" in error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import time
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +17,8 @@ from dlm import LLM, SamplingParams
 from dlm.demo import CHECKPOINT
 from dlm.rl import Rollouts
 from dlm.rl.communicator import Communicator, join
-from tests.running import wait_until
+from dlm.serving.trl_channel import Channel
+from tests.running import TIMEOUT, wait_until
 from tests.serving.controlled import ASK, HEADERS, asked, content, controlled, saved, stirred, tensors_of
 from tests.serving.fleets import free_ports
 from tests.serving.inside import Inside, serving_inside
@@ -49,9 +50,7 @@ def new_weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, tor
     model = stirred(2)
     folder = saved(model, tmp_path_factory.mktemp("weights") / "new")
     with serving_inside(path=str(folder)) as fresh:
-        return tensors_of(model), content(
-            httpx.post(f"{fresh.url}/v1/chat/completions", json=ASK, headers=HEADERS, timeout=60)
-        )
+        return tensors_of(model), content(httpx.post(f"{fresh.url}/v1/chat/completions", json=ASK, headers=HEADERS))
 
 
 # Samples
@@ -265,18 +264,28 @@ def test_a_group_that_cannot_be_is_refused(server: tuple[Inside, httpx.Client]) 
 
 
 def test_who_waits_for_a_client_that_does_not_come_goes_on_when_the_group_is_closed(
-    server: tuple[Inside, httpx.Client],
+    server: tuple[Inside, httpx.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    settled, waits, goes_on = Channel.settled, threading.Event(), threading.Event()
+
+    async def watched(channel: Channel) -> None:
+        waits.set()
+        await settled(channel)
+        goes_on.set()
+
+    monkeypatch.setattr(Channel, "settled", watched)
     _, http = server
     port = free_ports(1)
     body = {"host": "0.0.0.0", "port": port, "world_size": 2, "backend": "gloo"}
     assert http.post("/init_communicator/", json=body).status_code == 200
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(http.post, "/generate/", json={"prompts": ["a"]})
-        time.sleep(0.3)
-        assert not waiting.done()
+        assert waits.wait(TIMEOUT)
+        assert http.get("/health").status_code == 200
+        assert not goes_on.is_set()
         assert http.post("/close_communicator/").status_code == 200
         assert waiting.result().status_code == 200
+        assert goes_on.is_set()
     Communicator("127.0.0.1", port, 1, 2)  # so that nobody waits for it any longer
 
 

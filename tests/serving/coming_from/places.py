@@ -17,7 +17,7 @@ from dlm.command_line import compose_config
 from dlm.serving.config import register, to_settings
 from dlm.serving.settings import ServerSettings
 from tests.launch.cluster import LAUNCH, Cluster, after
-from tests.running import python, run, started, wait_until
+from tests.running import TIMEOUT, python, run, started, wait_until
 from tests.serving.server import Server
 
 MODEL = "LLaDA-8B-Instruct"
@@ -74,13 +74,13 @@ def launched(folder: Path, *flags: str) -> Iterator[Server]:
         yield server
         stop(server)
         for reader in readers:
-            reader.join(10)
+            reader.join(TIMEOUT)
 
 
 def stop(server: Server) -> None:
     """End it, unless it has ended."""
     server.process.terminate()
-    assert server.process.wait(60) == 0, "".join(server.lines)
+    assert server.process.wait(TIMEOUT) == 0, "".join(server.lines)
 
 
 def workers(server: Server) -> dict[int, str]:
