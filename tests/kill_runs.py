@@ -56,11 +56,7 @@ def trial(whole: Undisturbed, victims: tuple[int, ...], rng: random.Random) -> s
         running.wait_until(lambda: _written(run_dir) >= enough, f"{enough} rows", process)
         killed = [_kill(run_dir, rank) for rank in victims]
         code = running.finish(process).returncode
-        deadline = time.monotonic() + 10
-        while running.processes_of(run_dir) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        left = running.processes_of(run_dir)
-    assert not left, f"orphans {left} 10 s after the kill of {victims}"
+        running.wait_until(lambda: not running.processes_of(run_dir), f"the end of all after the kill of {victims}")
 
     rows = running.shard_rows(run_dir)
     repeated = [id for id, count in Counter(row["id"] for row in rows).items() if count > 1]

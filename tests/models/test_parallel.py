@@ -24,6 +24,7 @@ from dlm.models.sources import SafetensorsSource
 from dlm.parallel_group import ParallelGroup
 from tests.models.checkpoints import copy_golden, golden_tensors, save_dcp
 from tests.models.test_adapter import MODULES, halves, write_adapter
+from tests.running import TIMEOUT
 
 TINY = ["tiny", "tiny_moe", "tiny_llada2", "tiny_dream", "tiny_sdar", "tiny_nemotron"]
 
@@ -40,7 +41,7 @@ def in_threads(size: int, work: Callable[[ParallelGroup], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(TIMEOUT)
     assert all(result is not None for result in results)
     return results
 

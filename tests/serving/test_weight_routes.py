@@ -22,7 +22,7 @@ from dlm.rl.weights import WeightWriter
 from dlm.serving.config import register, to_settings
 from dlm.serving.settings import KEY_VARIABLE
 from dlm.serving.trl_routes import PATHS
-from tests.running import wait_until
+from tests.running import TIMEOUT, wait_until
 from tests.serving.controlled import ASK, HEADERS, KEY, asked, content, controlled, saved, stirred, tensors_of
 from tests.serving.inside import Inside, serving_inside
 
@@ -103,7 +103,7 @@ def test_a_server_brings_neither_a_trainer_nor_a_configuration_system_with_it() 
         "heavy = {'lightning', 'pytorch_lightning', 'hydra', 'trl', 'wandb'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=TIMEOUT)
 
 
 @pytest.mark.parametrize(

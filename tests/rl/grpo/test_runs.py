@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-import time
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,17 +143,33 @@ def test_a_run_that_another_process_stops_is_not_through(tmp_path, monkeypatch):
 
 
 def test_a_run_that_was_killed_goes_on_from_what_it_kept(straight, tmp_path):
-    """To the bit, whatever it had done since."""
-    command, record = running.python("dlm.rl.grpo", *SMALL, "keep_every=1", f"run_dir={tmp_path}"), Record(tmp_path)
-    with running.started(command, Path.cwd()) as process:
-        running.wait_until(record.state.exists, "a state was kept", process)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    assert 1 <= record.steps_kept() < 4
+    """To the bit, whatever it had done since: step 3 has been told and not been kept."""
+    command, record = [sys.executable, "-c", KILLED, *SMALL, "keep_every=1", f"run_dir={tmp_path}"], Record(tmp_path)
+    assert running.run(command, Path.cwd()).returncode == -signal.SIGKILL
+    assert record.steps_kept() == 2
+    assert [row["step"] for row in record.rows() if "reward" in row] == [1, 2, 3]
     assert run(compose(f"run_dir={tmp_path}", "keep_every=1"), []) == 0
     assert figures(record) == figures(straight)
     one, other = weights(straight), weights(record)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+KILLED = """
+import os, signal
+from dlm.rl.grpo.__main__ import main
+from dlm.rl.grpo.progress import Progress
+
+told = Progress._tell
+
+def tell(progress, trainer, number, figures):
+    told(progress, trainer, number, figures)
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Progress._tell = tell
+main()
+"""
+"""`python -m dlm.rl.grpo` that is killed while it tells of step 3."""
 
 
 class Stopper:
@@ -170,7 +186,7 @@ class Stopper:
             if number == self.after and "reward" in figures:
                 self.stopped_at = number
                 os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.1)
+                running.wait_until(lambda: bool(progress.stop), "the signal was heard")
 
         Progress._tell = tell
 
