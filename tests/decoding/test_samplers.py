@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dlm.decoding.samplers import (
     Credit,
@@ -29,6 +30,10 @@ from dlm.decoding.samplers import (
 )
 from dlm.decoding.samplers.block_diffusion import quota
 from dlm.decoding.samplers.dream import transfer_shares
+from tests.rounding import of_products
+
+ROUNDING = of_products(torch.float32, 1, 1, 1, 1)
+"""Of a formula of a few operations."""
 
 
 def scores(confidence: list[float], **changes: Any) -> Scores:
@@ -119,18 +124,18 @@ def test_credit_gathers_decays_and_dies_with_the_block() -> None:
     sampler = Credit(0.9, credit_alpha=0.5, boost_gamma=0.5, decay_beta=0.8)
     first, memory = sampler.boost(scores([0.25, 0.64], tokens=[3, 4]), None)
     assert (first.rows.tolist(), first.tokens.tolist()) == ([0, 1], [3, 4])
-    np.testing.assert_allclose(first.amounts, 0.5 * np.log1p([0.5, 0.8]), rtol=1e-6)
+    np.testing.assert_allclose(first.amounts, 0.5 * np.log1p([0.5, 0.8]), rtol=ROUNDING)
     # Position 10 is won by another token, position 11 by the same one.
     second, memory = sampler.boost(scores([0.36, 0.81], tokens=[5, 4]), memory)
     assert (second.rows.tolist(), second.tokens.tolist()) == ([0, 0, 1], [3, 5, 4])
-    np.testing.assert_allclose(second.amounts, 0.5 * np.log1p([0.5 * 0.8, 0.6, 0.8 * 0.8 + 0.9]), rtol=1e-6)
+    np.testing.assert_allclose(second.amounts, 0.5 * np.log1p([0.5 * 0.8, 0.6, 0.8 * 0.8 + 0.9]), rtol=ROUNDING)
     assert {place: set(tokens) for place, tokens in memory.items()} == {10: {3, 5}, 11: {4}}
     # Position 10 is decided: its credit is kept by nobody's logits.
     third, _ = sampler.boost(scores([0.49], positions=[11], tokens=[4]), memory)
     assert (third.rows.tolist(), third.tokens.tolist()) == ([0], [4])
-    np.testing.assert_allclose(third.amounts, 0.5 * np.log1p([1.54 * 0.8 + 0.7]), rtol=1e-6)
+    np.testing.assert_allclose(third.amounts, 0.5 * np.log1p([1.54 * 0.8 + 0.7]), rtol=ROUNDING)
     anew, _ = sampler.boost(scores([0.25], tokens=[3]), None)
-    np.testing.assert_allclose(anew.amounts, 0.5 * np.log1p([0.5]), rtol=1e-6)
+    np.testing.assert_allclose(anew.amounts, 0.5 * np.log1p([0.5]), rtol=ROUNDING)
 
 
 def test_credit_reveals_by_dinfers_threshold_and_keeps_its_memory() -> None:
@@ -227,7 +232,7 @@ def test_sdar_strategies() -> None:
 def test_dream_reveals_by_its_times() -> None:
     """t = 1, 0.75025, 0.5005, 0.25075, 0.001: of 8 masks int(1.998), of 7 int(2.330), of 5 int(2.495), and the rest."""
     shares = [0.24975, 0.24975 / 0.75025, 0.24975 / 0.5005, 1]
-    np.testing.assert_allclose(transfer_shares(4, 1e-3), shares, rtol=1e-6)
+    np.testing.assert_allclose(transfer_shares(4, 1e-3), shares, rtol=ROUNDING)
     given = scores([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
     sampler, counts, left = Dream(), [], 8
     for step in range(4):

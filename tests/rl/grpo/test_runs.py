@@ -28,6 +28,7 @@ from dlm.rl.grpo.progress import Progress
 from dlm.rl.grpo.record import Record
 from dlm.sampling import SamplingParams
 from tests import running
+from tests.rounding import of_a_forward
 
 SMALL = (
     "experiment=demo_grpo", "generation.algorithm=dual_cache", "generation.threshold=0.9", "prompts_per_step=4",
@@ -36,6 +37,8 @@ SMALL = (
 AS_TRAINED = SamplingParams(
     algorithm="dual_cache", threshold=0.9, gen_length=16, block_length=16, steps=16, temperature=1.0
 )
+ROUNDING = of_a_forward(load_checkpoint(CHECKPOINT).backbone.config, torch.float32, 64)
+"""Of a log-probability, as a share of it; a divergence is half of its square."""
 HERE = "tests.rl.grpo.rewarding"
 CLOCKED = ("seconds", "seconds_rollout", "seconds_reward", "seconds_score", "seconds_update")
 
@@ -84,7 +87,7 @@ def test_a_run_leaves_a_record_and_a_model(straight, capsys):
             assert row["tokens"] > 0
             assert row["seconds_rollout"] > 0
             assert row["gradient_norm"] > 0
-    assert rows[1]["kl"] < 1e-12, "the first step is made by the reference itself"
+    assert rows[1]["kl"] < ROUNDING**2 < rows[2]["kl"], "the first step is made by the reference itself"
     summary = json.loads(straight.summary.read_text())
     assert summary["reward_before"] == rows[0]["validation_reward"]
     assert sum(summary["share_of_step_time"].values()) == pytest.approx(1, abs=0.01)
@@ -215,7 +218,7 @@ def test_two_processes_train_as_one_does(straight, tmp_path):
     for alone, shared in zip(figures(straight), figures(record), strict=True):
         assert alone.keys() == shared.keys()
         if alone["step"] <= 1:
-            assert shared == pytest.approx(alone, rel=1e-6)
+            assert shared == pytest.approx(alone, rel=ROUNDING, abs=ROUNDING**2)
 
 
 @pytest.mark.parametrize("likelihood", ["d1_onestep", "coupled", "step_map", "llada_mc", "block_causal", "ar"])
