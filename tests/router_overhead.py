@@ -70,7 +70,7 @@ def targets(folder: Path) -> Iterator[list[Target]]:
             command = python("dlm.serve", "router=only", listed, f"port={name}", f"run_dir={folder / name}")
             stack.enter_context(started(folder, name, command))
         for url in urls:
-            wait_until(partial(answers, f"{url}/ready"), 120, f"{url} was ready")
+            wait_until(partial(answers, f"{url}/ready"), f"{url} was ready")
         names = {urls[0]: "1 worker", urls[3]: "router, 1 worker", urls[4]: "router, 2 workers"}
         yield [Target.at(url, name) for url, name in names.items()]
 

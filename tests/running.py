@@ -77,9 +77,11 @@ def run(command: Sequence[str], cwd: Path, timeout: float = TIMEOUT, **extra: st
 
 
 def wait_until(
-    condition: Callable[[], bool], seconds: float, what: str, process: subprocess.Popen[str] | None = None
+    condition: Callable[[], bool], what: str, process: subprocess.Popen[str] | None = None, seconds: float = TIMEOUT
 ) -> None:
-    """Return once `condition` holds; fail when it does not in time, or `process` ends before."""
+    """Return once `condition` holds; fail when `process` ends before, or when it is clear that it never will.
+
+    `seconds` bounds a hang alone: what a test wants to hold, it says by what it finds afterwards."""
     until = time.monotonic() + seconds
     while not condition():
         if process is not None and process.poll() is not None and not condition():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import weakref
 from pathlib import Path
 
@@ -212,11 +211,9 @@ def test_every_key_has_a_comment() -> None:
     assert all("#" in line for line in keys), keys
 
 
-def test_help_is_quick_and_names_the_keys(tmp_path: Path) -> None:
-    begun = time.monotonic()
+def test_help_names_the_keys(tmp_path: Path) -> None:
     result = run(python("dlm.convert", "--help"), tmp_path)
     assert result.returncode == 0
-    assert time.monotonic() - begun < 5
     for word in ("model.dcp_path=", "model.base_model=", "output=", "shard_gib=", "format="):
         assert word in result.stdout
 

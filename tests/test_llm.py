@@ -16,7 +16,7 @@ from dlm import LLM, SamplingParams, SparseConfig
 from dlm.demo import CHECKPOINT
 from dlm.errors import CheckpointError, ConfigError
 from tests.front import GREEDY, PROMPTS, WARM, demo_llm, generate
-from tests.running import environment
+from tests.running import TIMEOUT, environment
 
 __all__ = ["demo_llm"]  # a fixture of this module
 
@@ -30,7 +30,7 @@ def test_the_package_and_the_parameters_load_no_torch_and_nothing_loads_lightnin
         "assert 'torch' not in sys.modules; from dlm import LLM; assert 'torch' in sys.modules;"
         "assert 'lightning' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment(), timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment(), timeout=TIMEOUT)
 
 
 def test_the_package_has_the_three_names_and_no_others() -> None:

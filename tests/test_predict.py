@@ -17,7 +17,7 @@ from dlm.pipeline.data import seed_of
 from dlm.predict import run as predict
 from tests import kill_runs, running
 from tests.pipeline import wandb_file
-from tests.running import TIMEOUT, TINY, answers, processes_of, python, rows_of, shard_rows, started, torchrun
+from tests.running import TINY, answers, processes_of, python, rows_of, shard_rows, started, torchrun
 
 PROMPTS = 40
 BAD = {8: b'{"prompt": ', 12: b'{"prompt": ""}', 16: b'{"prompt": "\xff"}', 20: b'{"prompt": "x", "id": "own-0"}'}
@@ -177,7 +177,7 @@ def test_a_preempted_task_of_an_array_stops_alone_and_goes_on_when_it_is_started
     array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_ID": "1"}
     claims = tmp_path / "run" / "claims" / "slurm-array-7"
     with started(command, tmp_path, **array) as process:
-        running.wait_until(lambda: len(shard_rows(tmp_path / "run")) > 2, TIMEOUT, "an answer", process)
+        running.wait_until(lambda: len(shard_rows(tmp_path / "run")) > 2, "an answer", process)
         process.send_signal(signal.SIGTERM)
         stopped = running.finish(process)
     if stopped.returncode == 0:
@@ -273,7 +273,7 @@ def test_a_signal_ends_the_run_cleanly_and_says_how_to_resume(
     devices = ["trainer=ddp", "trainer.devices=2"] if world == 2 else []
     command = python("dlm.predict", *TINY, f"data.path={prompts}", *LONG, *devices, f"run_dir={run_dir}")
     with started(command, tmp_path) as process:
-        running.wait_until(lambda: len(shard_rows(run_dir)) > 2, TIMEOUT, "a few answers", process)
+        running.wait_until(lambda: len(shard_rows(run_dir)) > 2, "a few answers", process)
         process.send_signal(signum)
         done = running.finish(process)
         assert not processes_of(run_dir)
@@ -295,9 +295,9 @@ def test_a_second_interrupt_ends_at_once(prompts: Path, tmp_path: Path) -> None:
     slow = ["model.size=57m", "generation.gen_length=512", "engine=full"]
     command = python("dlm.predict", *TINY, *slow, f"data.path={prompts}", f"run_dir={run_dir}")
     with started(command, tmp_path) as process:
-        running.wait_until(lambda: bool(list(run_dir.glob("claims/*/0"))), TIMEOUT, "the first claim", process)
+        running.wait_until(lambda: bool(list(run_dir.glob("claims/*/0"))), "the first claim", process)
         process.send_signal(signal.SIGINT)
-        running.wait_until(lambda: bool(list(run_dir.glob("claims/*/stop"))), TIMEOUT, "the stop mark", process)
+        running.wait_until(lambda: bool(list(run_dir.glob("claims/*/stop"))), "the stop mark", process)
         process.send_signal(signal.SIGINT)
         done = running.finish(process)
     assert done.returncode == 130, done.stderr

@@ -28,8 +28,9 @@ from dlm.bench.load.target import Client, Target
 from dlm.command_line import compose_config
 from dlm.errors import ConfigError, RunError
 from tests.bench.stand_in_server import GOOD, StandIn
+from tests.running import TIMEOUT
 
-WORK = LoadConfig(concurrency=[2], requests=8, rounds=2, warmup=1, timeout=5.0)
+WORK = LoadConfig(concurrency=[2], requests=8, rounds=2, warmup=1, timeout=TIMEOUT)
 
 
 @pytest.fixture(name="stand_in")
@@ -95,9 +96,9 @@ def test_a_row_has_what_the_server_said(stand_in: Callable[..., StandIn]) -> Non
     assert row.tokens_per_second == pytest.approx(7 * row.requests_per_second)
     assert row.requests_per_second == pytest.approx(16 / row.seconds)
     assert row.mean_batch == 2
-    assert 0 < row.latency["p50"] <= row.latency["p99"] < 5
-    assert 0 < row.first_block["p50"] < 5
-    assert 0 < row.health["p99"] < 5
+    assert 0 < row.latency["p50"] <= row.latency["p99"] <= row.seconds
+    assert 0 < row.first_block["p50"] <= row.latency["p99"]
+    assert row.health["p99"] > 0
     assert {body["model"] for body in server.seen} == {"stand-in"}
     assert len(server.seen) == 17
 
@@ -116,7 +117,7 @@ def test_what_goes_wrong_is_counted_by_what_it_was(
 ) -> None:
     target = Target.at(stand_in(**server).url)
     sent = bodies(LoadConfig(concurrency=[1], requests=4, streamed=1.0), [], ["default"], 0, 0)
-    one = drive(target, Load(clients=2), sent, [], seconds=5, timeout=5)
+    one = drive(target, Load(clients=2), sent, [], seconds=TIMEOUT, timeout=TIMEOUT)
     assert [answer.status for answer in one.answers] == [status] * 4
     with pytest.raises(RunError, match="answers none of the 1 requests"):
         measure(LoadConfig(concurrency=[1], streamed=1.0, warmup=1), "t", [target])
@@ -124,7 +125,7 @@ def test_what_goes_wrong_is_counted_by_what_it_was(
 
 def test_a_server_that_is_gone_is_told() -> None:
     async def ask() -> str:
-        async with Client(Target("t", "http://127.0.0.1:1", "m", ()), 5) as client:
+        async with Client(Target("t", "http://127.0.0.1:1", "m", ()), TIMEOUT) as client:
             return (await client.ask({})).status
 
     assert asyncio.run(ask()) == "ConnectError"
@@ -135,24 +136,29 @@ def test_a_server_that_is_gone_is_told() -> None:
 def test_an_open_loop_waits_for_nobody_and_counts_from_when_a_request_was_due(
     stand_in: Callable[..., StandIn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """None is answered before four are there; the fifth is due when no further is sent."""
     target = Target.at(stand_in().url)
-    most = running = 0
+    running = 0
+    all_are_there = asyncio.Event()
 
     async def slow(self: Client, body: dict[str, Any], due: float | None = None) -> Any:
-        nonlocal most, running
+        nonlocal running
         running += 1
-        most = max(most, running)
+        if running == 4:
+            all_are_there.set()
+        async with asyncio.timeout(TIMEOUT):
+            await all_are_there.wait()
         await asyncio.sleep(0.2)
-        running -= 1
         return await ask(self, body, due)
 
     ask = Client.ask
     monkeypatch.setattr(Client, "ask", slow)
     sent = bodies(LoadConfig(requests=5, streamed=0.0), [], ["default"], 0, 0)
-    one = drive(target, Load(rate=50), sent, [0.0, 0.01, 0.01, 0.02, 9.0], seconds=5, timeout=5)
-    assert (len(one.answers), most) == (4, 4)
+    due = [0.0, 0.01, 0.01, 0.02, TIMEOUT + 1]
+    one = drive(target, Load(rate=50), sent, due, seconds=TIMEOUT, timeout=TIMEOUT)
+    assert (len(one.answers), running) == (4, 4)
     assert all(answer.seconds >= 0.2 for answer in one.answers)
-    assert 0.2 < one.seconds < 5
+    assert one.seconds >= max(answer.seconds for answer in one.answers)
 
 
 def test_the_key_is_shown(stand_in: Callable[..., StandIn], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,20 +6,19 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.browser.mock_server import Mock, serving
-from tests.running import environment
+from tests.running import TIMEOUT, environment, wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-READY_WITHIN = 120.0
+expect.set_options(timeout=1000 * TIMEOUT)
 
 
 @pytest.fixture(scope="module")
@@ -52,23 +51,20 @@ def real_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         subprocess.Popen(command, cwd=Path(__file__).parents[2], env=environment(), stdout=out, stderr=out) as process,
     ):
         try:
-            until = time.monotonic() + READY_WITHIN
-            while not _ready(port):
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < until, f"not ready within {READY_WITHIN} s: {log.read_text()}"
-                time.sleep(0.2)
+            wait_until(lambda: _ready(port) or process.poll() is not None, "the server was ready")
+            assert process.poll() is None, log.read_text()
             yield f"http://127.0.0.1:{port}/"
         finally:
             process.terminate()
             try:
-                process.wait(30)
+                process.wait(TIMEOUT)
             finally:
                 process.kill()
 
 
 def _ready(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=TIMEOUT) as reply:
             return bool(reply.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -86,7 +82,7 @@ def site(request: pytest.FixtureRequest) -> str:
 def context(browser: Browser) -> Iterator[BrowserContext]:
     """A wide window in which nothing moves: a replay is at its end at once."""
     opened = browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
-    opened.set_default_timeout(20_000)
+    opened.set_default_timeout(1000 * TIMEOUT)
     yield opened
     opened.close()
 

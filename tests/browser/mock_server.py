@@ -83,6 +83,7 @@ class Mock(ThreadingHTTPServer):
         answer: the text that is denoised; `length` and `block_length` of its canvas.
         events: `dlm` objects to send in place of the answer's.
         pause: seconds between forwards.
+        stands_after: so many forwards are told, and then nothing until the client leaves; None tells all.
         bodies: of the requests so far; `disconnects` counts clients that went away before the end.
     """
 
@@ -93,6 +94,7 @@ class Mock(ThreadingHTTPServer):
         self.answer, self.length, self.block_length = ANSWER, 128, 32
         self.events: list[dict[str, Any]] = []
         self.pause = 0.0
+        self.stands_after: int | None = None
         self.bodies: list[dict[str, Any]] = []
         self.disconnects = 0
         super().__init__(("127.0.0.1", port), Handler)
@@ -164,6 +166,9 @@ class Handler(BaseHTTPRequestHandler):
                     return
                 self._event(chunk)
                 time.sleep(self.server.pause)
+                if count == self.server.stands_after:
+                    self.connection.recv(1)  # comes back empty when the connection is closed
+                    raise ConnectionResetError
             self.wfile.write(b"data: [DONE]\n\n")
         except (BrokenPipeError, ConnectionResetError):
             self.server.disconnects += 1

@@ -10,7 +10,7 @@ from playwright.sync_api import Page, Request, expect
 def visit(page: Page, url: str) -> None:
     """Open the page and wait until something can be sent."""
     page.goto(url)
-    expect(page.locator("#send")).to_be_enabled(timeout=20_000)
+    expect(page.locator("#send")).to_be_enabled()
 
 
 def ask(page: Page, text: str) -> None:
@@ -21,7 +21,7 @@ def ask(page: Page, text: str) -> None:
 
 
 def answered(page: Page) -> None:
-    expect(page.locator(".answer[aria-busy=true]")).to_have_count(0, timeout=60_000)
+    expect(page.locator(".answer[aria-busy=true]")).to_have_count(0)
     expect(page.locator("#stop")).to_be_hidden()
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 

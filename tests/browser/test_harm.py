@@ -7,6 +7,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.mock_server import Mock
 from tests.browser.reading import answered, ask, cells, masks, sent, visit
+from tests.running import wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -55,7 +56,7 @@ def test_without_a_server_the_page_says_so(page: Page, mock: Mock) -> None:
 
 
 def test_stop_ends_the_request_and_keeps_what_there_is(page: Page, mock: Mock) -> None:
-    mock.pause = 0.1
+    mock.stands_after = 6
     visit(page, mock.url)
     page.fill("#prompt", "Hello")
     page.press("#prompt", "Enter")
@@ -65,8 +66,7 @@ def test_stop_ends_the_request_and_keeps_what_there_is(page: Page, mock: Mock) -
     expect(page.locator(".caption")).to_contain_text("stopped")
     expect(page.locator("#send")).to_be_visible()
     assert 0 < masks(cells(page)) < len(cells(page))
-    page.wait_for_timeout(500)
-    assert mock.disconnects == 1
+    wait_until(lambda: mock.disconnects == 1, "the request was ended")
 
 
 def test_the_key_is_asked_for_kept_in_the_tab_and_sent_as_bearer(page: Page, mock: Mock) -> None:

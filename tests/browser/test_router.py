@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.reading import answered, ask, cells, masks, seek, steps, visit
-from tests.running import python, started, wait_until
+from tests.running import TIMEOUT, python, started, wait_until
 from tests.serving.fleets import Fleet, free_ports
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -22,15 +22,15 @@ def url_of_two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     places = (f"port={port}", f"worker_base_port={port + 1}", f"run_dir={folder}")
     with started(python("dlm.serve", "devices=2", "device=cpu", *places), folder) as process:
         fleet = Fleet(process, port, folder)
-        wait_until(lambda: fleet.info().get("status") == "ready", 120, "the fleet was ready", process)
+        wait_until(lambda: fleet.info().get("status") == "ready", "the fleet was ready", process)
         yield f"{fleet.url}/"
         process.terminate()
-        process.wait(60)
+        process.wait(TIMEOUT)
 
 
 def served(url: str) -> list[int]:
     """Requests by worker."""
-    with urllib.request.urlopen(f"{url}stats", timeout=10) as reply:
+    with urllib.request.urlopen(f"{url}stats", timeout=TIMEOUT) as reply:
         return [worker["requests_served"] for worker in json.load(reply)["workers"]]
 
 
@@ -66,7 +66,7 @@ def test_the_canvas_is_drawn_while_it_is_decoded_and_stop_reaches_the_worker(pag
     answered(page)
 
     def running() -> int:
-        with urllib.request.urlopen(f"{router_url}stats", timeout=10) as reply:
+        with urllib.request.urlopen(f"{router_url}stats", timeout=TIMEOUT) as reply:
             return sum(worker["running"] for worker in json.load(reply)["workers"])
 
-    wait_until(lambda: running() == 0, 10, "the worker was told")
+    wait_until(lambda: running() == 0, "the worker was told")

@@ -20,6 +20,7 @@ from dlm.errors import RequestError
 from tests.decoding.test_fused import GivenLogits
 from tests.decoding.worlds import BY_NAME
 from tests.likelihood.models import MASK, naive, small
+from tests.rounding import of_products
 
 VOCAB = 300
 
@@ -70,7 +71,8 @@ def test_measures_are_those_of_the_definition(
     expected = filtered(logits, temperature, top_k, top_p, banned)[torch.arange(40), torch.from_numpy(found.tokens)]
     np.testing.assert_allclose(found.measures[0], expected.numpy(), atol=1e-9)
     plain = logits.double().log_softmax(-1)
-    np.testing.assert_allclose(found.measures[1], -(plain.exp() * plain).sum(-1).numpy(), atol=2e-5)
+    rounding = of_products(torch.float32, VOCAB) * float(plain.abs().max())
+    np.testing.assert_allclose(found.measures[1], -(plain.exp() * plain).sum(-1).numpy(), rtol=0.0, atol=rounding)
     without = proposals(logits, replace(spec, measured=False))
     assert without.measures is None
     assert np.array_equal(without.tokens, found.tokens)
@@ -91,7 +93,8 @@ def test_entropy_of_rows_with_forbidden_tokens_is_finite() -> None:
     logits[1, [4, 6]] = 1.0
     found = proposals(logits, ScoreSpec("low_confidence", record=True, measured=True))
     assert found.measures is not None
-    np.testing.assert_allclose(found.measures[1], [0.0, np.log(2)], atol=1e-6)
+    rounding = of_products(torch.float32, VOCAB)
+    np.testing.assert_allclose(found.measures[1], [0.0, np.log(2)], rtol=0.0, atol=rounding)
 
 
 PARAMS = SamplingParams(12, steps=12, block_length=6, temperature=0.8, top_k=4, seed=5, record=True, ignore_eos=True)

@@ -16,6 +16,7 @@ from dlm.errors import RunError
 from dlm.evaluation.harness.asking import Settings
 from dlm.evaluation.harness.remote import Remote
 from dlm.text import TextCodec
+from tests.running import TIMEOUT
 
 CHOICE = {"index": 0, "text": "a", "logprobs": None, "finish_reason": "stop"}
 ANSWER = {"id": "x", "object": "text_completion", "created": 1, "model": "m", "choices": [CHOICE]}
@@ -62,7 +63,7 @@ def foreign() -> Iterator[Foreign]:
         thread.start()
         yield server
         server.shutdown()
-        thread.join(10)
+        thread.join(TIMEOUT)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from dlm.evaluation.report import Published, report_of, show
 from dlm.evaluation.results import Result, judge_answers, judge_choices, judged, most_likely, write_results
 from dlm.evaluation.sandbox import Sandbox
 from dlm.evaluation.tasks import ChoiceTask
+from tests.running import TIMEOUT
 
 
 def prediction(id: str, text: str, sample: int = 0, **row: Any) -> dict[str, Any]:
@@ -110,12 +111,18 @@ def test_choices_are_compared_as_asked(by: str, chosen: int) -> None:
 
 
 def test_order_is_kept_when_several_are_judged_at_once() -> None:
+    last_is_judged = threading.Event()
+
     def judge(row: dict[str, Any]) -> Verdict:
-        time.sleep(0.02 if row["id"] == "0" else 0.0)
+        if row["id"] == "0":
+            assert last_is_judged.wait(TIMEOUT), "the others are judged meanwhile"
+        elif row["id"] == "7":
+            last_is_judged.set()
         return Verdict(True)
 
     rows = [prediction(str(n), "5") for n in range(8)]
-    assert [one.id for one in judged(rows, judge, None, threads=4)] == [str(n) for n in range(8)]
+    found = list(judged(rows, judge, None, threads=4))
+    assert [(one.id, one.reason) for one in found] == [(str(n), "") for n in range(8)]
 
 
 def test_results_are_lines_of_json(tmp_path: Path) -> None:

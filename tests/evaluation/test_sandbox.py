@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from dlm.evaluation.sandbox import Sandbox
+from tests.running import TIMEOUT
 
 SHORT = Sandbox(seconds=2.0, memory_mib=512)
 
 
 @pytest.fixture(scope="module")
 def sandbox() -> Sandbox:
-    return Sandbox(seconds=20.0, memory_mib=512)
+    return Sandbox(seconds=TIMEOUT, memory_mib=512)
 
 
 def test_a_program_that_ends_passes(sandbox: Sandbox) -> None:
@@ -43,14 +43,12 @@ def test_a_program_that_does_not_end_well_fails(program: str, said: str, sandbox
     assert said in outcome.reason
 
 
-@pytest.mark.parametrize("program", ["while True: pass", "import time; time.sleep(1000)", "import threading; "
+@pytest.mark.parametrize("program", ["while True: pass", "import time; time.sleep(10**6)", "import threading; "
                                      "threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()\n"
                                      "while True: pass"])  # fmt: skip
 def test_a_program_that_does_not_end_is_killed(program: str) -> None:
-    begun = time.monotonic()
     outcome = SHORT.run(program)
     assert (outcome.passed, outcome.reason) == (False, "not finished after 2 s")
-    assert time.monotonic() - begun < 10
 
 
 REFUSED = {

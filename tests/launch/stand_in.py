@@ -34,7 +34,8 @@ def note(event: str) -> None:
 
 
 def log() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (HOME / "calls.jsonl").read_text().splitlines()]
+    whole, _, _ = (HOME / "calls.jsonl").read_text().rpartition("\n")  # somebody may be writing the last line
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def value(key: str, default: str = "") -> str:
@@ -56,23 +57,30 @@ def until_told() -> int:
 
     def told(signum: int, frame: FrameType | None) -> None:
         note(signal.Signals(signum).name)
-        time.sleep(0.2)
+        time.sleep(0.2)  # whoever does not wait for it is seen to go on before it has ended
         note("ended")
         raise SystemExit(int(os.environ.get("FAKE_CODE", "0")))
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, told)
     note("waiting")
-    time.sleep(60)
-    return 99
+    while True:
+        time.sleep(0.1)  # a signal that comes just before it is heard behind it
 
 
 def new_step() -> tuple[int, TextIO]:
-    """The number of a step that is started now, and the file for its processes."""
+    """The number of a step that is started now, and the file for its processes, which ends with an empty line."""
     for step in itertools.count():
         with suppress(FileExistsError):
             return step, open(HOME / f"step-{step}", "x", encoding="utf-8")
     raise AssertionError("there are numbers enough")
+
+
+def processes_of(step: Path) -> list[int]:
+    """Those of a step; a step that is being started is waited for."""
+    while not (text := step.read_text()).endswith("\n\n"):
+        time.sleep(0.01)
+    return [int(pid) for pid in text.split()]
 
 
 def srun() -> int:
@@ -93,6 +101,7 @@ def srun() -> int:
             place = {"SLURM_NODEID": str(node), "SLURM_STEP_ID": str(step)}
             children.append(subprocess.Popen(command, env={**os.environ, **place}, process_group=0))
             file.write(f"{children[-1].pid}\n")
+        file.write("\n")
     codes = [child.wait() for child in children]
     return max(code if code >= 0 else 128 - code for code in codes)
 
@@ -102,8 +111,8 @@ def scancel() -> int:
     step = HOME / f"step-{ARGUMENTS[-1].partition('.')[2]}"
     if not step.exists():
         return reply()
-    for pid in step.read_text().split():
-        os.killpg(int(pid), getattr(signal, f"SIG{value('--signal')}"))
+    for pid in processes_of(step):
+        os.killpg(pid, getattr(signal, f"SIG{value('--signal')}"))
     return 0
 
 

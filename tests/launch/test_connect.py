@@ -53,7 +53,7 @@ def test_it_waits_until_the_server_is_ready_and_holds_the_tunnel_open(cluster: C
     path = server(cluster, port, status="starting")
     squeue(cluster, [0, f"PENDING||{cluster.work}\n"], [0, f"CONFIGURING|n1|{cluster.work}\n"])
     with cluster.started(SCRIPT, "123", **KEY) as process:
-        wait_until(lambda: len(cluster.calls("squeue")) > 4, 20, "it asks again", process)
+        wait_until(lambda: len(cluster.calls("squeue")) > 4, "it asks again", process)
         assert cluster.waiting() == 0, "no tunnel yet"
         path.write_text(path.read_text().replace("starting", "ready"))
         cluster.wait_for(1, process)
@@ -71,9 +71,7 @@ def test_it_waits_until_the_server_is_ready_and_holds_the_tunnel_open(cluster: C
 
 def wait_until_tested(cluster: Cluster, process: subprocess.Popen[str]) -> None:
     """Until curl has asked twice, and the script and its tunnel are all that runs."""
-    wait_until(
-        lambda: len(cluster.calls("curl")) > 1 and len(session_of(process)) == 2, 20, "the tunnel is tried", process
-    )
+    wait_until(lambda: len(cluster.calls("curl")) > 1 and len(session_of(process)) == 2, "the tunnel is tried", process)
 
 
 def test_a_command_runs_through_the_tunnel_which_is_closed_after_it(cluster: Cluster, port: int) -> None:

@@ -21,7 +21,7 @@ from dlm.command_line import compose_config
 from dlm.serving.config import register
 from dlm.serving.processes import free_port
 from tests.launch.cluster import LAUNCH
-from tests.running import wait_until
+from tests.running import TIMEOUT, wait_until
 
 CONF = LAUNCH / "nginx.conf"
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
@@ -82,7 +82,7 @@ class Answer(BaseHTTPRequestHandler):
         self.wfile.write(b"5\r\nfirst\r\n")
         self.wfile.flush()
         if self.path == "/stream":
-            self.server.go_on.wait(30)  # longer than the client's patience
+            self.server.go_on.wait()
         self.wfile.write(b"4\r\nlast\r\n0\r\n\r\n")
 
     def log_message(self, format: str, *args: object) -> None:
@@ -102,11 +102,11 @@ def running(folder: Path) -> Iterator[tuple[int, list[Worker]]]:
     command = [NGINX, "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            wait_until(lambda: (folder / "dlm-nginx.pid").exists(), 20, "nginx runs", process)
+            wait_until(lambda: (folder / "dlm-nginx.pid").exists(), "nginx runs", process)
             yield port, workers
         finally:
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=20)
+            process.communicate(timeout=TIMEOUT)
             for worker in workers:
                 worker.shutdown()
                 worker.server_close()
@@ -114,7 +114,7 @@ def running(folder: Path) -> Iterator[tuple[int, list[Worker]]]:
 
 @contextmanager
 def asking(port: int, path: str) -> Iterator[http.client.HTTPResponse]:
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)) as connection:
         connection.request("GET", path, headers={"Authorization": "Bearer key"})
         with connection.getresponse() as response:
             yield response

@@ -13,9 +13,10 @@ import pytest
 from dlm.errors import CheckpointError
 from dlm.models import hub as module
 from dlm.models.hub import ATTEMPTS, PATIENCE_SECONDS
+from tests.clock import Clock
 from tests.models.checkpoints import copy_golden, golden_tensors, save_dcp
 from tests.models.stand_in_hub import COMMIT, TAG, Hub, serving
-from tests.running import environment
+from tests.running import TIMEOUT, environment
 
 REPO = "owner/tiny"
 
@@ -51,7 +52,7 @@ def load(hub: Hub, cache: Path, token: str | None = None, **source: Any) -> dict
     env = {key: value for key, value in environment().items() if key not in foreign}
     env.update(extra, HF_ENDPOINT=hub.endpoint, HF_HOME=str(cache), HF_HUB_DISABLE_TELEMETRY="1", NO_PROXY="127.0.0.1")
     command = [sys.executable, "-c", PROGRAM, json.dumps(source)]
-    result = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, env=env, timeout=TIMEOUT, check=False)
     assert result.returncode == 0, result.stderr
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return found
@@ -115,21 +116,6 @@ class Refusal(Exception):
 
     def __init__(self, retry_after: str | None) -> None:
         self.response = type("Response", (), {"status_code": 429, "headers": {"Retry-After": retry_after or ""}})()
-
-
-class Clock:
-    """Time that passes by sleeping alone."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.waits: list[float] = []
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        self.waits.append(seconds)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_a_run_ends_well_when_wandb_dies_in_the_middle(tmp_path: Path) -> None:
         "generation.gen_length=128", "decoder.max_num_seqs=2", "progress.every_seconds=0.2",
     )  # fmt: skip
     with started(command, tmp_path, WANDB_API_KEY="") as process:
-        running.wait_until(lambda: len(running.shard_rows(run_dir)) > 2, running.TIMEOUT, "a few answers", process)
+        running.wait_until(lambda: len(running.shard_rows(run_dir)) > 2, "a few answers", process)
         for pid in services(process.pid):
             os.kill(pid, signal.SIGKILL)
         done = running.finish(process)
@@ -156,7 +156,7 @@ def test_a_run_ends_well_when_the_server_of_wandb_goes_away_in_the_middle(tmp_pa
     with standing_in() as server:
         variables = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, "WANDB_FINISH_TIMEOUT": "2"}
         with started(command, tmp_path, **variables) as process:
-            running.wait_until(server.streamed.is_set, running.TIMEOUT, "the first figures", process)
+            running.wait_until(server.streamed.is_set, "the first figures", process)
             assert len(running.shard_rows(run_dir)) < 24
             server.go_away()
             done = running.finish(process)

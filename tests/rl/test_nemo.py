@@ -26,6 +26,7 @@ from dlm.rl.nemo import NemoGeneration
 from dlm.rl.refit import TorchGroup
 from dlm.sampling import SamplingParams
 from tests.rl.subjects import OPTIONS, PROMPTS, WARM, bits, equal, fresh, rollouts_of, stored
+from tests.running import TIMEOUT
 
 PAD = 77
 METHODS = (
@@ -273,31 +274,35 @@ def test_weights_come_by_broadcast(packed_bytes: int) -> None:
         for version in (1, 2):
             assert generation.update_weights_from_collective() == []
             assert generation.rollouts.weight_version == version
-        trainer.result(30)
+        trainer.result(TIMEOUT)
     assert equal(bits(generation.rollouts.checkpoint.backbone), bits(trained.backbone))
     generation.shutdown()
 
 
 @contextmanager
-def sender(address: str, messages: list[Any], patience: int = 20_000) -> Iterator[list[bytes]]:
-    """A training worker's side: it binds, sends each message and waits for the answer to it."""
+def sender(address: str, messages: list[Any]) -> Iterator[list[bytes]]:
+    """A training worker's side: it binds, sends each message and waits for the answer to it, at most until the end."""
     answers: list[bytes] = []
+    over = threading.Event()
 
     def send() -> None:
         with zmq.Context() as context, context.socket(zmq.REQ) as wire:
-            wire.linger, wire.rcvtimeo, wire.sndtimeo = 0, patience, patience
+            wire.linger = 0
             wire.bind(address)
             for message in messages:
                 wire.send_pyobj(message)
-                try:
-                    answers.append(wire.recv())
-                except zmq.Again:
-                    return
+                while not wire.poll(50):
+                    if over.is_set():
+                        return
+                answers.append(wire.recv())
 
     thread = threading.Thread(target=send)
     thread.start()
-    yield answers
-    thread.join(30)
+    try:
+        yield answers
+    finally:
+        over.set()
+    thread.join(TIMEOUT)
     assert not thread.is_alive()
 
 
@@ -340,7 +345,6 @@ def test_shared_memory_that_is_not_what_was_announced_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = stored(fresh(stirred=0.3))
-    monkeypatch.setattr(refit, "TIMEOUT", refit.timedelta(seconds=1))
     good = buffers(weights, 1 << 30)
     handle, names, used = good[0]
     cases = [
@@ -350,10 +354,12 @@ def test_shared_memory_that_is_not_what_was_announced_is_refused(
         ([], "no weights came at ipc://.* within 1 s"),
     ]
     for number, (messages, message) in enumerate(cases):
+        if not messages:
+            monkeypatch.setattr(refit, "TIMEOUT", refit.timedelta(seconds=1))
         address = f"ipc://{tmp_path}/{number}.sock"
         generation = backend(refit_address=address)
         generation.prepare_refit_info(info_of(weights))
         before = bits(generation.rollouts.checkpoint.backbone)
-        with sender(address, messages, 500), pytest.raises(RunError, match=message):
+        with sender(address, messages), pytest.raises(RunError, match=message):
             generation.update_weights_via_ipc_zmq()
         assert equal(bits(generation.rollouts.checkpoint.backbone), before)

@@ -17,7 +17,7 @@ from dlm.errors import CheckpointError, DLMError, RequestError, RunError
 from dlm.models.loading import Checkpoint, load_checkpoint, save_checkpoint
 from dlm.rl import Rollouts
 from tests.rl.subjects import FAMILIES, OPTIONS, PROMPTS, WARM, bits, equal, fresh, rollouts_of, stored
-from tests.running import environment, torchrun
+from tests.running import TIMEOUT, environment, torchrun
 
 
 def saved(checkpoint: Checkpoint, folder: Path) -> Path:
@@ -223,7 +223,7 @@ def test_a_group_of_processes_takes_weights_together(tmp_path: Path) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=TIMEOUT,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -33,7 +33,7 @@ def controlled(**settings: Any) -> Iterator[tuple[Inside, httpx.Client]]:
         patch.setenv(KEY_VARIABLE, KEY)
         with (
             serving_inside(weight_control=True, **settings) as inside,
-            httpx.Client(base_url=inside.url, headers=HEADERS, timeout=60) as client,
+            httpx.Client(base_url=inside.url, headers=HEADERS) as client,
         ):
             yield inside, client
 

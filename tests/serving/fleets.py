@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import httpx
 
-from tests.running import processes_of
+from tests.running import TIMEOUT, processes_of
 
 
 def free_ports(count: int) -> int:
@@ -42,7 +42,7 @@ class Fleet:
     def __init__(self, process: subprocess.Popen[str], port: int, folder: Path, key: str = "") -> None:
         self.process, self.url, self.folder = process, f"http://127.0.0.1:{port}", folder
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=60)
+        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT)
 
     def __enter__(self) -> Self:
         return self

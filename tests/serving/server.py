@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.running import python, started, wait_until
+from tests.running import TIMEOUT, python, started, wait_until
 
 
 @dataclass
@@ -37,15 +37,15 @@ class Server:
 
 
 @contextmanager
-def serving(cwd: Path, *overrides: str, **extra: str) -> Iterator[Server]:
-    """`python -m dlm.serve` on a free port, ready."""
-    with started(python("dlm.serve", "port=0", *overrides), cwd, **extra) as process:
+def serving(cwd: Path, *overrides: str, module: str = "dlm.serve", **extra: str) -> Iterator[Server]:
+    """`python -m dlm.serve`, or another such module, on a free port, ready."""
+    with started(python(module, "port=0", *overrides), cwd, **extra) as process:
         server = Server(process)
         reader = threading.Thread(target=server.read, daemon=True)
         reader.start()
-        wait_until(lambda: bool(server.url) or process.poll() is not None, 120, "the server was ready")
+        wait_until(lambda: bool(server.url) or process.poll() is not None, "the server was ready")
         assert server.url, "".join(server.lines)
         yield server
         process.terminate()
-        process.wait(60)
-        reader.join(10)
+        process.wait(TIMEOUT)
+        reader.join(TIMEOUT)

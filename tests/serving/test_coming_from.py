@@ -57,7 +57,7 @@ def two_workers(workplace: Path, dcp: Path) -> Iterator[Server]:
 
 @pytest.fixture(name="short_fleet")
 def two_workers_that_end(tmp_path: Path) -> Iterator[Server]:
-    with launched(tmp_path, "--model-path", "demo", "--gpus", "2", *ports()) as server:
+    with launched(tmp_path, "--model-path", "demo", "--gpus", "2", *ports(), "drain_timeout=600") as server:
         yield server
 
 

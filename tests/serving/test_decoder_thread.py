@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,13 +13,15 @@ from torch import Tensor
 
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import DualCache
-from dlm.decoding.options import DecoderOptions
+from dlm.decoding.options import DecoderOptions, StepReport
 from dlm.decoding.request import Completion, Request, SamplingParams
-from dlm.decoding.samplers import Fixed, Threshold
+from dlm.decoding.samplers import Fixed
+from dlm.serving import decoder_thread, desk
 from dlm.serving.decoder_thread import DecoderThread
 from dlm.serving.tickets import Draining, QueueFull, Standstill, Unavailable
+from tests.clock import Clock
 from tests.decoding.worlds import SPECIAL, tiny_model
-from tests.running import wait_until
+from tests.running import TIMEOUT, wait_until
 
 PARAMS = SamplingParams(gen_length=16, block_length=8, steps=16, temperature=0.0, ignore_eos=True, seed=1)
 
@@ -33,15 +35,33 @@ class Heard:
 
     def __init__(self) -> None:
         self.all: list[Completion] = []
-        self.times: list[float] = []
 
     def __call__(self, completion: Completion) -> None:
         self.all.append(completion)
-        self.times.append(time.monotonic())
 
     def wait(self, count: int) -> list[Completion]:
-        wait_until(lambda: len(self.all) >= count, 30, f"{count} completions were heard")
+        wait_until(lambda: len(self.all) >= count, f"{count} completions were heard")
         return self.all
+
+
+class Pause:
+    """Stops the decoder's thread behind its first forward, until it is told to go on."""
+
+    def __init__(self) -> None:
+        self._stands, self._go_on = threading.Event(), threading.Event()
+
+    def __call__(self, report: StepReport) -> None:
+        self._stands.set()
+        assert self._go_on.wait(TIMEOUT), "nobody let it go on"
+
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """The thread stands meanwhile, in mid-generation."""
+        assert self._stands.wait(TIMEOUT), "no forward was made"
+        try:
+            yield
+        finally:
+            self._go_on.set()
 
 
 @pytest.fixture(name="make")
@@ -57,7 +77,7 @@ def maker() -> Iterator[Callable[..., DecoderThread]]:
     yield make
     for thread in made:
         if thread.load().alive:
-            thread.drain(30)
+            thread.drain(TIMEOUT)
 
 
 def solo(request: Request) -> tuple[int, ...]:
@@ -79,21 +99,40 @@ def test_idle_requests_start_at_once_and_join_those_that_run(make: Callable[...,
     assert sum(size * count for size, count in load.sizes.items()) == load.canvases
 
 
-def test_a_batch_fires_when_the_oldest_has_waited_long_enough(make: Callable[..., DecoderThread]) -> None:
-    thread, heard = make(max_wait_time=0.6), Heard()
+def test_a_batch_fires_when_the_oldest_has_waited_long_enough(
+    make: Callable[..., DecoderThread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread sleeps for as long as is left, and is woken here."""
+    thread, heard, clock = make(max_wait_time=10.0), Heard(), Clock()
+    sleeps: list[float | None] = []
+    sleep = thread._condition.wait
+
+    def asleep(seconds: float | None = None) -> None:
+        sleeps.append(seconds)
+        sleep()
+
+    def wake() -> None:
+        with thread._condition:
+            thread._condition.notify()
+
+    for module in (desk, decoder_thread):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(thread._condition, "wait", asleep)
     thread.start()
-    begun = time.monotonic()
     thread.submit(ask("a"), heard)
-    time.sleep(0.2)
+    wait_until(lambda: sleeps[-1:] == [10.0], "it waited for others")
+    clock.now = 4.0
     thread.submit(ask("b"), heard)
-    assert thread.load().waiting == 2
+    wait_until(lambda: sleeps[-1] == 6.0, "it waited for what was left")
+    assert (thread.load().waiting, thread.load().steps) == (2, 0)
+    clock.now = 10.0
+    wake()
     heard.wait(2)
-    assert 0.6 <= heard.times[0] - begun < 5
     assert thread.load().sizes == {2: 16}
 
 
 def test_a_full_batch_fires_before_that(make: Callable[..., DecoderThread]) -> None:
-    thread, heard = make(max_wait_time=60.0), Heard()
+    thread, heard = make(max_wait_time=10 * TIMEOUT), Heard()
     thread.start()
     for name in "abcd":
         thread.submit(ask(name), heard)
@@ -102,7 +141,7 @@ def test_a_full_batch_fires_before_that(make: Callable[..., DecoderThread]) -> N
 
 
 def test_the_queue_is_bounded(make: Callable[..., DecoderThread]) -> None:
-    thread, heard = make(max_wait_time=60.0, queue_size=3, max_num_seqs=100), Heard()
+    thread, heard = make(max_wait_time=10 * TIMEOUT, queue_size=3, max_num_seqs=100), Heard()
     thread.start()
     object.__setattr__(thread.decoder.options, "max_num_seqs", 0)  # no user may ask for that: nothing begins
     thread.submit(ask("a", n=2), heard)
@@ -112,7 +151,7 @@ def test_the_queue_is_bounded(make: Callable[..., DecoderThread]) -> None:
     object.__setattr__(thread.decoder.options, "max_num_seqs", 1)
     thread.cancel("a")
     thread.cancel("c")
-    wait_until(lambda: thread.load().waiting == 0, 10, "the queue was empty")
+    wait_until(lambda: thread.load().waiting == 0, "the queue was empty")
 
 
 def test_a_failing_request_is_told_alone(make: Callable[..., DecoderThread], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +177,8 @@ def test_a_failing_request_is_told_alone(make: Callable[..., DecoderThread], mon
 
 
 def test_other_work_goes_on_between_steps(make: Callable[..., DecoderThread]) -> None:
-    thread, heard = make(), Heard()
+    pause = Pause()
+    thread, heard = make(on_step=pause), Heard()
     results: list[Any] = []
     seen: list[int] = []
 
@@ -154,13 +194,14 @@ def test_other_work_goes_on_between_steps(make: Callable[..., DecoderThread]) ->
 
     thread.start()
     thread.submit(ask("a"), heard)
-    thread.work(slices(), lambda *news: results.append(news))
-    thread.work(broken(), lambda *news: results.append(news))
+    with pause.reached():
+        thread.work(slices(), lambda *news: results.append(news))
+        thread.work(broken(), lambda *news: results.append(news))
     heard.wait(1)
-    wait_until(lambda: len(results) == 2, 10, "the work was done")
+    wait_until(lambda: len(results) == 2, "the work was done")
     assert results[0] == (42, None)
     assert isinstance(results[1][1], ValueError)
-    assert len(set(seen)) > 1
+    assert seen == [1, 2, 3, 4, 5]
 
 
 def test_a_listener_that_is_gone_harms_nobody(make: Callable[..., DecoderThread]) -> None:
@@ -189,33 +230,40 @@ def test_a_decoder_that_cannot_go_on_tells_everybody(
     thread.start()
     thread.submit(ask("a"), heard)
     assert heard.wait(1)[0].fault == "failed"
-    wait_until(lambda: not thread.load().alive, 10, "the thread ended")
+    wait_until(lambda: not thread.load().alive, "the thread ended")
     with pytest.raises(Draining):
         thread.submit(ask("b"), heard)
 
 
 def test_draining_finishes_what_is_here_and_takes_no_more(make: Callable[..., DecoderThread]) -> None:
-    thread, heard = make(), Heard()
+    pause = Pause()
+    thread, heard = make(on_step=pause), Heard()
     thread.start()
     for index in range(8):
         thread.submit(ask(f"r{index}"), heard)
-    ends = threading.Thread(target=thread.drain, args=(30,))
-    ends.start()
-    wait_until(lambda: thread._ending, 5, "it drained")
-    with pytest.raises(Draining):
-        thread.submit(ask("late"), heard)
-    ends.join(30)
+    ends = threading.Thread(target=thread.drain, args=(TIMEOUT,))
+    with pause.reached():
+        ends.start()
+        wait_until(lambda: thread._ending, "it drained")
+        with pytest.raises(Draining):
+            thread.submit(ask("late"), heard)
+    ends.join(TIMEOUT)
     assert len(heard.all) == 8
     assert not thread.load().alive
 
 
 def test_what_is_not_finished_in_time_is_told(make: Callable[..., DecoderThread]) -> None:
-    thread, heard = make(), Heard()
+    """The thread goes on when the time is up."""
+    pause, ended = Pause(), []
+    thread, heard = make(on_step=pause), Heard()
     thread.start()
-    requests = [Request("a", (5, 6), dataclasses.replace(PARAMS, gen_length=400), DualCache(), Threshold(1.0))]
-    thread.submit(requests[0], heard)
-    wait_until(lambda: thread.load().running == 1, 10, "it ran")
-    assert not thread.drain(0.0)
+    thread.submit(ask("a"), heard)
+    ends = threading.Thread(target=lambda: ended.append(thread.drain(0.0)))
+    with pause.reached():
+        ends.start()
+        wait_until(lambda: thread._abandoned, "the time was up")
+    ends.join(TIMEOUT)
+    assert ended == [False]
     assert [one.fault for one in heard.all] == ["draining"]
 
 
@@ -232,7 +280,7 @@ class Results:
         self.all.append((result, error))
 
     def wait(self, count: int) -> list[tuple[Any, Exception | None]]:
-        wait_until(lambda: len(self.all) >= count, 30, f"{count} results were heard")
+        wait_until(lambda: len(self.all) >= count, f"{count} results were heard")
         return self.all
 
 
@@ -241,20 +289,24 @@ LONG = {"gen_length": 160, "steps": 160}
 
 def test_a_task_waits_for_what_has_begun_and_lets_the_rest_wait(make: Callable[..., DecoderThread]) -> None:
     """Of seven samples four fit at once: a request of which one has begun is finished, another waits."""
-    thread, heard, results = make(), Heard(), Results()
+    pause, heard, results = Pause(), Heard(), Results()
+    thread = make(on_step=pause)
+    thread.pause()
     thread.start()
     for name in ("a", "b"):
         thread.submit(ask(name, n=3, **LONG), heard)
     thread.submit(ask("c", **LONG), heard)
-    wait_until(lambda: thread.load().running == 4, 10, "they ran")
+    thread.resume()
     seen: list[Any] = []
 
     def task() -> str:
         seen.append((sorted({one.request_id for one in heard.all}), thread.decoder.has_work, thread.load().waiting))
         return "done"
 
-    thread.exclusively(task, results)
-    thread.submit(ask("d"), heard)
+    with pause.reached():
+        assert len(thread.decoder.scheduler.running) == 4
+        thread.exclusively(task, results)
+        thread.submit(ask("d"), heard)
     assert results.wait(1) == [("done", None)]
     assert seen == [(["a", "b"], False, 2)]
     done = {one.request_id: one.token_ids for one in heard.wait(8)}
@@ -268,31 +320,33 @@ def test_other_work_that_has_begun_is_finished_before_a_task(make: Callable[...,
 
     def slices(name: str) -> Iterator[str | None]:
         began.set()
-        go_on.wait(10)
+        assert go_on.wait(TIMEOUT)
         yield None
         yield name
 
     thread.start()
     thread.work(slices("first"), results)
     thread.work(slices("second"), results)
-    began.wait(10)
+    assert began.wait(TIMEOUT)
     thread.exclusively(lambda: "task", results)
     go_on.set()
     assert [result for result, _ in results.wait(3)] == ["first", "task", "second"]
 
 
 def test_what_is_paused_stands_still_and_then_goes_on(make: Callable[..., DecoderThread]) -> None:
-    thread, heard = make(), Heard()
+    """Each task that is refused is a round of the thread's loop, in which it could have gone on."""
+    pause, heard, results = Pause(), Heard(), Results()
+    thread = make(on_step=pause)
     thread.start()
     thread.submit(ask("a", **LONG), heard)
-    wait_until(lambda: thread.load().running == 1, 10, "it ran")
-    thread.pause()
-    time.sleep(0.1)
-    steps = thread.load().steps
+    with pause.reached():
+        thread.pause()
     thread.submit(ask("b"), heard)
-    time.sleep(0.2)
-    assert thread.load().steps == steps
-    assert (thread.load().running, thread.load().waiting) == (1, 1)
+    for rounds in range(1, 5):
+        thread.exclusively(lambda: "done", results)
+        assert isinstance(results.wait(rounds)[-1][1], Standstill)
+    load = thread.load()
+    assert (load.steps, load.running, load.waiting) == (1, 1, 1)
     assert heard.all == []
     thread.resume()
     done = {one.request_id: one.token_ids for one in heard.wait(2)}
@@ -300,11 +354,12 @@ def test_what_is_paused_stands_still_and_then_goes_on(make: Callable[..., Decode
 
 
 def test_a_task_among_what_is_paused_is_refused_unless_that_is_given_up(make: Callable[..., DecoderThread]) -> None:
-    thread, heard, results = make(), Heard(), Results()
+    pause, heard, results = Pause(), Heard(), Results()
+    thread = make(on_step=pause)
     thread.start()
     thread.submit(ask("a", **LONG), heard)
-    wait_until(lambda: thread.load().running == 1, 10, "it ran")
-    thread.pause()
+    with pause.reached():
+        thread.pause()
     thread.submit(ask("b"), heard)
     thread.exclusively(lambda: "done", results)
     assert isinstance(results.wait(1)[0][1], Standstill)
@@ -348,7 +403,7 @@ def test_a_failing_task_harms_nobody_and_a_late_one_is_refused(make: Callable[..
     assert isinstance(results.wait(1)[0][1], ZeroDivisionError)
     thread.pause()
     thread.submit(ask("a"), heard)
-    assert thread.drain(30)
+    assert thread.drain(TIMEOUT)
     assert heard.all[0].token_ids == solo(ask("a"))
     with pytest.raises(Draining):
         thread.exclusively(lambda: None, results)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import torch
 
 from dlm.likelihood import Ar, Likelihood, LladaMC
 from dlm.models.loading import load_checkpoint
 from dlm.paths import PACKAGE
+from tests.rounding import of_a_forward
 from tests.running import wait_until
+from tests.serving.inside import serving_inside
 from tests.serving.server import Server
 
 PLAIN = "/v1/completions"
@@ -26,7 +31,7 @@ def in_process() -> Likelihood:
 
 
 def ask(server: Server, **body: Any) -> dict[str, Any]:
-    answer = httpx.post(server.url + PLAIN, json={"echo": True, "logprobs": 1, "max_tokens": 1, **body}, timeout=60)
+    answer = httpx.post(server.url + PLAIN, json={"echo": True, "logprobs": 1, "max_tokens": 1, **body})
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
@@ -46,7 +51,7 @@ def test_chain_terms_are_those_of_the_library(server: Server, likelihood: Likeli
             assert value <= max(top.values())
 
 
-def test_greedy_tokens_are_told_by_equal_numbers(server: Server) -> None:
+def test_greedy_tokens_are_told_by_equal_numbers(server: Server, likelihood: Likelihood) -> None:
     """What evaluation harnesses look at: the token's own number is the greatest."""
     choices = []
     for first in range(5, 1005, 250):
@@ -56,7 +61,8 @@ def test_greedy_tokens_are_told_by_equal_numbers(server: Server) -> None:
     own, tops = ([one[key][1] for one in logprobs] for key in ("token_logprobs", "top_logprobs"))
     greedy = [index for index, top in enumerate(tops) if own[index] == max(top.values())]
     assert greedy == [own.index(max(own))]
-    assert all(max(top.values()) == pytest.approx(max(own), abs=1e-6) for top in tops)
+    rounding = of_a_forward(likelihood.backbone.config, torch.float32, 2)
+    assert all(max(top.values()) == pytest.approx(max(own), rel=rounding) for top in tops)
     assert len(tops[greedy[0]]) == 1
 
 
@@ -142,17 +148,29 @@ def test_scores_and_answers_do_not_disturb_each_other(server: Server) -> None:
             body = {"prompt": TEXTS[number % 3], "seed": 1}
             return ask(server, **body)["choices"][0]["logprobs"]
         body = {"prompt": f"Sort 7 {number} 12.", "max_tokens": 32, "temperature": 1.0, "seed": number}
-        return httpx.post(server.url + PLAIN, json=body, timeout=60).json()["choices"]
+        return httpx.post(server.url + PLAIN, json=body).json()["choices"]
 
     alone = [answer(number) for number in range(24)]
     with ThreadPoolExecutor(24) as pool:
         assert list(pool.map(answer, range(24))) == alone
 
 
-def test_a_client_that_leaves_is_not_scored_for(server: Server) -> None:
-    """4,096 forwards are asked for; a second after the client has left, others are scored at once."""
+def test_a_client_that_leaves_is_not_scored_for() -> None:
+    """Thousands of forwards are asked for; once the client has left, one for each text is made at most."""
     body: dict[str, Any] = {"prompt": [TEXTS[1] * 20] * 4, "echo": True, "logprobs": 1, "max_tokens": 1}
     body["dlm"] = {"scheme": "llada_mc", "context_tokens": 7, "mc_num": 1024}
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(server.url + PLAIN, json=body, timeout=0.5)
-    wait_until(lambda: bool(ask(server, prompt=TEXTS[0])), 5, "another text was scored")
+    content = json.dumps(body).encode()
+    with serving_inside() as inside:
+        place = httpx.URL(inside.url)
+        with inside.held() as held:
+            with socket.create_connection((place.host, place.port or 0)) as client:
+                head = f"Host: a\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+                client.sendall(f"POST {PLAIN} HTTP/1.1\r\n{head}".encode() + content)
+                held.wait()
+                held.step(3)
+            wait_until(lambda: inside.service.metrics.total("client_left") == 1, "the server noticed")
+            made = held.begun
+            held.release()
+            wait_until(lambda: not inside.service.thread._work, "the texts were forgotten")
+            assert held.begun - made <= len(body["prompt"])
+            assert httpx.post(inside.url + PLAIN, json={**body, "dlm": {}}).status_code == 200

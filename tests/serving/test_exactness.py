@@ -53,10 +53,10 @@ def ask(server: Server, prompt: str, body: dict[str, Any], *, stream: bool) -> l
     whole = {**body, "messages": [{"role": "user", "content": prompt}], "stream": stream}
     url = f"{server.url}/v1/chat/completions"
     if not stream:
-        answer = httpx.post(url, json=whole, timeout=120).raise_for_status().json()
+        answer = httpx.post(url, json=whole).raise_for_status().json()
         return [(choice["message"]["content"], choice["finish_reason"]) for choice in answer["choices"]]
     texts, reasons = [""] * body["n"], [""] * body["n"]
-    with httpx.stream("POST", url, json=whole, timeout=120) as response:
+    with httpx.stream("POST", url, json=whole) as response:
         for line in response.iter_lines():
             if line.startswith("data: {"):
                 for choice in json.loads(line[6:])["choices"]:

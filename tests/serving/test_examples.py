@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import environment
+from tests.running import TIMEOUT, environment
 from tests.serving.server import Server, serving
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "launch" / "examples"
@@ -32,7 +32,7 @@ def server_with_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
 def run(name: str, url: str, **extra: str) -> subprocess.CompletedProcess[str]:
     command = [*CLIENTS[name], str(EXAMPLES / name), QUESTION]
     variables = environment(DLM_BASE_URL=f"{url}/v1", **extra)
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=TIMEOUT, check=False)
 
 
 @pytest.mark.parametrize("name", CLIENTS)

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.running import processes_of, python, run, started, wait_until
+from tests.running import TIMEOUT, processes_of, python, run, started, wait_until
 from tests.serving.fleets import Fleet, free_ports
 
 pytestmark = pytest.mark.slow
@@ -33,19 +32,20 @@ def running_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     places = (f"port={port}", f"worker_base_port={port + 1}", f"run_dir={folder}")
     command = python("dlm.serve", "devices=2", "health_check_interval=1", *places)
     with started(command, folder, DLM_API_KEY=KEY) as process, Fleet(process, port, folder, KEY) as fleet:
-        wait_until(lambda: fleet.info().get("status") == "ready", 120, "the fleet was ready", process)
+        wait_until(lambda: fleet.info().get("status") == "ready", "the fleet was ready", process)
         yield fleet
         if process.poll() is None:
             process.terminate()
-            assert process.wait(60) == 0
+            assert process.wait(TIMEOUT) == 0
 
 
 def test_both_workers_answer_and_any_tells_of_all(fleet: Fleet) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: fleet.client.post(CHAT, json=QUICK), range(16)))
     assert {answer.json()["choices"][0]["message"]["content"] for answer in answers} == {"Sorted: 3 7 12"}
+    wait_until(lambda: fleet.healthy() == 2, "both were healthy")
     stats = fleet.client.get("/stats").json()
-    assert (stats["total_workers"], stats["healthy_workers"]) == (2, 2)
+    assert stats["total_workers"] == 2
     assert all(worker["requests_served"] >= 6 for worker in stats["workers"])
     assert len(fleet.client.get("/stats?fleet=false").json()["workers"]) == 1
 
@@ -54,15 +54,18 @@ def test_polling_finds_every_result_through_the_router(fleet: Fleet) -> None:
     client = fleet.client
     ids = [client.post("/v1/generate", json={"prompt": "Sort 7 3 12."}).json()["request_ids"][0] for _ in range(100)]
     assert len(set(ids)) == 100
-    until = time.monotonic() + 60
     waiting = set(ids)
-    while waiting:
-        assert time.monotonic() < until
-        for request_id in list(waiting):
-            answer = client.get(f"/v1/result/{request_id}")
-            assert answer.status_code == 200, answer.text
-            if answer.json()["status"] == "finished":
-                waiting.remove(request_id)
+
+    def is_finished(request_id: int) -> bool:
+        answer = client.get(f"/v1/result/{request_id}")
+        assert answer.status_code == 200, answer.text
+        return bool(answer.json()["status"] == "finished")
+
+    def all_are_finished() -> bool:
+        waiting.difference_update([request_id for request_id in waiting if is_finished(request_id)])
+        return not waiting
+
+    wait_until(all_are_finished, "all were finished")
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/generate", "/v1/models", "/stats", "/metrics"])
@@ -112,16 +115,14 @@ def test_errors_are_openais_and_not_the_routers(fleet: Fleet, content: bytes, st
 
 
 def test_streams_come_as_they_are_made(fleet: Fleet) -> None:
-    arrivals = []
-    with fleet.client.stream("POST", CHAT, json={**LONG, "dlm_events": True}) as answer:
+    """Of 128 forwards the first is told while others are to come; `test_router.py` shows it event by event."""
+    body = {**LONG, "max_tokens": 128, "steps": 128, "dlm_events": True}
+    with fleet.client.stream("POST", CHAT, json=body) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
-        for line in answer.iter_lines():
-            if line.startswith("data: "):
-                arrivals.append((time.monotonic(), line))
-    assert arrivals[-1][1] == "data: [DONE]"
-    seconds = arrivals[-1][0] - arrivals[0][0]
-    early = sum(at - arrivals[0][0] < seconds / 2 for at, _ in arrivals)
-    assert len(arrivals) / 4 < early < len(arrivals) * 3 / 4
+        lines = (line for line in answer.iter_lines() if line.startswith("data: "))
+        assert any('"step"' in line for line in lines)
+        assert sum(worker["running"] for worker in fleet.client.get("/stats").json()["workers"]) == 1
+        assert [*lines][-1] == "data: [DONE]"
 
 
 def test_ids_and_the_page_come_through(fleet: Fleet) -> None:
@@ -137,8 +138,8 @@ def test_a_killed_worker_comes_back_and_no_client_hears_of_it(fleet: Fleet) -> N
         os.kill(victim, signal.SIGKILL)
         answers = [one.result() for one in asked]
     assert {answer.status_code for answer in answers} == {200}
-    wait_until(lambda: fleet.healthy() == 2, 60, "two workers were healthy again")
-    wait_until(lambda: fleet.info()["status"] == "ready", 10, "the fleet said so")
+    wait_until(lambda: fleet.healthy() == 2, "two workers were healthy again")
+    wait_until(lambda: fleet.info()["status"] == "ready", "the fleet said so")
     assert fleet.worker(0) != victim
 
 
@@ -150,7 +151,7 @@ def test_a_stream_of_a_killed_worker_ends_with_an_error(fleet: Fleet) -> None:
         os.kill(fleet.worker(busy), signal.SIGKILL)
         events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
     assert json.loads(events[-1])["error"]["code"] == "worker_lost"
-    wait_until(lambda: fleet.healthy() == 2, 60, "two workers were healthy again")
+    wait_until(lambda: fleet.healthy() == 2, "two workers were healthy again")
 
 
 def test_a_taken_port_is_told_before_anything_is_started(tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_a_taken_port_is_told_before_anything_is_started(tmp_path: Path) -> None
 
 def test_sigterm_ends_all_of_it(fleet: Fleet) -> None:
     fleet.process.terminate()
-    assert fleet.process.wait(60) == 0
+    assert fleet.process.wait(TIMEOUT) == 0
     assert fleet.info()["status"] == "stopped"
     assert processes_of(fleet.folder) == []
     with pytest.raises(httpx.ConnectError):

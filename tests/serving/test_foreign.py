@@ -3,8 +3,8 @@ name, and clients that try again get their answer."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -33,7 +33,6 @@ SKILLS: dict[str, Any] = {
 }
 """What NeMo-Skills' client for vLLM sends, its defaults among it."""
 PLAIN = {"max_tokens": 16, "temperature": 0.7, "top_p": 0.95, "seed": 3, "stop": SKILLS["stop"]}
-LONG: dict[str, Any] = {"max_tokens": 900, "seed": 1, "generation_algorithm": "basic", "steps": 900, "ignore_eos": True}
 
 
 def test_a_chat_as_nemo_skills_sends_it_is_answered_as_the_plain_one(client: openai.OpenAI) -> None:
@@ -97,39 +96,33 @@ def narrow_server() -> Iterator[Inside]:
 
 
 def test_a_client_that_was_turned_away_tries_again_and_is_answered(narrow: Inside) -> None:
-    leaving = threading.Event()
-
-    def occupy() -> None:
-        body = {**LONG, "messages": QUESTION, "stream": True, "dlm_events": True}
-        with httpx.stream("POST", f"{narrow.url}/v1/chat/completions", json=body, timeout=60) as answer:
-            for _ in answer.iter_lines():
-                if leaving.is_set():
-                    return
-
-    first = threading.Thread(target=occupy)
-    first.start()
-    wait_until(lambda: narrow.stats()["running_requests"] == 1, 20, "the place was taken")
+    """The place is taken by a request that stands still until the client has been turned away."""
     told: list[int] = []
-
-    def heard(response: httpx.Response) -> None:
-        told.append(response.status_code)
-        leaving.set()
-
     with (
-        httpx.Client(event_hooks={"response": [heard]}) as transport,
-        openai.OpenAI(base_url=f"{narrow.url}/v1", api_key="none", max_retries=5, http_client=transport) as client,
+        narrow.held() as held,
+        ThreadPoolExecutor(1) as pool,
+        httpx.Client() as transport,
+        openai.OpenAI(base_url=f"{narrow.url}/v1", api_key="none", max_retries=1, http_client=transport) as client,
     ):
+        url = f"{narrow.url}/v1/chat/completions"
+        first = pool.submit(httpx.post, url, json={"messages": QUESTION, "max_tokens": 16})
+        held.wait()
+
+        def heard(response: httpx.Response) -> None:
+            told.append(response.status_code)
+            held.release()
+            assert first.result().status_code == 200
+            wait_until(lambda: narrow.unfinished() == 0, "the place was free")
+
+        transport.event_hooks = {"response": [heard]}
         answer = client.chat.completions.create(model="demo", messages=QUESTION, **SKILLS)
-    first.join(20)
     assert answer.choices[0].message.content
-    assert told[0] == 429
-    assert told[-1] == 200
+    assert told == [429, 200]
 
 
 def test_a_client_whose_request_failed_in_the_decoder_tries_again_and_is_answered(
     narrow: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wait_until(lambda: narrow.stats()["running_requests"] == 0, 20, "the place was free")
     forward = narrow.service.thread.decoder.backbone.forward
     failures = iter([RuntimeError("broken"), RuntimeError("and alone again")])
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import resource
 import signal
 import socket
-import statistics
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from tests.running import wait_until
+from tests.running import TIMEOUT, wait_until
+from tests.serving.held_server import HOLD
+from tests.serving.inside import Inside, serving_inside
 from tests.serving.server import Server, serving
 
 CHAT = "/v1/chat/completions"
@@ -31,99 +32,63 @@ SLOW: dict[str, Any] = {
     "ignore_eos": True,
 }
 """Hundreds of forwards over the whole canvas."""
+FORWARDS = 960
+"""Of `SLOW`."""
 QUICK: dict[str, Any] = {"messages": [{"role": "user", "content": "Sort 7 3 12."}], "max_tokens": 16}
 
 
 @pytest.fixture(scope="module", name="small")
 def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two at a time, two more wait."""
-    limits = ("batch_size=2", "queue_size=2", "request_timeout=20", "header_timeout=2", "drain_timeout=1")
-    with serving(tmp_path_factory.mktemp("small"), *limits, DLM_API_KEY=KEY) as server:
+    """With a key, and little patience."""
+    with serving(tmp_path_factory.mktemp("small"), "header_timeout=2", DLM_API_KEY=KEY) as server:
         yield server
 
 
-def stats(server: Server) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{server.url}/batch/stats", headers=AUTHORIZED).json()
-    return found
+@pytest.fixture(scope="module", name="narrow")
+def narrow_server() -> Iterator[Inside]:
+    """Two at a time, two more wait."""
+    with serving_inside(batch_size=2, queue_size=2, request_timeout=2 * TIMEOUT) as server:
+        yield server
 
 
-def idle(server: Server) -> bool:
-    now = stats(server)
-    return now["running_requests"] == now["pending_requests"] == now["arena_slots_used"] == 0
+def test_a_full_queue_is_told_and_health_answers_meanwhile(narrow: Inside) -> None:
+    leaving = threading.Event()
 
-
-class Slow(threading.Thread):
-    """A client with a slow request, who leaves when told to."""
-
-    def __init__(self, server: Server, *, stream: bool = True) -> None:
-        super().__init__(daemon=True)
-        self.server, self.stream_, self.client = server, stream, httpx.Client(timeout=60)
-        self.lines: list[str] = []
-        self.leaving = threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        body = {**SLOW, "stream": True, "dlm_events": True}
-        with self.client.stream("POST", self.server.url + CHAT, json=body, headers=AUTHORIZED) as answer:
-            for line in answer.iter_lines():
-                self.lines.append(line)
-                if self.leaving.is_set():
+    def ask() -> None:
+        with httpx.stream("POST", narrow.url + CHAT, json={**SLOW, "stream": True, "dlm_events": True}) as answer:
+            for _ in answer.iter_lines():
+                if leaving.is_set():
                     return
 
-    def leave(self) -> None:
-        self.leaving.set()
-        self.join(20)
-        self.client.close()
-
-
-def test_a_full_queue_is_told_and_health_answers_meanwhile(small: Server) -> None:
-    clients = [Slow(small) for _ in range(4)]
-    try:
-        wait_until(lambda: stats(small)["pending_requests"] == 2, 20, "the queue was full")
-        refused = httpx.post(small.url + CHAT, json=QUICK, headers=AUTHORIZED)
+    clients = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    with narrow.held() as held:
+        for client in clients:
+            client.start()
+        wait_until(lambda: narrow.unfinished() == 4, "all had asked")
+        held.step(2)
+        found = narrow.stats()
+        assert (found["running_requests"], found["pending_requests"]) == (2, 2)
+        refused = httpx.post(narrow.url + CHAT, json=QUICK)
         assert refused.status_code == 429
         assert int(refused.headers["Retry-After"]) >= 1
         assert "2 sequences are waiting" in refused.json()["error"]["message"]
-        seconds = []
         with httpx.Client() as client:
-            for _ in range(50):
-                begun = time.perf_counter()
-                assert client.get(f"{small.url}/health").status_code == 200
-                seconds.append(time.perf_counter() - begun)
-        assert sorted(seconds)[-2] < 0.5
-    finally:
-        for client in clients:
-            client.leave()
-    wait_until(lambda: idle(small), 20, "everybody's place was free")
-    assert httpx.post(small.url + CHAT, json=QUICK, headers=AUTHORIZED).status_code == 200
+            assert {client.get(f"{narrow.url}/health").status_code for _ in range(50)} == {200}
+        leaving.set()
+    for client in clients:
+        client.join(TIMEOUT)
+    wait_until(lambda: narrow.unfinished() == 0, "everybody's place was free")
+    assert narrow.stats()["arena_slots_used"] == 0
+    assert httpx.post(narrow.url + CHAT, json=QUICK).status_code == 200
 
 
-def test_answers_on_one_connection_do_not_wait_for_acknowledgements(small: Server) -> None:
-    seconds = []
-    with httpx.Client() as client:
-        for _ in range(60):
-            begun = time.perf_counter()
-            client.get(f"{small.url}/health")
-            seconds.append(time.perf_counter() - begun)
-    assert statistics.median(seconds) < 0.03  # with Nagle's algorithm on: 0.044
-
-
-def test_a_client_that_leaves_frees_its_place_within_a_forward_or_two(small: Server) -> None:
-    client = Slow(small)
-    wait_until(lambda: len(client.lines) > 10, 20, "the stream began")
-    assert stats(small)["arena_slots_used"] == 0  # the engine `full` keeps nothing
-    assert stats(small)["running_requests"] == 1
-    client.leave()
-    wait_until(lambda: idle(small), 5, "its place was free")
-    forwards = stats(small)["total_batches_processed"]
-    time.sleep(0.3)
-    assert stats(small)["total_batches_processed"] == forwards
-
-
-def test_a_client_that_does_not_stream_and_leaves_is_forgotten_too(small: Server) -> None:
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(small.url + CHAT, json=SLOW, headers=AUTHORIZED, timeout=1.0)
-    wait_until(lambda: idle(small), 5, "its place was free")
+def test_answers_on_one_connection_do_not_wait_for_acknowledgements(narrow: Inside) -> None:
+    """Nagle's algorithm is off."""
+    with httpx.Client(base_url=narrow.url) as client:
+        assert client.get("/health").status_code == 200
+        sockets = [one.transport.get_extra_info("socket") for one in narrow.connections]
+        assert sockets
+        assert all(each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in sockets)
 
 
 @pytest.mark.parametrize(
@@ -168,14 +133,14 @@ def many_connections() -> Iterator[int]:
 def test_connections_that_say_nothing_are_closed_and_keep_nobody_out(small: Server, many: int) -> None:
     place = urlsplit(small.url)
     address = (str(place.hostname), int(place.port or 0))
-    silent = [socket.create_connection(address) for _ in range(many)]
+    silent = [socket.create_connection(address, TIMEOUT) for _ in range(many)]
     try:
         with ThreadPoolExecutor(2) as pool:
             answers = list(pool.map(lambda _: httpx.post(small.url + CHAT, json=QUICK, headers=AUTHORIZED), range(4)))
         assert [answer.status_code for answer in answers] == [200] * 4
-        silent[0].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+        silent.append(socket.create_connection(address, TIMEOUT))
+        silent[-1].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nX-Slow: ")
         for one in silent:
-            one.settimeout(20)
             assert one.recv(100) in (b"", b"HTTP/1.1 408 Request Timeout\r\n")
     finally:
         for one in silent:
@@ -184,34 +149,45 @@ def test_connections_that_say_nothing_are_closed_and_keep_nobody_out(small: Serv
 
 def test_a_body_that_does_not_come_is_not_waited_for(small: Server) -> None:
     place = urlsplit(small.url)
-    with socket.create_connection((str(place.hostname), int(place.port or 0))) as one:
-        one.settimeout(20)
+    with socket.create_connection((str(place.hostname), int(place.port or 0)), TIMEOUT) as one:
         head = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\nAuthorization: Bearer {KEY}\r\n\r\n{{"
         one.sendall(head.encode())
         assert one.recv(1000).startswith(b"HTTP/1.1 408")
 
 
-def test_a_deadline_ends_a_request(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with serving(tmp_path_factory.mktemp("late"), "request_timeout=0.5") as server:
-        answer = httpx.post(server.url + CHAT, json=SLOW, timeout=30)
+def test_a_deadline_ends_a_request() -> None:
+    """It comes in the middle of a forward."""
+    with serving_inside(request_timeout=0.5) as server, server.held() as held:
+        answer = httpx.post(server.url + CHAT, json=SLOW)
         assert answer.status_code == 504
         assert "request_timeout=0.5" in answer.json()["error"]["message"]
-        wait_until(lambda: idle(server), 5, "its place was free")
+        held.release()
+        wait_until(lambda: server.unfinished() == 0, "its place was free")
+        assert held.begun <= 1
 
 
-@pytest.mark.parametrize(("signum", "drain", "code"), [(signal.SIGTERM, 60, 0), (signal.SIGINT, 0.2, 1)])
+@pytest.mark.parametrize(("signum", "drain", "code"), [(signal.SIGTERM, 3600, 0), (signal.SIGINT, 0.001, 1)])
 def test_the_end_under_load_is_clean(
     tmp_path_factory: pytest.TempPathFactory, signum: int, drain: float, code: int
 ) -> None:
-    with serving(tmp_path_factory.mktemp("end"), f"drain_timeout={drain}") as server:
-        body = {**SLOW, "gen_length": 192, "block_length": 192, "steps": 192}
-        with ThreadPoolExecutor(2) as pool:
-            asked = [pool.submit(httpx.post, server.url + CHAT, json=body, timeout=100) for _ in range(2)]
-            wait_until(lambda: stats(server)["running_requests"] == 2, 20, "the requests ran")
-            server.process.send_signal(signum)
-            wait_until(lambda: httpx.get(f"{server.url}/ready").status_code == 503, 5, "it was draining")
-            late = httpx.post(server.url + CHAT, json=QUICK)
-            answers = [one.result() for one in asked]
-        assert late.status_code == 503
-        assert {answer.status_code for answer in answers} == ({200} if code == 0 else {503})
-        assert server.process.wait(30) == code
+    """The signal comes in the middle of a forward. With time to drain all is finished, else what is not is told."""
+    folder = tmp_path_factory.mktemp("end")
+    extra = {"module": "tests.serving.held_server", HOLD: str(folder / "hold"), "PYTHONPATH": str(Path.cwd())}
+    steps = 32 if code == 0 else FORWARDS
+    body = {**SLOW, "gen_length": steps, "block_length": steps, "steps": steps}
+    with serving(folder, f"drain_timeout={drain}", **extra) as server, ThreadPoolExecutor(2) as pool:
+        (folder / "hold").touch()
+        asked = [pool.submit(httpx.post, server.url + CHAT, json=body) for _ in range(2)]
+        wait_until(lambda: unfinished(server) == 2, "the requests were there")
+        server.process.send_signal(signum)
+        if code == 0:
+            wait_until(lambda: httpx.get(f"{server.url}/ready").status_code == 503, "it was draining")
+            assert httpx.post(server.url + CHAT, json=QUICK).status_code == 503
+        (folder / "hold").unlink()
+        assert {one.result().status_code for one in asked} == ({200} if code == 0 else {503})
+        assert server.process.wait(TIMEOUT) == code
+
+
+def unfinished(server: Server) -> int:
+    now = httpx.get(f"{server.url}/batch/stats").json()
+    return int(now["running_requests"] + now["pending_requests"])

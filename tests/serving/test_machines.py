@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.running import processes_of, python, started, wait_until
+from tests.running import TIMEOUT, processes_of, python, started, wait_until
 from tests.serving.fleets import Fleet, free_ports
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Fleet]]:
             process = stack.enter_context(started(command, folder))
             found.append(stack.enter_context(Fleet(process, port, folder)))
         for fleet in found:
-            wait_until(lambda fleet=fleet: fleet.info().get("status") == "ready", 120, "all were ready", fleet.process)
+            wait_until(lambda fleet=fleet: fleet.info().get("status") == "ready", "all were ready", fleet.process)
         yield found
 
 
@@ -45,13 +45,12 @@ def test_each_says_what_it_has(fleets: list[Fleet]) -> None:
 
 
 def test_results_are_found_wherever_they_are(fleets: list[Fleet]) -> None:
-    with httpx.Client(base_url=fleets[2].url, timeout=60) as client:
+    with httpx.Client(base_url=fleets[2].url) as client:
         ids = [client.post("/v1/generate", json={"prompt": "Sort 7 3 12."}).json()["request_ids"][0] for _ in range(10)]
         assert {request_id % 2 for request_id in ids} == {0, 1}
         for request_id in ids:
             wait_until(
                 lambda request_id=request_id: client.get(f"/v1/result/{request_id}").json()["status"] == "finished",
-                30,
                 "the result was there",
             )
 
@@ -59,17 +58,17 @@ def test_results_are_found_wherever_they_are(fleets: list[Fleet]) -> None:
 def test_the_router_tells_of_a_worker_that_is_gone(fleets: list[Fleet]) -> None:
     workers, router = fleets[1], fleets[2]
     workers.process.send_signal(signal.SIGTERM)
-    assert workers.process.wait(60) == 0
+    assert workers.process.wait(TIMEOUT) == 0
     assert workers.info()["status"] == "stopped"
-    wait_until(lambda: router.info()["status"] == "degraded", 30, "the router's server.json said so", router.process)
-    answers = [httpx.get(f"{router.url}/v1/models", timeout=30) for _ in range(6)]
+    wait_until(lambda: router.info()["status"] == "degraded", "the router's server.json said so", router.process)
+    answers = [httpx.get(f"{router.url}/v1/models") for _ in range(6)]
     assert [answer.status_code for answer in answers] == [200] * 6
 
 
 def test_sigterm_ends_each(fleets: list[Fleet]) -> None:
     for fleet in (fleets[0], fleets[2]):
         fleet.process.terminate()
-        assert fleet.process.wait(60) == 0
+        assert fleet.process.wait(TIMEOUT) == 0
         assert processes_of(fleet.folder) == []
 
 
@@ -79,6 +78,6 @@ def test_workers_that_never_come_are_named(tmp_path: Path) -> None:
         "dlm.serve", "router=only", f"worker_urls=[http://127.0.0.1:{port}]", f"port={port + 1}", "start_timeout=1"
     )
     with started(command, tmp_path) as process:
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
     assert f"not ready within start_timeout=1 seconds: http://127.0.0.1:{port}" in error

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import httpx
+import pytest
 
+from dlm.serving import polling
 from dlm.serving.polling import LIFE, Results
+from tests.clock import Clock
+from tests.running import wait_until
 from tests.serving.server import Server
 
 
 def poll(server: Server, request_id: int) -> dict[str, Any]:
-    until = time.monotonic() + 60
-    while True:
-        found: dict[str, Any] = httpx.get(f"{server.url}/v1/result/{request_id}").json()
-        if found["status"] != "running":
-            return found
-        assert found["text"] is None
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    found: dict[str, Any] = {}
+
+    def ended() -> bool:
+        found.update(httpx.get(f"{server.url}/v1/result/{request_id}").json())
+        assert found["status"] != "running" or found["text"] is None
+        return bool(found["status"] != "running")
+
+    wait_until(ended, f"request {request_id} ended")
+    return found
 
 
 def test_one_prompt_and_a_batch_are_submitted_and_polled(server: Server) -> None:
@@ -55,11 +59,16 @@ def test_ids_tell_the_worker_and_no_life_repeats_those_of_another() -> None:
     assert [first.owner(request_id) for request_id in ids] == [1, 1, 1, 2]
 
 
-def test_results_expire() -> None:
-    results = Results(0, 1, 0, 0.05)
+def test_results_expire(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(polling, "time", clock)
+    results = Results(0, 1, 0, 60.0)
     request_id = results.open()
+    clock.sleep(100.0)
     assert results.get(request_id) == {"request_id": 0, "status": "running", "text": None}
     results.close(request_id, status="finished", text="a")
     assert results.get(request_id) == {"request_id": 0, "status": "finished", "text": "a"}
-    time.sleep(0.06)
+    clock.sleep(60.0)
+    assert results.get(request_id) is not None
+    clock.sleep(0.001)
     assert results.get(request_id) is None

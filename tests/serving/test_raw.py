@@ -7,6 +7,7 @@ import socket
 import httpx
 import pytest
 
+from tests.running import TIMEOUT
 from tests.serving.server import Server
 
 
@@ -15,7 +16,7 @@ def raw(server: Server, head: bytes) -> tuple[bytes, bytes]:
     url = httpx.URL(server.url)
     parts = []
     with socket.create_connection((url.host, url.port or 0)) as client:
-        client.settimeout(30)
+        client.settimeout(TIMEOUT)
         client.sendall(head)
         while part := client.recv(65536):
             parts.append(part)

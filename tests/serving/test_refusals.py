@@ -15,7 +15,7 @@ HI = [{"role": "user", "content": "Hi"}]
 
 
 def post(server: Server, path: str, body: Any = None, **more: Any) -> httpx.Response:
-    return httpx.post(server.url + path, **({"json": body} if "content" not in more else {}), timeout=60, **more)
+    return httpx.post(server.url + path, **({"json": body} if "content" not in more else {}), **more)
 
 
 def error(answer: httpx.Response) -> dict[str, Any]:

@@ -21,21 +21,27 @@ from dlm.serving.processes import answers
 from dlm.serving.protocol import SAMPLING, ChatRequest, CompletionRequest
 from dlm.serving.service import INJECTED
 from dlm.serving.settings import FleetSettings
-from tests.running import wait_until
+from tests.running import TIMEOUT, wait_until
 from tests.serving.fleets import free_ports
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 WISHES = {"stop": ["a"], "seed": 2**63 - 1, "ignore_eos": True, "dlm_events": True, "whatever": {"a": [1.5, None]}}
 
 
+EVENTS = 5
+"""Of a stream."""
+
+
 class StandIn(ThreadingHTTPServer):
-    """A worker that is always well and writes bodies down."""
+    """A worker that is always well and writes bodies down; an event of a stream follows when the one before has been
+    heard of."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Recorder)
         self.bodies: list[dict[str, Any]] = []
+        self.heard = threading.Semaphore(0)
 
     @property
     def url(self) -> str:
@@ -56,7 +62,19 @@ class Recorder(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.answer()
+        if self.server.bodies[-1].get("stream"):
+            self.stream()
+        else:
+            self.answer()
+
+    def stream(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        for number in range(EVENTS):
+            self.wfile.write(b"data: %d\n\n" % number)
+            assert self.server.heard.acquire(timeout=TIMEOUT)
 
     def answer(self) -> None:
         self.send_response(200)
@@ -79,7 +97,7 @@ def routed(workers: list[str], folder: Path) -> Iterator[str]:
     command = settings.router_command(program, port, port + 1)
     with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
-            wait_until(lambda: answers(f"{settings.url}/health"), 60, "the router answered")
+            wait_until(lambda: answers(f"{settings.url}/health"), "the router answered")
             yield settings.url
         finally:
             process.kill()
@@ -92,7 +110,7 @@ def standing_in() -> Iterator[StandIn]:
         thread.start()
         yield worker
         worker.shutdown()
-        thread.join(10)
+        thread.join(TIMEOUT)
 
 
 @pytest.fixture(scope="module", name="url")
@@ -104,7 +122,7 @@ def router_url(worker: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def added(worker: StandIn, url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
     """Keys that the worker got and the client did not send; what the client sent arrives as it was."""
     worker.bodies.clear()
-    httpx.post(url + path, json=body, timeout=60).raise_for_status()
+    httpx.post(url + path, json=body).raise_for_status()
     [got] = worker.bodies
     assert {key: got[key] for key in body} == body
     return {key: value for key, value in got.items() if key not in body}
@@ -136,3 +154,11 @@ def test_what_a_client_says_arrives_as_it_was(worker: StandIn, url: str, path: s
 )
 def test_submitted_requests_are_passed_on_untouched(worker: StandIn, url: str, path: str, body: dict[str, Any]) -> None:
     assert added(worker, url, path, body) == {}
+
+
+def test_each_event_of_a_stream_is_passed_on_before_the_next_is_made(worker: StandIn, url: str) -> None:
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+        for number, line in enumerate(line for line in answer.iter_lines() if line):
+            assert line == f"data: {number}"
+            worker.heard.release()
+    assert number == EVENTS - 1

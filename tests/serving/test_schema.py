@@ -75,10 +75,7 @@ def test_generated_requests_to_a_controlled_server_are_answered_as_documented(
 def answer_of(server: Server, shape: Any, path: str, body: dict[str, Any] | None = None) -> Any:
     """What is answered, after it was held to its shape."""
     url = server.url + path
-    if body is None:
-        answer = httpx.get(url, headers=HEADERS)
-    else:
-        answer = httpx.post(url, json=body, headers=HEADERS, timeout=60)
+    answer = httpx.get(url, headers=HEADERS) if body is None else httpx.post(url, json=body, headers=HEADERS)
     answer.raise_for_status()
     return TypeAdapter(shape).validate_json(answer.content, strict=True)
 

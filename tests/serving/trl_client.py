@@ -20,7 +20,7 @@ class Client:
     """A stand-in for the client of a server at `base_url`; `communicator` is made by `dlm.rl.communicator.join`."""
 
     def __init__(self, base_url: str, group_port: int) -> None:
-        self.session = httpx.Client(headers=HEADERS, timeout=60)
+        self.session = httpx.Client(headers=HEADERS)
         self.base_url, self.host, self.group_port = base_url, "127.0.0.1", group_port
         self.communicator: Any = None
         self.rank = -1

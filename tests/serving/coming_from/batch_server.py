@@ -34,14 +34,13 @@ def batch_size(launchers: Launchers, alone: Server) -> None:
 def fires(alone: Server) -> None:
     """The server waits a tenth of a second, and has eight places."""
     begun = time.perf_counter()
-    assert httpx.post(alone.url + CHAT, json=chat(max_tokens=16), timeout=60).status_code == 200
+    assert httpx.post(alone.url + CHAT, json=chat(max_tokens=16)).status_code == 200
     assert time.perf_counter() - begun >= 0.1
     before = httpx.get(f"{alone.url}/batch/stats").json()["batch_size_histogram"].get("8", 0)
     body = {"prompts": ["Sort 7 3 12."] * 8, "gen_length": 16}
     assert len(httpx.post(f"{alone.url}/v1/generate_batch", json=body).json()["request_ids"]) == 8
     wait_until(
         lambda: httpx.get(f"{alone.url}/batch/stats").json()["batch_size_histogram"].get("8", 0) > before,
-        20,
         "a full batch was decoded",
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import time
 from inspect import signature
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import dlm
 from dlm import LLM, SamplingParams, SparseConfig
 from dlm.errors import ConfigError
+from tests.running import wait_until
 from tests.serving.coming_from.table import row
 from tests.serving.server import Server
 
@@ -109,7 +109,7 @@ def shared(model: str, llm: LLM, slow: None) -> None:
 @row("`POST /v1/generate`", '`{"request_ids": [0], "status": "submitted"}`')
 @row("`GET /v1/result/{id}`: `finished` and the text", "`GET /v1/result/{id}`: `running`, `text` null")
 def submit(alone: Server) -> None:
-    body = {"prompt": "Tell me about AI", "temperature": 0.6, "gen_length": 128, "ignore_eos": True}
+    body = {"prompt": "Tell me about AI", "temperature": 0.6, "gen_length": 256, "ignore_eos": True}
     submitted = httpx.post(f"{alone.url}/v1/generate", json={**body, "algorithm": "basic"}).json()
     assert submitted["status"] == "submitted"
     [number] = submitted["request_ids"]
@@ -139,9 +139,11 @@ def health(alone: Server) -> None:
 
 def result(server: Server, number: int) -> dict[str, Any]:
     """What becomes of a submitted request."""
-    for _ in range(600):
-        found: dict[str, Any] = httpx.get(f"{server.url}/v1/result/{number}").json()
-        if found["status"] != "running":
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"request {number} still runs")
+    found: dict[str, Any] = {}
+
+    def ended() -> bool:
+        found.update(httpx.get(f"{server.url}/v1/result/{number}").json())
+        return bool(found["status"] != "running")
+
+    wait_until(ended, f"request {number} ended")
+    return found

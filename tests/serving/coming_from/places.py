@@ -17,7 +17,7 @@ from dlm.command_line import compose_config
 from dlm.serving.config import register, to_settings
 from dlm.serving.settings import ServerSettings
 from tests.launch.cluster import LAUNCH, Cluster, after
-from tests.running import python, run, started, wait_until
+from tests.running import TIMEOUT, python, run, started, wait_until
 from tests.serving.server import Server
 
 MODEL = "LLaDA-8B-Instruct"
@@ -69,18 +69,18 @@ def launched(folder: Path, *flags: str) -> Iterator[Server]:
         readers = [threading.Thread(target=read, args=(server, pipe), daemon=True) for pipe in ("stdout", "stderr")]
         for reader in readers:
             reader.start()
-        wait_until(lambda: bool(server.url) or process.poll() is not None, 120, "the server was ready")
+        wait_until(lambda: bool(server.url) or process.poll() is not None, "the server was ready")
         assert server.url, "".join(server.lines)
         yield server
         stop(server)
         for reader in readers:
-            reader.join(10)
+            reader.join(TIMEOUT)
 
 
 def stop(server: Server) -> None:
     """End it, unless it has ended."""
     server.process.terminate()
-    assert server.process.wait(60) == 0, "".join(server.lines)
+    assert server.process.wait(TIMEOUT) == 0, "".join(server.lines)
 
 
 def workers(server: Server) -> dict[int, str]:

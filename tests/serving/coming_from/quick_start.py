@@ -68,7 +68,7 @@ def other_model(launchers: Launchers, tmp_path: Path) -> None:
 @row("`--dcp-path FOLDER --base-model ID`")
 def dcp(launchers: Launchers, fleet: Server) -> None:
     """The fleet was started with these."""
-    assert httpx.post(fleet.url + CHAT, json=chat(), timeout=60).json()["choices"][0]["message"]["content"] == SORTED
+    assert httpx.post(fleet.url + CHAT, json=chat()).json()["choices"][0]["message"]["content"] == SORTED
     assert "--base-model" in launchers.refused("--local", "--dcp-path", "folder")
 
 
