@@ -13,8 +13,11 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+settings.register_profile("dlm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dlm")  # no test hangs on how fast the machine is
 pytest.register_assert_rewrite("tests.vectors")
 
 
