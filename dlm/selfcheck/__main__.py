@@ -11,7 +11,7 @@ from dlm import command_line
 from dlm.errors import ConfigError
 from dlm.selfcheck.config import check, register
 
-TITLE = "Prove that answers do not depend on what they are batched with, on this machine. Without arguments: the demo."
+TITLE = "Prove that on this CPU answers do not depend on what they are batched with. Without arguments: the demo."
 KEYS = """\
   model=checkpoint model.path=folder       a checkpoint of yours; its own shapes are tried
   model=random model.size=57m              random weights of a size

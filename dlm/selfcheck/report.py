@@ -48,8 +48,8 @@ class Report:
         """Say whether the promise holds; the exit code."""
         if self.failed:
             print(
-                f"\nFAILED: {', '.join(self.failed)}: here answers depend on what they are batched with. Please report "
-                "this page; decoding with decoder.max_num_seqs=1 is not affected.",
+                f"\nFAILED: {', '.join(self.failed)}: here answers depend on what they are batched with. Until that is "
+                "mended decode with decoder.max_num_seqs=1; please report what is printed above.",
                 flush=True,
             )
             return 1
