@@ -24,11 +24,14 @@ MIXES = 200
 SLOW_MIXES = 1000
 POOL = 24
 WIDE_POOL = 12
-WIDE_MIXES = 6
+WIDE_MIXES = 4
 """In an ordinary run, for each dtype and thread count."""
 SLOW_WIDE_MIXES = 1050
 DTYPES = ("float32", "float64", "bfloat16")
+HALF = ("golden", "odd", "moe", "llada2", "nemotron")
+"""Worlds that an ordinary run decodes in bfloat16 too."""
 PAIRS = [(world.name, dtype) for world in WORLDS for dtype in DTYPES]
+MIXED = [(name, dtype) for name, dtype in PAIRS if dtype != "bfloat16" or name in HALF]
 
 Alone = dict[tuple[str, int], tuple[object, ...]]
 
@@ -115,10 +118,10 @@ def compare_mixes(world: World, dtype: str, seed: int, number: int, seen: Witnes
     seen.mixes += number
 
 
-@pytest.mark.parametrize(("name", "dtype"), PAIRS)
+@pytest.mark.parametrize(("name", "dtype"), MIXED)
 def test_invariance_of_random_mixes(name: str, dtype: str) -> None:
-    share, extra = divmod(MIXES, len(PAIRS))
-    compare_mixes(BY_NAME[name], dtype, 0, share + (PAIRS.index((name, dtype)) < extra), SEEN)
+    share, extra = divmod(MIXES, len(MIXED))
+    compare_mixes(BY_NAME[name], dtype, 0, share + (MIXED.index((name, dtype)) < extra), SEEN)
 
 
 def test_invariance_mixes_were_wide_and_varied() -> None:
@@ -140,12 +143,14 @@ def test_invariance_of_many_more_mixes(name: str, dtype: str, seed: int) -> None
     compare_mixes(BY_NAME[name], dtype, seed, -(-SLOW_MIXES // (5 * len(PAIRS))), Witness())
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", [world.name for world in WORLDS])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("golden", "float32"), ("sdar", "float32"), ("odd", "float64"), ("moe", "float64"), ("llada2", "bfloat16")],
+)
 def test_invariance_under_two_threads(name: str, dtype: str) -> None:
     """A row does not depend on how many rows the threads share."""
     with threads(2):
-        compare_mixes(BY_NAME[name], dtype, 99, 1, Witness())
+        compare_mixes(BY_NAME[name], dtype, 99, 2, Witness())
 
 
 @pytest.mark.parametrize(

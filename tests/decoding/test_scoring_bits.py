@@ -89,7 +89,7 @@ def assert_company_does_not_matter(vocab: int, dtype: torch.dtype, name: str, co
 @torch.inference_mode()
 def test_greedy_rows_at_every_vocabulary(vocab: int, dtype: torch.dtype, count: int) -> None:
     with threads(count):
-        assert_company_does_not_matter(vocab, dtype, "greedy", (1, 2, 3, 5, 13, 32))
+        assert_company_does_not_matter(vocab, dtype, "greedy", (1, 2, 3, 9))
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -78,14 +78,14 @@ def test_it_scores_as_its_backbone_does_with_gradients_and_a_reference_stays() -
 
 
 def test_memory_is_bounded_as_asked_for_the_reference_too() -> None:
-    policy = Policy(fresh(), score_tokens=8, logits_mib=0.01)
+    policy = Policy(fresh(), score_tokens=8, logits_mib=0.02)
     forwards: Counter[str] = Counter()
     for name, model in (("policy", policy), ("reference", policy.frozen_copy())):
         hook = model.backbone.register_forward_hook(lambda *_, name=name: forwards.update([name]))
         with torch.no_grad():
             model(scores)
         hook.remove()
-        assert model.likelihood.given.max_rows == 5
+        assert model.likelihood.given.max_rows == 8  # of 2 KiB, in whole tiles
     assert forwards == {"policy": 2, "reference": 2}
 
 

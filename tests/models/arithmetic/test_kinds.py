@@ -15,7 +15,7 @@ from tests.threads import threads
 pytestmark = pytest.mark.bits
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
-WIDTHS = [(192, 64), (100, 60), (1920, 640), (640, 1920), (3072, 1024), (2048, 2048), (4096, 2048)]
+WIDTHS = [(192, 64), (100, 60), (1920, 640), (640, 1920), (3072, 1024), (2048, 2048)]
 """Outputs and inputs."""
 ROWS = 96
 
@@ -39,7 +39,7 @@ def test_a_row_has_the_same_bits_in_batches_of_every_length(
     x, weight = operands(outputs, inputs, dtype)
     with threads(count):
         whole = PROVED.linear(x, weight)
-        for rows in (*range(1, 34), 48, 64, 95):
+        for rows in (*range(1, 34), 48, 64, 95) if count == 2 else (1, 2, 3, 5, 8, 17, 33, 64):
             first = (7 * rows) % (ROWS - rows + 1)
             assert torch.equal(PROVED.linear(x[first : first + rows], weight), whole[first : first + rows])
         order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(count))
