@@ -17,7 +17,7 @@ KEYS = """\
   model=random model.size=57m              random weights of a size
   dtypes=[float32,bfloat16]                each is proved by itself
   threads=2                                null: as many as torch uses here
-  seconds=45                               about how long; less covers less, and what was covered is printed"""
+  seconds=40                               about how long; less covers less, and what was covered is printed"""
 EXAMPLES = """\
   python -m dlm.selfcheck
   python -m dlm.selfcheck model=random model.size=300m threads=1

@@ -31,10 +31,35 @@ from dlm.models.loading import Checkpoint
 
 ROWS = 96
 """Rows of the largest batch of products and scores."""
-FEWEST, MOST = 6, 24
+FEWEST, MOST = 4, 24
 """Requests to the decoder."""
-CANVASES = 16
-"""Canvases at once where the cost is measured."""
+LARGE = 40e6
+"""Parameters from which on requests are shorter and fewer."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How large the requests to the decoder are.
+
+    Attributes:
+        prompt: tokens at most.
+        answers: tokens of answers to choose from.
+        forwards: of each block at most.
+        canvases: at once where the cost is measured.
+    """
+
+    prompt: int
+    answers: tuple[int, ...]
+    forwards: int
+    canvases: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Lengths:
+        """Those for a model, so that a check takes seconds."""
+        parameters = sum(parameter.numel() for parameter in checkpoint.backbone.parameters())
+        return cls(48, (5, 12, 24), 3, 16) if parameters < LARGE else cls(16, (2, 5, 7), 2, 6)
+
+
 SPECS = {
     "greedy": ScoreSpec("low_confidence", record=True),
     "sampled": ScoreSpec("low_confidence", temperature=0.8, top_k=50, record=True, measured=True),
@@ -194,19 +219,19 @@ def check_scorer(arrangement: Arrangement, seconds: float, chance: random.Random
 
 def draw_requests(checkpoint: Checkpoint, chance: random.Random) -> Iterator[Request]:
     """Requests over the family's algorithms, with all lengths and parameters mixed."""
-    config, family = checkpoint.backbone.config, checkpoint.family
+    config, family, lengths = checkpoint.backbone.config, checkpoint.family, Lengths.of(checkpoint)
     decoder = Decoder(checkpoint.backbone, checkpoint.special, DecoderOptions(max_num_seqs=1, arena_tokens=512))
     for index in count():
         name = family.algorithms[index % len(family.algorithms)]
         engine, sampler = compose(name, {}, family=family, attention=config.attention)
-        prompt = tuple(chance.randrange(config.vocab_size - 8) for _ in range(chance.randint(1, 48)))
-        length, block = chance.choice([5, 12, 24]), config.block_length or chance.choice([3, 4, 5, 8, 16])
+        prompt = tuple(chance.randrange(config.vocab_size - 8) for _ in range(chance.randint(1, lengths.prompt)))
+        length, block = chance.choice(lengths.answers), config.block_length or chance.choice([3, 4, 5, 8, 16])
         params = SamplingParams(
             gen_length=length,
             steps=length,
             block_length=block,
             temperature=chance.choice([0.0, 0.7]),
-            max_nfe=3 * -(-length // min(block, length)),
+            max_nfe=lengths.forwards * -(-length // min(block, length)),
             seed=index,
             ignore_eos=True,
             record=True,
@@ -225,8 +250,10 @@ def bits(completion: Completion) -> tuple[object, ...]:
     return completion.error, tuple(completion.canvas_ids), completion.nfe, str(completion.step_map), logprobs
 
 
-def decode(checkpoint: Checkpoint, requests: Sequence[Request], num_seqs: int, deterministic: bool | None) -> Decoder:
-    """Not run yet: a decoder that holds `num_seqs` canvases."""
+def decoder_of(
+    checkpoint: Checkpoint, requests: Sequence[Request], num_seqs: int, deterministic: bool | None = None
+) -> Decoder:
+    """A decoder that holds `num_seqs` of the requests at once."""
     longest = max(len(request.prompt_ids) + 2 * request.params.gen_length + 64 for request in requests)
     options = DecoderOptions(max_num_seqs=num_seqs, arena_tokens=num_seqs * longest, deterministic=deterministic)
     return Decoder(checkpoint.backbone, checkpoint.special, options)
@@ -237,18 +264,18 @@ def check_decoder(checkpoint: Checkpoint, seconds: float, chance: random.Random)
     tally, alone, requests = Tally(seconds), {}, []
     half = Tally(seconds / 2)
     for request in draw_requests(checkpoint, chance):
-        [completion] = decode(checkpoint, [request], 1, None).run([request])
+        [completion] = decoder_of(checkpoint, [request], 1).run([request])
         alone[request.id] = bits(completion)
         requests.append(request)
         if len(requests) == MOST or (len(requests) >= FEWEST and not half.time_is_left):
             break
     sizes: list[int] = []
-    for size in (len(requests), 5, 2):
+    for size in dict.fromkeys(min(size, len(requests)) for size in (MOST, 5, 2)):
         if sizes and not tally.time_is_left:
             break
         sizes.append(size)
         mixed = chance.sample(requests, len(requests))
-        for completion in decode(checkpoint, mixed, size, None).run(mixed):
+        for completion in decoder_of(checkpoint, mixed, size).run(mixed):
             equal = bits(completion) == alone[completion.request_id]
             tally.compare(equal, f"request {completion.request_id} among {size}")
     algorithms = len({(request.engine.name, request.sampler.name) for request in requests})
@@ -259,20 +286,20 @@ def check_decoder(checkpoint: Checkpoint, seconds: float, chance: random.Random)
 def measure_cost(checkpoint: Checkpoint, seconds: float, chance: random.Random) -> Cost:
     """Time with the arrangement in force over time without, by canvases at once: the least of several rounds, the two
     by turns."""
-    requests = [request for request, _ in zip(draw_requests(checkpoint, chance), range(CANVASES), strict=False)]
-    ratios = {}
-    for size in (1, CANVASES):
-        tally, best = Tally(seconds / 2), {None: float("inf"), False: float("inf")}
-        asked = requests[:2] if size == 1 else requests
+    canvases, tally = Lengths.of(checkpoint).canvases, Tally(seconds)
+    requests = [request for request, _ in zip(draw_requests(checkpoint, chance), range(canvases), strict=False)]
+    ratios: dict[int, float] = {}
+    for size, asked in ((1, requests[:2]), (canvases, requests)):
+        best: dict[bool | None, float] = {None: float("inf"), False: float("inf")}
+        share = Tally(seconds / 2)
         for turn in count():
-            if turn >= 2 and not tally.time_is_left:
+            if turn and not (share.time_is_left and tally.time_is_left):
                 break
             for deterministic in best:
-                decoder = decode(checkpoint, asked, size, deterministic)
+                decoder = decoder_of(checkpoint, asked, size, deterministic)
                 begun = time.perf_counter()
                 for _ in decoder.run(asked):
                     pass
-                if turn:  # the first round warms up
-                    best[deterministic] = min(best[deterministic], time.perf_counter() - begun)
+                best[deterministic] = min(best[deterministic], time.perf_counter() - begun)
         ratios[size] = best[None] / best[False]
     return Cost(ratios)

@@ -20,7 +20,7 @@ class SelfcheckConfig:
     model: Any = MISSING
     dtypes: list[str] = field(default_factory=lambda: ["float32", "bfloat16"])
     threads: int | None = None
-    seconds: float = 45.0
+    seconds: float = 40.0
     seed: int = 0
 
 
