@@ -31,7 +31,7 @@ from dlm.models.loading import Checkpoint
 
 ROWS = 96
 """Rows of the largest batch of products and scores."""
-FEWEST, MOST = 4, 24
+MOST = 24
 """Requests to the decoder."""
 LARGE = 40e6
 """Parameters from which on requests are shorter and fewer."""
@@ -46,18 +46,20 @@ class Lengths:
         answers: tokens of answers to choose from.
         forwards: of each block at most.
         canvases: at once where the cost is measured.
+        fewest: requests, however little time there is.
     """
 
     prompt: int
     answers: tuple[int, ...]
     forwards: int
     canvases: int
+    fewest: int
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Lengths:
         """Those for a model, so that a check takes seconds."""
         parameters = sum(parameter.numel() for parameter in checkpoint.backbone.parameters())
-        return cls(48, (5, 12, 24), 3, 16) if parameters < LARGE else cls(16, (2, 5, 7), 2, 6)
+        return cls(48, (5, 12, 24), 3, 16, 8) if parameters < LARGE else cls(16, (2, 5, 7), 2, 6, 4)
 
 
 SPECS = {
@@ -262,12 +264,12 @@ def decoder_of(
 def check_decoder(checkpoint: Checkpoint, seconds: float, chance: random.Random) -> Result:
     """Requests decoded alone, and again in batches of several sizes and orders."""
     tally, alone, requests = Tally(seconds), {}, []
-    half = Tally(seconds / 2)
+    half, fewest = Tally(seconds / 2), Lengths.of(checkpoint).fewest
     for request in draw_requests(checkpoint, chance):
         [completion] = decoder_of(checkpoint, [request], 1).run([request])
         alone[request.id] = bits(completion)
         requests.append(request)
-        if len(requests) == MOST or (len(requests) >= FEWEST and not half.time_is_left):
+        if len(requests) == MOST or (len(requests) >= fewest and not half.time_is_left):
             break
     sizes: list[int] = []
     for size in dict.fromkeys(min(size, len(requests)) for size in (MOST, 5, 2)):
