@@ -1,24 +1,21 @@
 """The self-check on an arrangement that nobody has proved: as many rows as a library likes, all windows joined.
 
-    python -m tests.selfcheck.trusting before|after [key=value ...]
+    python -m tests.selfcheck.trusting [key=value ...]
 
-`before`: a product is computed before MKL's strict mode is asked for, so that it never comes into force.
+A product is computed before MKL's strict mode is asked for, so that the mode never comes into force.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from unittest import mock
 
 import torch
 
 
 def main() -> None:
-    order, *sys.argv[1:] = sys.argv[1:]
-    if order == "before":
-        os.environ.pop("MKL_CBWR", None)
-        torch.randn(64, 64) @ torch.randn(64, 64)
+    os.environ.pop("MKL_CBWR", None)
+    torch.randn(64, 64) @ torch.randn(64, 64)
     from dlm.models.arithmetic import RowCounts
     from dlm.selfcheck.__main__ import main as selfcheck
 
