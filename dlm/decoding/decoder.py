@@ -5,8 +5,7 @@
         ...
 
 The windows of all canvases that step together are one packed batch and one model call. On a CPU what comes out for a
-request does not depend on what it is batched with (`dlm.models.arithmetic`); on a GPU near-ties of its logits may turn
-unless `DecoderOptions.deterministic` is set.
+request does not depend on what it is batched with (`dlm.models.arithmetic`); on a GPU near-ties of its logits may turn.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ class DecoderOptions:
         logits_mib: memory for rows of logits, in MiB; more rows are taken in chunks.
         poison: fill freed arena ranges with NaN (tests).
         deterministic: whether the bits of an answer are kept from depending on what it is batched with: None does so on
-            a CPU, where it costs little, and not on a GPU, where products and attention are then of fixed shapes (not
-            tried yet).
+            a CPU, where it costs little, and not on a GPU, where true gives products and attention fixed shapes, but
+            not yet the reductions (never run there).
         enforce_eager: record no forward (CUDA graphs); slower.
     """
 
