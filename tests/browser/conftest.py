@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from tests.browser.mock_server import Mock, serving
 from tests.running import TIMEOUT, environment, wait_until
+from tests.serving.held_server import HOLD
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 expect.set_options(timeout=1000 * TIMEOUT)
@@ -39,16 +40,23 @@ def mock() -> Iterator[Mock]:
 
 
 @pytest.fixture(scope="session")
-def real_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def hold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that makes the real server's forwards stand still."""
+    return tmp_path_factory.mktemp("hold") / "hold"
+
+
+@pytest.fixture(scope="session")
+def real_url(tmp_path_factory: pytest.TempPathFactory, hold: Path) -> Iterator[str]:
     """A server of the demo checkpoint."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("serve") / "log"
-    command = [sys.executable, "-m", "dlm.serve", "device=cpu", f"port={port}"]
+    command = [sys.executable, "-m", "tests.serving.held_server", "device=cpu", f"port={port}"]
+    place, surroundings = Path(__file__).parents[2], {**environment(), HOLD: str(hold)}
     with (
         log.open("w") as out,
-        subprocess.Popen(command, cwd=Path(__file__).parents[2], env=environment(), stdout=out, stderr=out) as process,
+        subprocess.Popen(command, cwd=place, env=surroundings, stdout=out, stderr=out) as process,
     ):
         try:
             wait_until(lambda: _ready(port) or process.poll() is not None, "the server was ready")
