@@ -6,6 +6,7 @@ DLMError
 ├── RequestError       a value in one request (also a ValueError); its neighbours go on
 ├── DataError          a prompt file or one of its rows
 ├── CheckpointError    a model folder that cannot be read, or is of another family
+├── NotFiniteError     logits that are not finite where they are read; its neighbours go on
 ├── MissingExtraError  a package that an optional feature needs is not installed
 └── RunError           a run that could not finish; what is finished is kept
     └── IncompleteRunError   prompts without an answer; names how to resume
@@ -32,6 +33,10 @@ class DataError(DLMError):
 
 class CheckpointError(DLMError):
     """A checkpoint that cannot be loaded as asked."""
+
+
+class NotFiniteError(DLMError):
+    """A model's logits are nan or infinite at a position that is read."""
 
 
 class MissingExtraError(DLMError, ImportError):

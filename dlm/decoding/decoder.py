@@ -23,7 +23,7 @@ from dlm.decoding.arena import Arena
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.graphs import Graphs, Recorder, choose_recorder
 from dlm.decoding.options import DecoderOptions, DecoderStats, StepReport
-from dlm.decoding.outcomes import completion_of, failure_of, progress_of, refusal_of
+from dlm.decoding.outcomes import completion_of, failure_of, not_finite, progress_of, refusal_of
 from dlm.decoding.packing import Batch
 from dlm.decoding.request import Completion, Request
 from dlm.decoding.scheduler import Scheduler
@@ -170,6 +170,9 @@ class Decoder:
 
     def cancel(self, request_id: str) -> bool:
         """Forget a request between two steps and free its ranges; whether there was one."""
+        return self._forget(request_id)
+
+    def _forget(self, request_id: str) -> bool:
         waiting = [canvas for canvas in self._waiting if canvas.request.id == request_id]
         running = [canvas for canvas in self.scheduler.running if canvas.request.id == request_id]
         for canvas in waiting:
@@ -246,7 +249,7 @@ class Decoder:
 
     def _fail(self, canvas: Canvas, error: Exception) -> None:
         """End the canvas's request with `error`."""
-        self.cancel(canvas.request.id)
+        self._forget(canvas.request.id)
         self._broken = {one: cause for one, cause in self._broken.items() if one.request is not canvas.request}
         self._finished.append(failure_of(canvas, error))
 
@@ -278,9 +281,16 @@ class Decoder:
     def _commit(self, canvases: Sequence[Canvas], choices: Sequence[Choice]) -> int:
         """Write what was chosen, move on where a block is done, and take out what has ended; how many were chosen.
 
-        What one canvas raises (its request's functions may) is raised when all have moved on.
+        A canvas whose logits are not finite ends its request. What one raises (its request's functions may) is raised
+        when all have moved on.
         """
-        for canvas, choice in zip(canvases, choices, strict=True):
+        chosen = list(zip(canvases, choices, strict=True))
+        if any(choice.unsound is not None for choice in choices):
+            for canvas, choice in chosen:
+                if choice.unsound is not None and canvas in self.scheduler.running:
+                    self._fail(canvas, not_finite(canvas, choice.unsound))
+            chosen = [(canvas, choice) for canvas, choice in chosen if canvas in self.scheduler.running]
+        for canvas, choice in chosen:
             try:
                 self._advance(canvas, choice)
             except Exception as error:

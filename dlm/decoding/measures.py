@@ -39,6 +39,6 @@ def draw_sums(warm: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 def measures_of(others: Floats, gap: Floats, total: Floats, moment: Floats) -> Floats:
     """`[2, rows]` from what `draw_sums` and `entropy_sums` gave: log-probabilities, and entropies in nats."""
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         drawn = 0.0 - np.logaddexp(0.0, np.log(others) + gap)
     return np.stack((drawn, np.maximum(np.log(total) - moment / total, 0.0)))

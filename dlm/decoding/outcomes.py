@@ -11,6 +11,7 @@ from dlm.decoding.canvas import Canvas
 from dlm.decoding.layout import IntArray
 from dlm.decoding.request import Completion, Progress, Request
 from dlm.decoding.selection import Choice
+from dlm.errors import NotFiniteError
 
 
 def progress_of(canvas: Canvas, choice: Choice, end_ids: Sequence[int], *, block_done: bool) -> Progress:
@@ -60,11 +61,20 @@ def completion_of(canvas: Canvas, answer: IntArray, *, stopped: bool) -> Complet
 
 
 def failure_of(canvas: Canvas, error: Exception) -> Completion:
-    """A request whose forward raised `error`."""
+    """A request whose forward raised `error`, or gave logits that are not finite."""
     request = canvas.request
     fault = "out_of_memory" if is_out_of_memory(error) else "failed"
-    message = f"{type(error).__name__}: {error}"
+    fault = "not_finite" if isinstance(error, NotFiniteError) else fault
+    message = str(error) if isinstance(error, NotFiniteError) else f"{type(error).__name__}: {error}"
     return Completion(request.id, 0, canvas.seed, request.prompt_ids, error=message, fault=fault)
+
+
+def not_finite(canvas: Canvas, position: int) -> NotFiniteError:
+    """What a canvas ends with whose logits at `position` are not finite, in the forward that is not counted yet."""
+    what = f"the logits of position {position} are not finite in forward {canvas.nfe + 1}"
+    if canvas.guided:
+        return NotFiniteError(f"{what}; lower cfg_scale={canvas.request.params.cfg_scale}, or see to the weights")
+    return NotFiniteError(f"{what}; the weights are damaged, or overflow in this dtype (try dtype=float32)")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

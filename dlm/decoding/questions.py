@@ -66,6 +66,12 @@ class Question:
             observe=self.observe,
         )
 
+    @property
+    def unsound(self) -> int | None:
+        """The first position whose logits are not finite; None where there is none."""
+        found = self.positions[: len(self.proposals.tokens)][self.proposals.unsound]
+        return int(found[0]) if len(found) else None
+
     def scores(self, candidates: IntArray) -> Scores:
         """What the sampler sees of `candidates`, which are among its positions."""
         canvas, proposals = self.canvas, self.proposals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
@@ -15,6 +16,18 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 8192
 """Upper bound of `gen_length` and `steps`."""
+
+MAX_SAMPLES = 65536
+"""Upper bound of `n`."""
+
+MAX_WHOLE = 2**31 - 1
+"""Upper bound of whole numbers that have none by their meaning."""
+
+MIN_TEMPERATURE = 1e-6
+"""Below this a temperature is meant to be 0, and logits divided by it leave the range of numbers."""
+
+MAX_SHOWN = 80
+"""Characters of a value in a message."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +42,9 @@ class SamplingParams:
         block_length: length of a semi-autoregressive block.
         align_blocks: blocks lie on multiples of `block_length` (dInfer's `start_block_align`), so that the first may
             hold the end of the prompt; otherwise they begin where the prompt ends.
-        temperature: 0..2; 0 takes the most probable token.
+        temperature: 1e-6..2, or 0, which takes the most probable token.
         top_k, top_p: filters applied before sampling; 0 and 1.0 keep everything. Not used at temperature 0.
-        cfg_scale: classifier-free guidance, >= 0: logits = u + (cfg_scale + 1) (l - u).
+        cfg_scale: classifier-free guidance, 0..1000: logits = u + (cfg_scale + 1) (l - u).
         max_nfe: ceiling of forwards for this prompt; when the remaining budget demands it more positions are revealed
             than the sampler would.
         initial_gen_length: begin with so many masked positions and grow to at most `gen_length`, as the model asks for
@@ -86,19 +99,19 @@ class SamplingParams:
         _whole(found, "gen_length", self.gen_length, 1, MAX_LENGTH)
         _whole(found, "steps", self.steps, 1, MAX_LENGTH)
         _whole(found, "block_length", self.block_length, 1, MAX_LENGTH)
-        _whole(found, "top_k", self.top_k, 0, None)
-        _whole(found, "n", self.n, 1, None)
+        _whole(found, "top_k", self.top_k, 0, MAX_WHOLE)
+        _whole(found, "n", self.n, 1, MAX_SAMPLES)
         if self.max_tokens is not None:
-            _whole(found, "max_tokens", self.max_tokens, 1, None)
+            _whole(found, "max_tokens", self.max_tokens, 1, MAX_WHOLE)
         if self.max_nfe is not None:
             blocks = 1 if found else math.ceil(self.gen_length / self.block_length)
-            _whole(found, "max_nfe", self.max_nfe, blocks, None, "one forward for each block")
+            _whole(found, "max_nfe", self.max_nfe, blocks, MAX_WHOLE, "one forward for each block")
         if self.seed is not None:
             _whole(found, "seed", self.seed, 0, 2**63 - 1)
         if self.ignore_eos and self.eos_early_stop:
             found.append("eos_early_stop=True goes against ignore_eos=True; leave one of them out")
-        _real(found, "temperature", self.temperature, 0.0, 2.0)
-        _real(found, "cfg_scale", self.cfg_scale, 0.0, None)
+        _real(found, "temperature", self.temperature, 0.0, 2.0, least=MIN_TEMPERATURE)
+        _real(found, "cfg_scale", self.cfg_scale, 0.0, 1000.0)
         _real(found, "top_p", self.top_p, 0.0, 1.0, open_low=True)
         _expansion(found, self)
         return found
@@ -111,27 +124,48 @@ EXPANSION_NAMES = (
 """Fields that `initial_gen_length` puts to use."""
 
 
-def _whole(found: list[str], name: str, value: object, low: int, high: int | None, why: str = "") -> None:
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
+def _whole(found: list[str], name: str, value: object, low: int, high: int, why: str = "") -> None:
+    good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
     if not good:
-        bound = f"at least {low}" if high is None else f"{low}..{high}"
-        found.append(f"{name}={value!r} must be a whole number, {bound}{f' ({why})' if why else ''}")
+        above = isinstance(value, int) and value > high
+        bound = f"at least {low}" if high == MAX_WHOLE and not above else f"{low}..{high}"
+        found.append(f"{name}={shown(value)} must be a whole number, {bound}{f' ({why})' if why else ''}")
 
 
 def _real(
-    found: list[str], name: str, value: object, low: float, high: float | None, *, open_low: bool = False
+    found: list[str],
+    name: str,
+    value: object,
+    low: float,
+    high: float | None,
+    *,
+    open_low: bool = False,
+    least: float = 0.0,
 ) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if isinstance(value, int | float):
-        good = good and (value > low if open_low else value >= low) and (high is None or value <= high)
+    """`least`: what is above `low` must be at least that."""
+    highest = sys.float_info.max if high is None else high
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, int | float):  # comparisons hold for whole numbers beyond every float, and refuse nan
+        good = good and (low < value or (low == value and not open_low)) and value <= highest
+        good = good and (value == low or value >= least)
     if not good:
         bound = f"{'above' if open_low else 'at least'} {low}" + ("" if high is None else f" and at most {high}")
-        found.append(f"{name}={value!r} must be a finite number, {bound}")
+        bound += f", and not between {low} and {least}" if least else ""
+        found.append(f"{name}={shown(value)} must be a finite number, {bound}")
+
+
+def shown(value: object) -> str:
+    """The value as a message has it: cut, where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _expansion(found: list[str], params: SamplingParams) -> None:
-    _whole(found, "expansion_factor", params.expansion_factor, 2, None)
-    _whole(found, "eos_check_tokens", params.eos_check_tokens, 1, None)
+    _whole(found, "expansion_factor", params.expansion_factor, 2, MAX_LENGTH)
+    _whole(found, "eos_check_tokens", params.eos_check_tokens, 1, MAX_LENGTH)
     for name in ("eos_confidence_threshold", "expand_eos_confidence_threshold", "low_conf_threshold"):
         _real(found, name, getattr(params, name), 0.0, 1.0)
     if params.initial_gen_length is not None:
@@ -145,15 +179,17 @@ def _expansion(found: list[str], params: SamplingParams) -> None:
         found.append(f"{', '.join(given)}: no answer grows without initial_gen_length; set it too or leave them out")
 
 
-def check_real(name: str, value: object, low: float, high: float | None, *, open_low: bool = False) -> None:
+def check_real(
+    name: str, value: object, low: float, high: float | None, *, open_low: bool = False, least: float = 0.0
+) -> None:
     """Raise `RequestError` unless `value` is a finite number in range; for the parameters of engines and samplers."""
     found: list[str] = []
-    _real(found, name, value, low, high, open_low=open_low)
+    _real(found, name, value, low, high, open_low=open_low, least=least)
     if found:
         raise RequestError(found[0])
 
 
-def check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
+def check_whole(name: str, value: object, low: int, high: int = MAX_WHOLE) -> None:
     """Raise `RequestError` unless `value` is a whole number in range; for the parameters of engines and samplers."""
     found: list[str] = []
     _whole(found, name, value, low, high)
@@ -239,8 +275,8 @@ class Completion:
         entropies: likewise the entropy, in nats, of softmax(raw logits) at the token's position. Only with
             `Request.measures`.
         error: why there is no answer; None where there is one.
-        fault: with `error`: `refused` (the request cannot be decoded), `failed` (its forward raised), `out_of_memory`;
-            empty otherwise.
+        fault: with `error`: `refused` (the request cannot be decoded), `failed` (its forward raised), `out_of_memory`,
+            `not_finite` (the model's logits were); empty otherwise.
     """
 
     request_id: str

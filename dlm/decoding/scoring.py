@@ -97,8 +97,8 @@ class Proposals:
     Attributes:
         tokens: `[m]` int64, the token each candidate would take.
         rank: `[m]` float64, higher is surer, by the spec's order.
-        log_odds: `[m]` float64, log((1 - c) / c) of the proposal's probability c.
-        logprobs: `[m]` float64, log-probability under the raw logits.
+        log_odds: `[m]` float64, log((1 - c) / c) of the proposal's probability c; nan where the logits are not finite.
+        logprobs: `[m]` float64, log-probability under the raw logits; likewise.
         measures: `[2, m]` float64, log-probability under the logits that it was drawn from and entropy of the raw ones
             (`dlm.decoding.measures`); None where the spec does not ask for them.
     """
@@ -116,11 +116,17 @@ class Proposals:
         The logarithms are taken here because numpy's do not depend on an element's place in the array; torch's do.
         """
         tokens, rank, others, gap, raw_others, raw_gap, *sums = table
-        with np.errstate(divide="ignore"):
-            log_odds = np.where(np.isinf(gap), np.inf, np.log(others) + gap)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_odds = np.where(np.isinf(gap) & ~np.isnan(others), np.inf, np.log(others) + gap)
             logprobs = -np.logaddexp(0.0, np.log(raw_others) + raw_gap if spec.alters_logits else log_odds)
         rank = rank if spec.order in STATISTICS else -log_odds
         return cls(tokens.astype(np.int64), rank, log_odds, logprobs, measures_of(*sums) if sums else None)
+
+    @property
+    def unsound(self) -> npt.NDArray[np.bool_]:
+        """`[m]`, where a logit is nan or +inf, or all are -inf: nothing can be proposed there. A logit of -inf beside
+        finite ones is a token that cannot be taken."""
+        return np.isnan(self.log_odds) | np.isnan(self.logprobs)
 
 
 def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tensor, Tensor | None]:
@@ -136,7 +142,8 @@ def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tens
         `[6, rows]` float64, to be finished by `Proposals.from_table`: proposed token; the order's statistic, else 0;
         the sum of exp(l_v - max) over v other than the proposal; max - l_proposal, inf when deferred; and the same two
         of the raw logits, when the spec alters them. When it is measured four more rows, of `draw_sums` and
-        `entropy_sums`. Then `[rows, ...]`, what the spec's observer made of the raw logits, or None.
+        `entropy_sums`. One of sum and difference is nan where a logit is nan or +inf, or all are -inf. Then
+        `[rows, ...]`, what the spec's observer made of the raw logits, or None.
     """
     parts, observed = [], []
     count = rows.hidden.shape[0]
@@ -217,6 +224,7 @@ def _score_slice(logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
     gap = (best - chosen).squeeze(1).double()
     for late in spec.deferred:
         gap.masked_fill_(token == late, torch.inf)
+    gap += (chosen - chosen).squeeze(1)  # nan where the proposal's logit is infinite
     others = logits.scatter_(1, at, -torch.inf).sub_(best).exp_().sum(-1)
     raw_others = raw_gap = nothing
     if raw is not None:

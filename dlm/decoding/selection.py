@@ -30,7 +30,8 @@ from dlm.models.families import SpecialTokens
 @dataclass(frozen=True)
 class Choice:
     """What one canvas writes: positions, tokens and, when recorded, log-probabilities; the positions that become masks
-    again; its sampler's memory; and `[2, m]` measures of the tokens, when asked for."""
+    again; its sampler's memory; and `[2, m]` measures of the tokens, when asked for. Nothing, where the logits of a
+    position are not finite: `unsound` is the first such."""
 
     positions: IntArray
     tokens: IntArray
@@ -38,6 +39,7 @@ class Choice:
     logprobs: npt.NDArray[np.float64] | None
     memory: Any
     measures: npt.NDArray[np.float64] | None = None
+    unsound: int | None = None
 
 
 class Selector:
@@ -83,6 +85,9 @@ class Selector:
         for question in outlooks:
             if self.special.eos_id is not None:
                 question.canvas.outlook = Outlook.of(question.positions, question.proposals, self.special.eos_id)
+            if question.unsound is not None:
+                index = canvases.index(question.canvas)
+                choices[index] = replace(choices[index], unsound=question.unsound)
         return choices
 
     def _track(self, batch: Batch, question: Question, hidden: Tensor) -> Track:
@@ -170,7 +175,7 @@ def placed(parts: Sequence[tuple[Question, Boost, int]], device: torch.device) -
 
 def lacking(canvas: Canvas, choice: Choice) -> bool:
     """Whether a choice decides too few masks."""
-    if canvas.request.sampler.self_paced:
+    if canvas.request.sampler.self_paced or choice.unsound is not None:
         return False
     decided = int((canvas.tokens[choice.positions] == canvas.mask_id).sum())
     return decided - len(choice.cleared) < canvas.demanded()
@@ -183,6 +188,8 @@ def choose(question: Question, scores: Scores) -> Choice:
     """
     canvas = question.canvas
     memory = question.memory if canvas.request.sampler.boosts else canvas.memory
+    if question.unsound is not None:
+        return Choice(NONE, NONE, NONE, None, memory, unsound=question.unsound)
     if canvas.plan.probe:
         return Choice(NONE, NONE, NONE, None, memory)
     if canvas.plan.first_only:

@@ -122,7 +122,8 @@ class GivenTokens:
                 for each in zip(torch.split(logits, step), torch.split(wanted, step), strict=True)
             ]
         others, gap, *ids = torch.cat(parts, dim=1)[:, :count].cpu().numpy()
-        with np.errstate(divide="ignore"):  # the logarithms are the host's, as in `decoding.scoring.Proposals`
+        # The logarithms are the host's, as in `decoding.scoring.Proposals`.
+        with np.errstate(divide="ignore", invalid="ignore"):
             logprobs = -np.logaddexp(0.0, np.log(others) + gap)
         return np.stack([logprobs, logprobs + gap, *ids] if best else [logprobs])
 

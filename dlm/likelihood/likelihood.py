@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dlm.decoding.layout import IntArray
-from dlm.decoding.request import check_real, check_whole
-from dlm.errors import RequestError
+from dlm.decoding.request import MIN_TEMPERATURE, check_real, check_whole
+from dlm.errors import NotFiniteError, RequestError
 from dlm.likelihood.estimates import Plan, Scored, Scores
 from dlm.likelihood.given import GivenTokens
 from dlm.likelihood.presentation import Target, presentation_of
@@ -84,6 +84,8 @@ class Likelihood:
 
         Raises:
             RequestError: pairs or settings that cannot be scored; names the first.
+            NotFiniteError: the model's logits are not finite; names the first pair. Not with `gradients`, whose values
+                stay on the device.
         """
         self._check_gradients(gradients)
         if len(prompts) != len(completions):
@@ -100,6 +102,8 @@ class Likelihood:
             return Scores(nothing, nothing, [] if per_token else None)
         logprobs = self.given.logprobs((plan.sheet for plan in plans), gradients=gradients)
         values = torch.split(logprobs, [len(plan.places) for plan in plans])
+        if not gradients:
+            check_finite("completion", values)
         terms = [plan.terms(each, len(given)) for plan, each, given in zip(plans, values, completions, strict=True)]
         device = self.backbone.device
         errors = [plan.stderr(each) for plan, each in zip(plans, values, strict=True)]
@@ -122,6 +126,7 @@ class Likelihood:
 
         Raises:
             RequestError: as `score`, before the first forward.
+            NotFiniteError: as `score`, after the last.
         """
         plan = self._plan("the completion", prompt, completion, scheme, seed)
         return self._in_slices(plan, len(completion))
@@ -131,7 +136,9 @@ class Likelihood:
         for part in self.given.measure([plan.sheet]):
             parts.append(part)
             yield None
-        yield plan.scored(np.concatenate(parts, axis=1), length)
+        measured = np.concatenate(parts, axis=1)
+        check_finite("completion", [torch.from_numpy(measured[0])])
+        yield plan.scored(measured, length)
 
     def _plan(self, name: str, prompt: Sequence[int], completion: Sequence[int], scheme: Scheme, seed: int) -> Plan:
         check_whole("seed", seed, 0, 2**63 - 1)
@@ -183,6 +190,7 @@ class Likelihood:
 
         Raises:
             RequestError: values that do not fit together or the model.
+            NotFiniteError: the model's logits are not finite; not with `gradients`.
         """
         replay = Replay(prompt_ids, replay_token_ids, replay_step_map, block_length, align_blocks, canvas_length)
         return self.replay_batch([replay], shrink=shrink, temperature=temperature, gradients=gradients)[0]
@@ -191,9 +199,9 @@ class Likelihood:
         self, replays: Sequence[Replay], *, shrink: int = 1, temperature: float = 1.0, gradients: bool = False
     ) -> list[Tensor]:
         """`replay_logprobs` of several canvases, whose states share packed forwards. What one gets does not depend on
-        the others. Raises `RequestError` as `replay_logprobs` does."""
+        the others. Raises as `replay_logprobs` does; `NotFiniteError` names the first canvas."""
         check_whole("shrink", shrink, 1)
-        check_real("temperature", temperature, 0.0, None, open_low=True)
+        check_real("temperature", temperature, 0.0, None, open_low=True, least=MIN_TEMPERATURE)
         self._check_gradients(gradients)
         sheets, places = [], []
         for replay in replays:
@@ -206,6 +214,8 @@ class Likelihood:
             return results
         logprobs = self.given.logprobs(sheets, temperature=temperature, gradients=gradients).to(self.backbone.device)
         parts = torch.split(logprobs, [len(asked) for asked in places])
+        if not gradients:
+            check_finite("canvas", parts)
         return [
             result.index_copy(0, torch.from_numpy(asked).to(result.device), part)
             for result, asked, part in zip(results, places, parts, strict=True)
@@ -258,3 +268,13 @@ class Likelihood:
             raise RequestError("gradients=True inside torch.no_grad() or inference_mode(); ask outside of it")
         if gradients and not any(parameter.requires_grad for parameter in self.backbone.parameters()):
             raise RequestError("gradients=True, but no parameter of the model has requires_grad; set it first")
+
+
+def check_finite(what: str, logprobs: Sequence[Tensor]) -> None:
+    """Raise `NotFiniteError` that names the first of the texts `what` with a nan among its log-probabilities."""
+    for index, each in enumerate(logprobs):
+        if each.isnan().any():
+            raise NotFiniteError(
+                f"{what} {index}: the model's logits are not finite; its weights are damaged or overflow in this dtype "
+                "(try dtype=float32)"
+            )

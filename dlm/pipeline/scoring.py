@@ -18,7 +18,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from dlm.decoding.noise import seed_of
-from dlm.errors import RequestError
+from dlm.errors import NotFiniteError, RequestError
 from dlm.likelihood import Likelihood, Scheme, Scored
 from dlm.models.loading import Checkpoint
 from dlm.pipeline.claims import Claims, Plan
@@ -137,8 +137,8 @@ class ScoringLM(LightningModule):
                             nfe += 1
                         else:
                             scores.append(found)
-            except RequestError as error:
-                work.writer.refuse(question.id, Fault("RequestError", str(error)))
+            except (RequestError, NotFiniteError) as error:
+                work.writer.refuse(question.id, Fault(type(error).__name__, str(error)))
                 continue
             work.answer(question, scores, nfe, time.monotonic() - begun, seed)
             total += nfe

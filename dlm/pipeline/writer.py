@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dlm.decoding.request import Completion
-from dlm.errors import CheckpointError
+from dlm.errors import CheckpointError, NotFiniteError, RequestError
 from dlm.pipeline.prompts import Fault, Prompt
 from dlm.pipeline.ranks import Heart
 from dlm.pipeline.shards import Shard
@@ -46,7 +46,8 @@ class ShardWriter(Callback):
     def write(self, completion: Completion) -> None:
         """Write one answer. Raises `RunError` when there is no room."""
         if completion.error is not None:
-            self.refuse(completion.request_id, Fault("RequestError", completion.error))
+            kind = NotFiniteError if completion.fault == "not_finite" else RequestError
+            self.refuse(completion.request_id, Fault(kind.__name__, completion.error))
             return
         if self.codec is None:
             raise CheckpointError("the writer was given no tokenizer")

@@ -11,7 +11,17 @@ from typing import Self
 
 from dlm.decoding.request import Completion, Progress, Request
 from dlm.serving.decoder_thread import DecoderThread
-from dlm.serving.errors import SERVER, ApiError, aborted, draining, out_of_memory, overloaded, timed_out, unavailable
+from dlm.serving.errors import (
+    SERVER,
+    ApiError,
+    aborted,
+    draining,
+    not_finite,
+    out_of_memory,
+    overloaded,
+    timed_out,
+    unavailable,
+)
 from dlm.serving.tickets import Draining, QueueFull, Unavailable
 
 RETRY_AFTER = 1
@@ -127,6 +137,8 @@ def failure_of(completion: Completion) -> ApiError:
         return unavailable(str(completion.error))
     if completion.fault == "aborted":
         return aborted(str(completion.error))
+    if completion.fault == "not_finite":
+        return not_finite(str(completion.error))
     name = str(completion.error).partition(":")[0]
     if completion.fault == "out_of_memory":
         return out_of_memory()

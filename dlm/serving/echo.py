@@ -10,14 +10,24 @@ from functools import partial
 from typing import Any
 
 from dlm.decoding.outcomes import is_out_of_memory
-from dlm.errors import RequestError
+from dlm.errors import NotFiniteError, RequestError
 from dlm.likelihood.estimates import Scored
 from dlm.likelihood.schemes import SCHEMES, Ar, LladaMC, Scheme
 from dlm.serving.answers import finite
 from dlm.serving.call import RETRY_AFTER
 from dlm.serving.decoder_thread import DecoderThread
 from dlm.serving.defaults import refused
-from dlm.serving.errors import SERVER, ApiError, aborted, draining, out_of_memory, overloaded, timed_out, unavailable
+from dlm.serving.errors import (
+    SERVER,
+    ApiError,
+    aborted,
+    draining,
+    not_finite,
+    out_of_memory,
+    overloaded,
+    timed_out,
+    unavailable,
+)
 from dlm.serving.protocol import ScoringRequest
 from dlm.serving.tickets import Aborted, Draining, QueueFull, Unavailable
 from dlm.text import TextCodec
@@ -196,6 +206,8 @@ class Scorings:
         elif isinstance(error, Aborted | Unavailable):
             told = aborted if isinstance(error, Aborted) else unavailable
             result.set_exception(told(str(error)))
+        elif isinstance(error, NotFiniteError):
+            result.set_exception(not_finite(str(error)))
         else:
             name = type(error).__name__
             result.set_exception(

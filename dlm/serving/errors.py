@@ -57,6 +57,11 @@ def unavailable(message: str) -> ApiError:
     return ApiError(503, message, SERVER, code="weights_unavailable")
 
 
+def not_finite(message: str) -> ApiError:
+    """500: the model's logits were no numbers for this request."""
+    return ApiError(500, message, SERVER, code="not_finite")
+
+
 def aborted(message: str) -> ApiError:
     """503: somebody who controls the server gave the request up."""
     return ApiError(503, message, SERVER, code="aborted")

@@ -15,6 +15,7 @@ from dlm.decoding.decoder import Decoder
 from dlm.errors import ConfigError, RequestError, RunError
 from dlm.likelihood import Coupled, Likelihood
 from dlm.rl import Rollout, Rollouts
+from tests.decoding.damage import damage
 from tests.front import PROMPTS as TEXTS
 from tests.rl.subjects import FAMILIES, OPTIONS, PROMPTS, WARM, fresh, rollouts_of, stored
 
@@ -255,6 +256,16 @@ def test_a_forward_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Scores and gradients
+
+
+def test_logits_that_are_not_finite_are_told_and_harm_no_later_call() -> None:
+    subject = rollouts_of("llada")
+    [wanted] = subject.generate([PROMPTS[1]], WARM)
+    damage(subject._ready_decoder(), lambda canvas: canvas.request.prompt_ids == tuple(PROMPTS[0]))
+    with pytest.raises(RunError, match=r"prompts\[0\] could not be decoded: the logits of position"):
+        subject.generate(PROMPTS[:2], WARM)
+    [again] = subject.generate([PROMPTS[1]], WARM)
+    assert again.token_ids == wanted.token_ids
 
 
 def test_scores_are_those_of_the_likelihoods() -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from dlm.decoding.request import SamplingParams, check_real
+from dlm.decoding.request import MIN_TEMPERATURE, SamplingParams, check_real
 from dlm.decoding.samplers.base import Floats, Indices, Ordinary, Scores, Turn, check_length
 from dlm.errors import RequestError
 
@@ -50,7 +50,7 @@ class Dream(Ordinary):
     def __post_init__(self) -> None:
         if self.alg not in ALGS:
             raise RequestError(f"alg={self.alg!r} must be one of {', '.join(ALGS)}")
-        check_real("alg_temp", self.alg_temp, 0.0, None)
+        check_real("alg_temp", self.alg_temp, 0.0, None, least=MIN_TEMPERATURE)
         check_real("eps", self.eps, 0.0, 1.0, open_low=True)
         if self.alg == "origin" and self.alg_temp:
             raise RequestError(f"alg_temp={self.alg_temp} has no meaning with alg=origin; leave it out")
