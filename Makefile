@@ -47,7 +47,7 @@ bench: $(VENV)/.package  ## time the decoder against a plain reference loop
 	$(BIN)/python -m dlm.bench $(ARGS)
 
 test: $(VENV)/.dev  ## run the tests, a process for each of at most 8 cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev  ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -48,6 +48,7 @@ def base(tmp_path: Path) -> Path:
     return copy_golden(tmp_path / "base")
 
 
+@pytest.mark.slow
 def test_there_and_back_gives_equal_tensors_and_text(tmp_path: Path) -> None:
     there = converted(tmp_path / "dcp", "model.path=demo", "shard_gib=0.001")
     assert len(list(there.glob("*.distcp"))) > 1

@@ -44,6 +44,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return run(tmp_path_factory.mktemp("bench"), "workload=smoke", "profile=true")
 
 
+@pytest.mark.slow
 def test_a_row_for_each_combination(smoke: dict[str, Any]) -> None:
     rows = [(row["dtype"], row["engine"], row["sampler"]) for row in smoke["rows"]]
     assert rows == [

@@ -17,7 +17,6 @@ SHORT = (
     "tests/models/arithmetic/test_kinds.py::test_an_activation_does_not_depend_on_its_place[1001-torch.float32-2]",
     "tests/decoding/test_scoring_bits.py::test_rows_of_every_kind",
     "tests/decoding/test_invariance.py::test_invariance_under_two_threads[llada2-bfloat16]",
-    "tests/decoding/test_invariance.py::test_invariance_under_two_threads[golden-float32]",
     "tests/decoding/test_invariance.py::test_invariance_under_two_threads[odd-float64]",
 )
 

@@ -84,6 +84,7 @@ def test_tiles_of_four_rows_are_found_out_where_they_do_not_hold(
     assert not results["decoder"].holds
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="there is no MKL, and so no strict mode")
 def test_products_and_windows_that_are_trusted_fail_after_an_early_product() -> None:
     """MKL's strict mode comes into force before the first product or not at all; nothing says which."""

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import pytest
 
 from dlm import LLM, SamplingParams
 from tests.serving.server import Server
@@ -65,6 +66,7 @@ def ask(server: Server, prompt: str, body: dict[str, Any], *, stream: bool) -> l
     return list(zip(texts, reasons, strict=True))
 
 
+@pytest.mark.slow
 def test_two_hundred_requests_sixty_four_at_a_time_equal_the_library(server: Server) -> None:
     chance = random.Random(7)
     cases = [(chance.choice(PROMPTS), draw(chance), chance.random() < 0.5) for _ in range(200)]

@@ -208,6 +208,7 @@ def test_another_run_does_not_go_on_in_its_folder(straight):
         run(compose(f"run_dir={straight.folder}", "prompts_per_step=2"), [])
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(straight, tmp_path):
     command = running.python("dlm.rl.grpo", *SMALL, f"run_dir={tmp_path}", "trainer=ddp", "trainer.devices=2")
     done = running.run(command, Path.cwd())
