@@ -33,8 +33,8 @@ OPTIMIZER_SLOTS = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentu
 READABLE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 """Dtypes of weights; others are codes that mean nothing without their scales."""
 
-MOST_MISSING = 4
-"""A config may describe this many times the tensors that there are, and those that are missing are still named."""
+FEW_TENSORS = 1000
+"""A model of this many tensors at most is made without weights, only to name those that are missing."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def match(source: TensorSource, family: Family, config: BackboneConfig, prefix: 
 
 
 def _check_count(source: NameSource, family: Family, config: BackboneConfig) -> None:
-    """Refuse a config of far more tensors than there are, before anything is made for each of them."""
+    """Refuse a config of many more tensors than there are, before anything is made for each of them."""
     layers, first = config.num_layers, config.num_layers if config.experts is None else config.experts.first_layer
     dense = min(layers, first)
 
@@ -92,7 +92,7 @@ def _check_count(source: NameSource, family: Family, config: BackboneConfig) -> 
         alone = replace(config, num_layers=1, experts=replace(config.experts, first_layer=0))
         needed += (layers - dense) * (count(alone) - outside)
     stored = len(source.names())
-    if needed > MOST_MISSING * stored:
+    if needed > max(2 * stored, FEW_TENSORS):
         raise CheckpointError(
             f"{source.label} holds {stored} tensors, and the {family.name} model of {layers} layers that config.json "
             f"describes has {needed}: they are not of one model"

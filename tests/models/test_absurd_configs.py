@@ -17,7 +17,6 @@ from dlm.models.families import FAMILIES, family_of
 from dlm.models.families.keys import quoted
 from dlm.models.families.rope import WHOLE, RopeTable
 from dlm.models.loading import load_checkpoint, read_checkpoint_config
-from dlm.models.naming import match
 from dlm.models.rotary import Rotary
 from tests.models.configs import CONFIGS, NAMES, SPECIAL, family_named, read, refusal, weights_of, write
 from tests.models.windows import logits_of
@@ -149,23 +148,14 @@ def test_a_number_of_experts_that_the_weights_do_not_have_is_refused_before_any_
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_count_of_tensors_is_that_of_the_names(name: str, tmp_path: Path) -> None:
-    """What is counted without building is what is built: one tensor in five is the fewest that are still named."""
-
-    class Few:
-        label = "few"
-
-        def __init__(self, count: int) -> None:
-            self.count = count
-
-        def names(self) -> list[str]:
-            return ["x"] * self.count
-
-    family, config = family_named(name), read(name)
-    total = sum(map(len, family.weights(config).values()))
-    assert total == len(load_file(weights_of(name, tmp_path / "model") / "model.safetensors"))
-    with pytest.raises(CheckpointError, match=f"has {total}: they are not of one model"):
-        match(Few((total - 1) // 4), family, config)  # type: ignore[arg-type]  # it is not asked for more
+def test_the_count_of_tensors_is_that_of_the_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted before anything is built is what would be built."""
+    folder = write(weights_of(name, tmp_path / "model"), CONFIGS[name])
+    family, total = family_named(name), len(load_file(folder / "model.safetensors"))
+    save_file({"other": torch.ones(2)}, folder / "model.safetensors")
+    monkeypatch.setattr("dlm.models.naming.FEW_TENSORS", 0)
+    with pytest.raises(CheckpointError, match=f"holds 1 tensors, and the {family.name} model .* has {total}: they are"):
+        load_checkpoint(folder, special=SPECIAL)
 
 
 def test_positions_that_would_fill_the_memory_with_tables_are_refused() -> None:
