@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from dlm.errors import CheckpointError
@@ -73,6 +75,30 @@ def test_any_value_of_any_key_ends_in_a_model_that_computes_or_an_error_that_nam
                 assert len(told) < 4000
                 assert told.replace("\n", "").isprintable()
     assert min(refused, loaded) > 100
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(ABSURD),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(data=st.data(), name=st.sampled_from(NAMES))
+def test_any_object_is_read_or_refused(data: st.DataObject, name: str) -> None:
+    keys = st.sampled_from(sorted(keys_of(name))) | st.text()
+    changes = data.draw(st.dictionaries(keys, JSON, max_size=6))
+    config = {**CONFIGS[name], **changes, "architectures": CONFIGS[name]["architectures"]}
+    try:
+        found = family_of(config, "a/config.json").read_config(config, "a/config.json")
+    except CheckpointError as error:
+        told = str(error)
+    else:
+        told = f"a/config.json does not describe a {name} model"
+        assert found.num_layers <= 512
+        assert found.max_positions * found.head_dim <= 2**28
+    assert told.startswith(f"a/config.json does not describe a {name} model")
+    assert len(told) < 8000
 
 
 NESTED = ("rope_type", "type", *(key.name for key in RopeTable(WHOLE, scaled_queries=True).schemas["yarn"].keys))

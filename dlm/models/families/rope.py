@@ -30,7 +30,7 @@ class RopeTable(Kind):
 
     def __init__(self, partial: Kind, scaled_queries: bool) -> None:
         shared = (Key("rope_theta", THETA, optional=True), Key("partial_rotary_factor", partial, optional=True))
-        yarn = (
+        yarn: tuple[Key, ...] = (
             Key("factor", Real(1e-3, 1e4), nullable=True),
             Key("original_max_position_embeddings", POSITIONS, optional=True),
             Key("beta_fast", Real(1e-3, 1e4), optional=True, default=32.0),
