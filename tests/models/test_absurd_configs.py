@@ -133,9 +133,11 @@ def test_all_faults_of_a_file_are_told_at_once_and_cut(name: str) -> None:
     assert "'foreign_1'=1 is not a key" in told
     assert "x" * 100 not in told
     assert "y" * 100 not in told
-    many = refusal(name, **{f"foreign_{index}": index for index in range(1000)})
-    assert many.endswith("and 988 more")
+    many = refusal(name, **{f"foreign_{index}": index for index in range(500)})
+    assert many.endswith("and 488 more")
     assert len(many) < 3000
+    told = refusal(name, **{f"foreign_{index}": index for index in range(2000)})
+    assert "keys; it must have at most 1000" in told
 
 
 def test_a_value_is_quoted_on_one_line_and_cut() -> None:

@@ -93,14 +93,16 @@ def ids_within(*vocabulary: str) -> Relation:
     return Relation((*vocabulary, "mask_token_id", "eos_token_id"), check)
 
 
-def experts_within(layers: str) -> Relation:
+def experts_within() -> Relation:
     """A token goes to at most all experts, and a model has a number of them that can be told from a mistake."""
 
+    keys = ("num_experts", "num_experts_per_tok", "num_hidden_layers")
+
     def check(values: Values) -> Iterator[str]:
-        experts, chosen, depth = values["num_experts"], values["num_experts_per_tok"], values[layers]
+        experts, chosen, depth = (values[key] for key in keys)
         if chosen > experts:
             yield f"num_experts_per_tok={chosen} must be at most num_experts={experts}"
         if experts * depth > EXPERT_LAYERS:
-            yield f"num_experts={experts} times {layers}={depth} must be at most {EXPERT_LAYERS}"
+            yield f"num_experts={experts} times num_hidden_layers={depth} must be at most {EXPERT_LAYERS}"
 
-    return Relation(("num_experts", "num_experts_per_tok", layers), check)
+    return Relation(keys, check)

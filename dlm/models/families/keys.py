@@ -16,6 +16,9 @@ from dlm.errors import CheckpointError
 MOST_FAULTS = 12
 """Faults of a file that are listed; the others are counted."""
 
+MOST_KEYS = 1000
+"""Keys of an object in a config.json; released files have about fifty."""
+
 MOST_ITEMS = 4096
 """Items of a list in a config.json, such as one for each layer."""
 
@@ -195,6 +198,10 @@ class Schema:
 
     def read(self, config: Mapping[str, Any], path: str = "") -> tuple[dict[str, Any], list[str]]:
         """The checked values by key, and every fault; `path` stands before the names of a nested object's keys."""
+        if len(config) > MOST_KEYS:
+            return {}, [
+                f"{path.removesuffix('.') or 'the file'} has {len(config)} keys; it must have at most {MOST_KEYS}"
+            ]
         values: dict[str, Any] = {}
         missing, faults = [], []
         for key in self.keys:

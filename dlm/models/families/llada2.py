@@ -190,7 +190,7 @@ LLADA2 = Family(
         heads_fit(),
         rope_stated(),
         Relation(("head_dim", "rotary_dim", "max_position_embeddings", *ROPE_KEYS), _rotation_fits),
-        experts_within("num_hidden_layers"),
+        experts_within(),
         Relation(("num_experts", "num_experts_per_tok", "n_group", "topk_group"), _groups_fit),
         ids_within("vocab_size"),
     ),
