@@ -21,6 +21,9 @@ from tests.models.configs import CONFIGS, NAMES, SPECIAL, family_named, read, re
 TOP_LEVEL = [name for name in NAMES if name != "nemotron"]
 """Families whose released files have the rotary embedding at the top level."""
 
+QWEN_LIKE = ("dream", "llada2", "llada_moe", "sdar")
+"""Families whose config names its positions as transformers does, which stretches no other."""
+
 
 def test_llada2_as_released_is_read() -> None:
     """Its files leave out `use_qk_norm`, the mask and the ends; query and key are normed."""
@@ -174,6 +177,31 @@ def test_what_transformers_writes_of_itself_is_ignored(name: str) -> None:
     for key in IGNORED - {"architectures"}:
         for value in (None, 7, "x", [1], {"a": 1}, float("nan")):
             assert read(name, **{key: value}) == read(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_released_file_saved_again_by_transformers_is_the_same_model(name: str, tmp_path: Path) -> None:
+    """Through a class as the released ones are: it keeps what it is given, and transformers adds and moves keys."""
+    from transformers import PretrainedConfig
+
+    class Released(PretrainedConfig):
+        model_type = "released"
+
+        def __init__(self, **given: Any) -> None:
+            inherited = {"architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "model_type"}
+            for key in given.keys() - inherited - {"rope_scaling", "rope_parameters"}:
+                setattr(self, key, given[key])
+            self.rope_parameters = given.get("rope_parameters") or given.get("rope_scaling")
+            super().__init__(**{key: given[key] for key in given.keys() & inherited})
+
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    for changes in ({}, {"rope_scaling": yarn} if name in QWEN_LIKE else {}):
+        saved = Released(**{**CONFIGS[name], **changes})
+        saved.save_pretrained(tmp_path)
+        written = json.loads((tmp_path / "config.json").read_text())
+        assert written["rope_parameters"]["rope_theta"] == read(name).rope_theta
+        for config in (written, saved.to_dict()):
+            assert family_of(config).read_config(config) == read(name, **changes)
 
 
 def test_files_written_by_transformers_5_are_read(tmp_path: Path) -> None:
