@@ -145,6 +145,13 @@ def test_a_wrong_training_file_is_named(tmp_path, text, message):
         next(file_canvases(path, builder, [16, 64], 0.0, 0))
 
 
+def test_an_answer_is_taught_to_end_with_the_turn_where_the_config_names_several_ends():
+    builder = CanvasBuilder(AutoTokenizer.from_pretrained(CHECKPOINT), SpecialTokens(MASK, 1, 5, (7, 8)))
+    assert (builder.padding_id, builder.end_id) == (1, 5)
+    builder = CanvasBuilder(AutoTokenizer.from_pretrained(CHECKPOINT), SpecialTokens(MASK, 1, None, (7, 8)))
+    assert (builder.padding_id, builder.end_id) == (1, 1)
+
+
 def test_the_command_line_asks_for_what_is_missing():
     run = subprocess.run([sys.executable, "-m", "dlm.train"], capture_output=True, text=True)
     assert run.returncode == 2

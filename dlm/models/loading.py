@@ -18,6 +18,7 @@ from dlm.errors import CheckpointError
 from dlm.models.backbone import Backbone, BackboneConfig
 from dlm.models.drafter import Drafter
 from dlm.models.families import FAMILIES, LLADA, Family, SpecialTokens, family_of
+from dlm.models.families.keys import quoted
 from dlm.models.naming import family_places
 from dlm.models.parallel import Cut, Shard
 from dlm.models.sizes import SIZES, family_of_size
@@ -58,24 +59,32 @@ def read_checkpoint_config(folder: Path, special: SpecialTokens | None = None) -
     Special ids are those of config.json, else those of the tokenizer's files; `special` replaces them, for a folder
     where neither names the mask.
     """
-    config = read_json(folder / "config.json")
-    family = family_of(config)
-    backbone = family.read_config(config)
+    path = folder / "config.json"
+    config = read_json(path)
+    family = family_of(config, path)
+    backbone = family.read_config(config, path)
     special = special or _special_tokens(folder, family, config)
+    outside = [each for each in (special.mask_id, *special.end_ids) if not 0 <= each < backbone.vocab_size]
+    if outside:
+        raise CheckpointError(
+            f"{folder}: the special ids {quoted(outside)} are outside the vocabulary of {backbone.vocab_size} that "
+            "config.json states; the tokenizer, or special=SpecialTokens(...), is of another model"
+        )
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     return CheckpointConfig(folder, family, backbone, special, dtype)
 
 
 def _special_tokens(folder: Path, family: Family, config: Mapping[str, Any]) -> SpecialTokens:
-    named = family.read_special(config)
+    named = family.read_special(config, folder / "config.json")
     mask = _token_id(folder, family.mask_text) if named.mask_id is None else named.mask_id
     if mask is None:
         raise CheckpointError(
             f"{folder} does not name the mask: config.json lacks mask_token_id and there is no tokenizer.json with the "
             f"token {family.mask_text}; add either, or pass special=SpecialTokens(...)"
         )
-    eos = _token_id(folder, family.eos_text) if named.eos_id is None else named.eos_id
-    return SpecialTokens(mask, eos, _token_id(folder, family.turn_end))
+    eos, *others = named.eos_ids or (_token_id(folder, family.eos_text),)
+    ends = tuple(each for each in others if each is not None)
+    return SpecialTokens(mask, eos, _token_id(folder, family.turn_end), ends)
 
 
 def _token_id(folder: Path, text: str | None) -> int | None:
@@ -83,9 +92,15 @@ def _token_id(folder: Path, text: str | None) -> int | None:
     path = folder / "tokenizer.json"
     if text is None or not path.exists():
         return None
-    for token in read_json(path).get("added_tokens", []):
+    tokens = read_json(path).get("added_tokens") or []
+    if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
+        raise CheckpointError(f"{path}: added_tokens={quoted(tokens)} must be a list of objects")
+    for token in tokens:
         if token.get("content") == text:
-            return int(token["id"])
+            found = token.get("id")
+            if not isinstance(found, int) or isinstance(found, bool):
+                raise CheckpointError(f"{path}: the id of {text} is {quoted(found)}; it must be an integer")
+            return found
     return None
 
 
@@ -122,7 +137,7 @@ def load_checkpoint(
     config = read_checkpoint_config(folder, special)
     name = config.dtype if dtype == "auto" else dtype
     if name not in DTYPES:
-        raise CheckpointError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
+        raise CheckpointError(f"{folder}: dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
     tensors = ModelTensors.find(
         SafetensorsSource(folder) if weights is None else weights,
         config.family,

@@ -30,6 +30,12 @@ TRAINING_STATE = frozenset(
 OPTIMIZER_SLOTS = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "master_param", "step"})
 """Last parts of names that belong to an optimizer."""
 
+READABLE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+"""Dtypes of weights; others are codes that mean nothing without their scales."""
+
+FEW_TENSORS = 1000
+"""A model of this many tensors at most is made without weights, only to name those that are missing."""
+
 
 @dataclass(frozen=True)
 class Match:
@@ -53,9 +59,15 @@ def match(source: TensorSource, family: Family, config: BackboneConfig, prefix: 
 
     Raises `CheckpointError` that lists missing and foreign names, or names the first tensor of a wrong shape.
     """
+    _check_count(source, family, config)
     shapes = family_shapes(family, config)
     found = find_names(source, family, config, shapes, prefix)
     for name, stored in found.stored.items():
+        if source.dtype(stored) not in READABLE:
+            raise CheckpointError(
+                f"{source.label}: {stored} is stored as {str(source.dtype(stored)).removeprefix('torch.')}; quantised "
+                "weights are not read: convert the model to bfloat16 or float32"
+            )
         if source.shape(stored) != shapes[name]:
             raise CheckpointError(
                 f"{source.label}: {stored} has shape {list(source.shape(stored))}, config.json makes it "
@@ -64,6 +76,27 @@ def match(source: TensorSource, family: Family, config: BackboneConfig, prefix: 
     source.verify((*found.stored.values(), *found.tied))
     _check_ties(source, found, family, config)
     return found
+
+
+def _check_count(source: NameSource, family: Family, config: BackboneConfig) -> None:
+    """Refuse a config of many more tensors than there are, before anything is made for each of them."""
+    layers, first = config.num_layers, config.num_layers if config.experts is None else config.experts.first_layer
+    dense = min(layers, first)
+
+    def count(one: BackboneConfig) -> int:
+        return sum(map(len, family.weights(one).values()))
+
+    outside = count(replace(config, num_layers=0))
+    needed = outside + dense * (count(replace(config, num_layers=1, experts=None)) - outside)
+    if config.experts is not None:
+        alone = replace(config, num_layers=1, experts=replace(config.experts, first_layer=0))
+        needed += (layers - dense) * (count(alone) - outside)
+    stored = len(source.names())
+    if needed > max(2 * stored, FEW_TENSORS):
+        raise CheckpointError(
+            f"{source.label} holds {stored} tensors, and the {family.name} model of {layers} layers that config.json "
+            f"describes has {needed}: they are not of one model"
+        )
 
 
 def _check_ties(source: TensorSource, found: Match, family: Family, config: BackboneConfig) -> None:

@@ -137,11 +137,16 @@ class CheckpointSource:
         return config.family, config.backbone.attention
 
     def architecture(self) -> tuple[BackboneConfig, torch.dtype]:
-        """Shape and dtype of the weights, from config.json alone. Raises `CheckpointError`."""
+        """Shape and dtype of the weights, none of which is read. Raises `CheckpointError`.
+
+        What config.json describes is compared with the files first, so that no memory is planned for a model that they
+        do not hold.
+        """
         from dlm.models.loading import DTYPES as KNOWN
         from dlm.models.loading import read_checkpoint_config
 
         config = read_checkpoint_config(self.folder())
+        self.tensors(None)
         dtype = KNOWN.get(config.dtype if self.dtype == "auto" else self.dtype)
         if dtype is None:
             raise CheckpointError(

@@ -53,7 +53,8 @@ class CanvasBuilder:
         if not special.end_ids or tokenizer.chat_template is None:
             raise CheckpointError("training needs a tokenizer with a chat template and a token that ends an answer")
         self.tokenizer = tokenizer
-        self.padding_id, self.end_id = special.end_ids[0], special.end_ids[-1]
+        self.padding_id = special.end_ids[0]
+        self.end_id = self.padding_id if special.eot_id is None else special.eot_id
 
     def token_ids(self, prompts: Sequence[str], answers: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
         """Token ids of each prompt in the chat template, and of its answer with its end token."""

@@ -61,10 +61,11 @@ def folder_source(path: str | Path, backbone: Backbone) -> TensorSource:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; it holds safetensors or a distributed checkpoint")
-    if (folder / "config.json").exists():
-        config = read_json(folder / "config.json")
-        if family_of(config).read_config(config) != backbone.config:
-            raise CheckpointError(f"{folder}/config.json is of another architecture than the model in use")
+    path = folder / "config.json"
+    if path.exists():
+        config = read_json(path)
+        if family_of(config, path).read_config(config, path) != backbone.config:
+            raise CheckpointError(f"{path} is of another architecture than the model in use")
     return DcpSource(folder) if (folder / METADATA).exists() else SafetensorsSource(folder)
 
 

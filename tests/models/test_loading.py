@@ -107,7 +107,10 @@ def test_a_config_that_lacks_a_key_is_refused_by_name(folder: Path, key: str) ->
     ("changes", "message"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel.*supported families: llada"),
-        ({"block_type": "sequential", "alibi": True}, "block_type='sequential'.*alibi=True"),
+        (
+            {"block_type": "sequential", "alibi": True},
+            "block_type='sequential' must be 'llama'.*\n.*alibi=True must be False",
+        ),
         ({"n_heads": 5}, "d_model=64 must divide by n_heads=5"),
     ],
 )

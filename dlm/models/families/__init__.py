@@ -11,6 +11,7 @@ from typing import Any
 from dlm.errors import CheckpointError
 from dlm.models.families.base import Family, NamedIds, SpecialTokens, WeightPart
 from dlm.models.families.dream import DREAM
+from dlm.models.families.keys import quoted
 from dlm.models.families.llada import LLADA
 from dlm.models.families.llada2 import LLADA2
 from dlm.models.families.llada_moe import LLADA_MOE
@@ -25,11 +26,11 @@ __all__ = [
 FAMILIES: tuple[Family, ...] = (LLADA, LLADA_MOE, LLADA2, DREAM, SDAR, NEMOTRON)
 
 
-def family_of(config: Mapping[str, Any]) -> Family:
+def family_of(config: Mapping[str, Any], file: object = "config.json") -> Family:
     """The family of a checkpoint's config; `CheckpointError` lists those supported otherwise."""
-    named = config.get("architectures") or []
+    named = config.get("architectures")
     for family in FAMILIES:
-        if any(name in family.architectures for name in named):
+        if isinstance(named, list) and any(name in family.architectures for name in named):
             return family
     supported = ", ".join(f"{family.name} ({', '.join(family.architectures)})" for family in FAMILIES)
-    raise CheckpointError(f"config.json names architectures={named!r}; supported families: {supported}")
+    raise CheckpointError(f"{file} names architectures={quoted(named)}; supported families: {supported}")

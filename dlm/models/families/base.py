@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from dlm.errors import CheckpointError
 from dlm.models.architecture import BackboneConfig
+from dlm.models.families.keys import Relation, Schema, Values, check
 
 BIDIRECTIONAL = (
     "basic", "prefix_cache", "dual_cache", "dinfer_blockwise", "dinfer_hierarchy", "dinfer_credit", "dinfer_vicinity",
@@ -29,24 +29,31 @@ class SpecialTokens:
         mask_id: an undecided position; never written.
         eos_id: ends a sequence.
         eot_id: ends a turn, where the family has such a token.
+        other_ids: end a sequence too, where the config names several ends.
     """
 
     mask_id: int
     eos_id: int | None
     eot_id: int | None = None
+    other_ids: tuple[int, ...] = ()
 
     @property
     def end_ids(self) -> tuple[int, ...]:
         """Ids that end an answer."""
-        return tuple(dict.fromkeys(i for i in (self.eos_id, self.eot_id) if i is not None))
+        return tuple(dict.fromkeys(i for i in (self.eos_id, *self.other_ids, self.eot_id) if i is not None))
+
+    @property
+    def named_eos(self) -> int | list[int] | None:
+        """`eos_token_id` as a config.json has it: one id, or a list of several."""
+        return self.eos_id if self.eos_id is None or not self.other_ids else [self.eos_id, *self.other_ids]
 
 
 @dataclass(frozen=True)
 class NamedIds:
-    """Special ids as a config.json has them; None where it is silent and the tokenizer has to say."""
+    """Special ids as a config.json has them; None, or no id, where it is silent and the tokenizer has to say."""
 
     mask_id: int | None
-    eos_id: int | None
+    eos_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -81,9 +88,10 @@ class Family:
         default_algorithm: what `algorithm=auto` means.
         algorithms: names of all algorithms that it can run.
         turn_end: text of the token that ends a turn, looked up in the tokenizer's files.
-        read_config: checkpoint config to architecture; raises `CheckpointError`.
+        schema: the keys that its config.json may have.
+        relations: what these must be to each other.
+        build: from their checked values to the architecture.
         write_config: the reverse, for checkpoints that we train.
-        read_special: mask and end ids named by the config.
         weights: for each backbone parameter the checkpoint tensors it is made of.
         mask_text, eos_text: added tokens that stand for ids that the config does not name.
         block_length: native block of `block_causal` models; that of a checkpoint is `BackboneConfig.block_length`.
@@ -94,31 +102,23 @@ class Family:
     default_algorithm: str
     algorithms: tuple[str, ...]
     turn_end: str | None
-    read_config: Callable[[Mapping[str, Any]], BackboneConfig]
+    schema: Schema
+    relations: tuple[Relation, ...]
+    build: Callable[[Values], BackboneConfig]
     write_config: Callable[[BackboneConfig, SpecialTokens], dict[str, Any]]
-    read_special: Callable[[Mapping[str, Any]], NamedIds]
     weights: Callable[[BackboneConfig], dict[str, list[WeightPart]]]
     mask_text: str | None = None
     eos_text: str | None = None
     block_length: int | None = None
 
+    def read_config(self, config: Mapping[str, Any], file: object = "config.json") -> BackboneConfig:
+        """The architecture that a config describes; `CheckpointError` names `file` and every key that does not fit."""
+        return self.build(self._values(config, file))
 
-def require(config: Mapping[str, Any], keys: Sequence[str]) -> None:
-    """Raise `CheckpointError` naming every key that the config lacks."""
-    missing = [key for key in keys if key not in config]
-    if missing:
-        raise CheckpointError(
-            f"config.json lacks {', '.join(missing)}; class defaults differ from the released models, so each must be "
-            "stated in the file"
-        )
+    def read_special(self, config: Mapping[str, Any], file: object = "config.json") -> NamedIds:
+        """The mask and end ids that a config names. Raises as `read_config`."""
+        values = self._values(config, file)
+        return NamedIds(values["mask_token_id"], values["eos_token_id"] or ())
 
-
-def refuse(config: Mapping[str, Any], supported: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raise `CheckpointError` naming every key that is there with a value that is not among those supported."""
-    wrong = [
-        f"{key}={config[key]!r} (supported: {', '.join(map(repr, values))})"
-        for key, values in supported.items()
-        if key in config and config[key] not in values
-    ]
-    if wrong:
-        raise CheckpointError(f"config.json asks for what this model code does not have: {'; '.join(wrong)}")
+    def _values(self, config: Mapping[str, Any], file: object) -> dict[str, Any]:
+        return check(self.schema, self.relations, config, file, f"a {self.name} model")

@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from dlm.models.architecture import BackboneConfig
-from dlm.models.families.base import Family, SpecialTokens, refuse, require
-from dlm.models.families.layout import SHAPE, llama_weights, read_ids, read_shape, write_shape
+from dlm.models.families.base import Family, SpecialTokens
+from dlm.models.families.common import END_IDS, IGNORED, SHARED_KEYS, TOKEN_ID, UNSUPPORTED, WIDTH, ids_within
+from dlm.models.families.keys import Key, Schema, Values, fixed, written
+from dlm.models.families.layout import (
+    FREE_HEAD_DIM,
+    SHAPE,
+    WITHOUT_WINDOWS,
+    heads_fit,
+    llama_weights,
+    read_shape,
+    write_shape,
+)
+from dlm.models.families.rope import rope_keys, rope_stated, write_rope
 
-DREAM_SHAPE = (*SHAPE, "intermediate_size", "rope_theta", "mask_token_id", "eos_token_id")
-DREAM_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "rope_scaling": (None,),
-    "use_sliding_window": (False,),
-    "use_mrope": (False,),
-}
+DREAM_FIXED = (fixed("hidden_act", "silu"), fixed("use_sliding_window", False), fixed("use_mrope", False))
+DREAM_KEYS = Schema(
+    (
+        *SHAPE,
+        FREE_HEAD_DIM,
+        Key("intermediate_size", WIDTH),
+        Key("mask_token_id", TOKEN_ID),
+        Key("eos_token_id", END_IDS, nullable=True),
+        *rope_keys(),
+        *DREAM_FIXED,
+        fixed("attention_bias", True),
+        *SHARED_KEYS,
+    ),
+    ignored=IGNORED | WITHOUT_WINDOWS,
+    unsupported=UNSUPPORTED,
+    owner="dream models",
+)
 
 
-def read_dream(config: Mapping[str, Any]) -> BackboneConfig:
+def build_dream(values: Values) -> BackboneConfig:
     """Biases on query, key and value; row i of the logits predicts position i + 1."""
-    require(config, DREAM_SHAPE)
-    refuse(config, DREAM_SUPPORTED)
     return BackboneConfig(
-        **read_shape(config),
-        intermediate_size=config["intermediate_size"],
-        rope_theta=config["rope_theta"],
+        **read_shape(values),
+        intermediate_size=values["intermediate_size"],
         qkv_bias=True,
         shifted=True,
     )
@@ -36,14 +53,14 @@ def write_dream(config: BackboneConfig, special: SpecialTokens) -> dict[str, Any
     return {
         "model_type": "Dream",
         "architectures": ["DreamModel"],
-        **{key: values[0] for key, values in DREAM_SUPPORTED.items()},
+        **written(DREAM_FIXED),
         **write_shape(config),
+        **write_rope(config),
         "intermediate_size": config.intermediate_size,
-        "rope_theta": config.rope_theta,
         "sliding_window": None,
         "max_window_layers": config.num_layers,
         "mask_token_id": special.mask_id,
-        "eos_token_id": special.eos_id,
+        "eos_token_id": special.named_eos,
         "bos_token_id": special.eos_id,
         "pad_token_id": special.eos_id,
     }
@@ -55,8 +72,9 @@ DREAM = Family(
     default_algorithm="dream",
     algorithms=("dream", "fastdllm_dream", "basic", "prefix_cache", "dual_cache"),
     turn_end="<|im_end|>",
-    read_config=read_dream,
+    schema=DREAM_KEYS,
+    relations=(heads_fit(), rope_stated(), ids_within("vocab_size")),
+    build=build_dream,
     write_config=write_dream,
-    read_special=read_ids,
     weights=llama_weights,
 )

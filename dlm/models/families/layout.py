@@ -2,40 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from dlm.errors import CheckpointError
 from dlm.models.architecture import BackboneConfig
-from dlm.models.families.base import NamedIds, WeightPart
+from dlm.models.families.base import WeightPart
+from dlm.models.families.common import EPSILON, FLAG, HEAD_DIM, HEADS, LAYERS, POSITIONS, VOCABULARY, WIDTH
+from dlm.models.families.keys import Key, Relation, Values
+from dlm.models.families.rope import rope_theta, rotary_faults, stretching
 
 SHAPE = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
-)  # fmt: skip
+    Key("vocab_size", VOCABULARY),
+    Key("hidden_size", WIDTH),
+    Key("num_hidden_layers", LAYERS),
+    Key("num_attention_heads", HEADS),
+    Key("num_key_value_heads", HEADS, "null: num_attention_heads", nullable=True),
+    Key("max_position_embeddings", POSITIONS),
+    Key("rms_norm_eps", EPSILON),
+    Key("tie_word_embeddings", FLAG),
+)
 """Keys of a config that every family of this layout has."""
 
+FREE_HEAD_DIM = Key("head_dim", HEAD_DIM, "left out: hidden_size by heads", optional=True)
+HEAD_KEYS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings")
 
-def read_shape(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `BackboneConfig` that `SHAPE` stands for; a `head_dim` that is absent is hidden / heads."""
-    hidden, heads, kv_heads = (config[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
-    head_dim = config.get("head_dim")
-    if heads % kv_heads or (head_dim is None and hidden % heads):
-        raise CheckpointError(
-            f"config.json: hidden_size={hidden} must divide by num_attention_heads={heads} where head_dim is absent, "
-            f"and that by num_key_value_heads={kv_heads}"
+WITHOUT_WINDOWS = frozenset({"sliding_window", "max_window_layers"})
+"""Keys that mean nothing where `use_sliding_window` is false, as it must be."""
+
+
+def heads_fit() -> Relation:
+    """Heads divide the width, keys and values divide heads, and a head can be rotated as a whole."""
+
+    def check(values: Values) -> Iterator[str]:
+        hidden, heads = values["hidden_size"], values["num_attention_heads"]
+        if values["head_dim"] is None and hidden % heads:
+            yield f"hidden_size={hidden} must divide by num_attention_heads={heads} where head_dim is absent"
+            return
+        kv_heads = values["num_key_value_heads"] or heads
+        if heads % kv_heads:
+            yield f"num_attention_heads={heads} must divide by num_key_value_heads={kv_heads}"
+        dim = values["head_dim"] or hidden // heads
+        of = (
+            f"hidden_size={hidden} and num_attention_heads={heads}" if values["head_dim"] is None else f"head_dim={dim}"
         )
+        yield from rotary_faults(dim, of, "max_position_embeddings", values)
+
+    return Relation(HEAD_KEYS, check)
+
+
+def read_shape(values: Values) -> dict[str, Any]:
+    """The fields of `BackboneConfig` that `SHAPE`, `head_dim` and the keys of the rotary embedding stand for."""
+    hidden, heads, positions = (
+        values[key] for key in ("hidden_size", "num_attention_heads", "max_position_embeddings")
+    )
     return {
-        "vocab_size": config["vocab_size"],
+        "vocab_size": values["vocab_size"],
         "hidden_size": hidden,
-        "num_layers": config["num_hidden_layers"],
+        "num_layers": values["num_hidden_layers"],
         "num_heads": heads,
-        "num_kv_heads": kv_heads,
-        "head_dim": hidden // heads if head_dim is None else head_dim,
-        "rms_norm_eps": config["rms_norm_eps"],
-        "max_positions": config["max_position_embeddings"],
-        "tie_embeddings": config["tie_word_embeddings"],
+        "num_kv_heads": values["num_key_value_heads"] or heads,
+        "head_dim": values["head_dim"] or hidden // heads,
+        "rms_norm_eps": values["rms_norm_eps"],
+        "rope_theta": rope_theta(values),
+        "max_positions": positions,
+        "tie_embeddings": values["tie_word_embeddings"],
         "full_precision_rope": False,
+        "yarn": stretching(values, positions),
     }
 
 
@@ -52,12 +84,6 @@ def write_shape(config: BackboneConfig) -> dict[str, Any]:
         "rms_norm_eps": config.rms_norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
     }
-
-
-def read_ids(config: Mapping[str, Any]) -> NamedIds:
-    """`mask_token_id` and `eos_token_id`, each where it is there; of a list of ends the first."""
-    eos = config.get("eos_token_id")
-    return NamedIds(config.get("mask_token_id"), eos[0] if isinstance(eos, list) else eos)
 
 
 def llama_weights(config: BackboneConfig, root: str = "model", head: str = "lm_head") -> dict[str, list[WeightPart]]:

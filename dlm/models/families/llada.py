@@ -2,69 +2,122 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from dlm.errors import CheckpointError
 from dlm.models.architecture import BackboneConfig
-from dlm.models.families.base import BIDIRECTIONAL, Family, NamedIds, SpecialTokens, WeightPart, refuse, require
+from dlm.models.families.base import BIDIRECTIONAL, Family, SpecialTokens, WeightPart
+from dlm.models.families.common import (
+    END_IDS,
+    EPSILON,
+    FLAG,
+    HEADS,
+    IGNORED,
+    LAYERS,
+    POSITIONS,
+    SHARED_KEYS,
+    TOKEN_ID,
+    UNSUPPORTED,
+    VOCABULARY,
+    WIDTH,
+    ids_within,
+)
+from dlm.models.families.keys import Integer, Key, Relation, Schema, Values, fixed, written
+from dlm.models.families.rope import rope_keys, rope_stated, rope_theta, rotary_faults, stretching, write_rope
 
-LLADA_SHAPE = (
-    "d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size", "vocab_size", "embedding_size",
-    "max_sequence_length", "rms_norm_eps", "rope_theta", "rope_full_precision", "weight_tying",
-    "mask_token_id", "eos_token_id", "pad_token_id",
-)  # fmt: skip
-LLADA_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "block_type": ("llama",),
-    "activation_type": ("silu",),
-    "layer_norm_type": ("rms",),
-    "rope": (True,),
-    "alibi": (False,),
-    "include_bias": (False,),
-    "include_qkv_bias": (False,),
-    "attention_layer_norm": (False,),
-    "bias_for_layer_norm": (False, None),
-    "layer_norm_with_affine": (True,),
-    "input_emb_norm": (False,),
-    "scale_logits": (False,),
-    "multi_query_attention": (None, False),
-    "block_group_size": (1,),
-}
+LLADA_FIXED = (
+    fixed("block_type", "llama", optional=False),
+    fixed("activation_type", "silu", optional=False),
+    fixed("layer_norm_type", "rms", optional=False),
+    fixed("rope", True, optional=False),
+    fixed("alibi", False, optional=False),
+    fixed("include_bias", False, optional=False),
+    fixed("include_qkv_bias", False, optional=False),
+    fixed("attention_layer_norm", False, optional=False),
+    fixed("bias_for_layer_norm", False, None, optional=False),
+    fixed("layer_norm_with_affine", True, optional=False),
+    fixed("input_emb_norm", False, optional=False),
+    fixed("scale_logits", False, optional=False),
+    fixed("multi_query_attention", None, False, optional=False),
+    fixed("block_group_size", 1, optional=False),
+)
 """Keys that change the architecture, with the values that the released LLaDA models have."""
 
+LLADA_KEYS = Schema(
+    (
+        Key("d_model", WIDTH),
+        Key("n_heads", HEADS),
+        Key("n_kv_heads", HEADS, "null: n_heads", nullable=True),
+        Key("n_layers", LAYERS),
+        Key("mlp_hidden_size", WIDTH, "null: d_model times mlp_ratio", nullable=True),
+        Key("mlp_ratio", Integer(1, 64), optional=True),
+        Key("vocab_size", VOCABULARY),
+        Key("embedding_size", VOCABULARY, "null: vocab_size", nullable=True),
+        Key("max_sequence_length", POSITIONS),
+        Key("rms_norm_eps", EPSILON),
+        Key("rope_full_precision", FLAG),
+        Key("weight_tying", FLAG),
+        Key("mask_token_id", TOKEN_ID),
+        Key("eos_token_id", END_IDS, nullable=True),
+        *rope_keys(),
+        *LLADA_FIXED,
+        *SHARED_KEYS,
+    ),
+    ignored=IGNORED
+    | {
+        "attention_layer_norm_with_affine", "embedding_dropout", "residual_dropout", "alibi_bias_max",
+        "flash_attention", "init_device", "init_fn", "init_std", "init_cutoff_factor", "precision",
+    },
+    unsupported=UNSUPPORTED,
+    owner="llada models",
+)  # fmt: skip
 
-def read_llada(config: Mapping[str, Any]) -> BackboneConfig:
-    """Dense LLaDA (GSAI-ML/LLaDA-8B-*, LLaDA-1.5), `model_type: llada`."""
-    require(config, (*LLADA_SHAPE, *LLADA_SUPPORTED))
-    refuse(config, LLADA_SUPPORTED)
-    if config["d_model"] % config["n_heads"] or config["n_heads"] % config["n_kv_heads"]:
-        raise CheckpointError(
-            f"config.json: d_model={config['d_model']} must divide by n_heads={config['n_heads']}, and that by "
-            f"n_kv_heads={config['n_kv_heads']}"
-        )
+
+def _heads_fit(values: Values) -> Iterator[str]:
+    width, heads = values["d_model"], values["n_heads"]
+    kv_heads = values["n_kv_heads"] or heads
+    if width % heads or heads % kv_heads:
+        yield f"d_model={width} must divide by n_heads={heads}, and that by n_kv_heads={kv_heads}"
+        return
+    if values["multi_query_attention"] is False and kv_heads != heads:
+        yield f"multi_query_attention=False and n_kv_heads={kv_heads} must agree: n_kv_heads is n_heads={heads} then"
+    of = f"d_model={width} and n_heads={heads}"
+    yield from rotary_faults(width // heads, of, "max_sequence_length", values)
+
+
+def _feed_forward_fits(values: Values) -> Iterator[str]:
+    if values["mlp_hidden_size"] is None and values["mlp_ratio"] is None:
+        yield "mlp_hidden_size=null must be an integer where mlp_ratio is left out"
+
+
+def build_llada(values: Values) -> BackboneConfig:
+    """Dense LLaDA (GSAI-ML/LLaDA-8B-*, LLaDA-1.5), `model_type: llada`. Null stands for the rules of its class."""
+    width, heads, positions = values["d_model"], values["n_heads"], values["max_sequence_length"]
     return BackboneConfig(
-        vocab_size=config["embedding_size"] or config["vocab_size"],
-        hidden_size=config["d_model"],
-        intermediate_size=config["mlp_hidden_size"],
-        num_layers=config["n_layers"],
-        num_heads=config["n_heads"],
-        num_kv_heads=config["n_kv_heads"],
-        head_dim=config["d_model"] // config["n_heads"],
-        rms_norm_eps=config["rms_norm_eps"],
-        rope_theta=config["rope_theta"],
-        max_positions=config["max_sequence_length"],
-        tie_embeddings=config["weight_tying"],
-        full_precision_rope=config["rope_full_precision"],
+        vocab_size=values["embedding_size"] or values["vocab_size"],
+        hidden_size=width,
+        intermediate_size=values["mlp_hidden_size"] or width * values["mlp_ratio"],
+        num_layers=values["n_layers"],
+        num_heads=heads,
+        num_kv_heads=values["n_kv_heads"] or heads,
+        head_dim=width // heads,
+        rms_norm_eps=values["rms_norm_eps"],
+        rope_theta=rope_theta(values),
+        max_positions=positions,
+        tie_embeddings=values["weight_tying"],
+        full_precision_rope=values["rope_full_precision"],
+        yarn=stretching(values, positions),
     )
 
 
 def write_llada(config: BackboneConfig, special: SpecialTokens) -> dict[str, Any]:
     """The config.json that the released programs read, for a checkpoint of ours."""
-    supported = {key: values[0] for key, values in LLADA_SUPPORTED.items()}
+    rope = {key: value for key, value in write_rope(config).items() if value is not None}
     return {
         "model_type": "llada",
         "architectures": ["LLaDAModelLM"],
-        **supported,
+        **written(LLADA_FIXED),
+        **rope,
         "d_model": config.hidden_size,
         "n_heads": config.num_heads,
         "n_kv_heads": config.num_kv_heads,
@@ -75,11 +128,10 @@ def write_llada(config: BackboneConfig, special: SpecialTokens) -> dict[str, Any
         "embedding_size": config.vocab_size,
         "max_sequence_length": config.max_positions,
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
         "rope_full_precision": config.full_precision_rope,
         "weight_tying": config.tie_embeddings,
         "mask_token_id": special.mask_id,
-        "eos_token_id": special.eos_id,
+        "eos_token_id": special.named_eos,
         "pad_token_id": special.eos_id,
         "attention_layer_norm_with_affine": True,
         "attention_dropout": 0.0,
@@ -95,10 +147,6 @@ def write_llada(config: BackboneConfig, special: SpecialTokens) -> dict[str, Any
         "torch_dtype": "float32",
         "use_cache": False,
     }
-
-
-def special_llada(config: Mapping[str, Any]) -> NamedIds:
-    return NamedIds(mask_id=config["mask_token_id"], eos_id=config["eos_token_id"])
 
 
 def weights_llada(config: BackboneConfig) -> dict[str, list[WeightPart]]:
@@ -136,8 +184,14 @@ LLADA = Family(
     default_algorithm="dinfer_blockwise",
     algorithms=BIDIRECTIONAL,
     turn_end="<|eot_id|>",
-    read_config=read_llada,
+    schema=LLADA_KEYS,
+    relations=(
+        Relation(("d_model", "n_heads", "n_kv_heads", "multi_query_attention", "max_sequence_length"), _heads_fit),
+        Relation(("mlp_hidden_size", "mlp_ratio"), _feed_forward_fits),
+        rope_stated(),
+        ids_within("embedding_size", "vocab_size"),
+    ),
+    build=build_llada,
     write_config=write_llada,
-    read_special=special_llada,
     weights=weights_llada,
 )

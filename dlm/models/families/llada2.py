@@ -2,65 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from dlm.errors import CheckpointError
 from dlm.models.architecture import BackboneConfig, ExpertsConfig
-from dlm.models.families.base import BLOCK_CAUSAL, Family, SpecialTokens, WeightPart, refuse, require
-from dlm.models.families.layout import SHAPE, block_weights, outer_weights, read_ids, read_shape, write_shape
+from dlm.models.families.base import BLOCK_CAUSAL, Family, SpecialTokens, WeightPart
+from dlm.models.families.common import (
+    END_IDS,
+    EXPERTS,
+    FLAG,
+    HEAD_DIM,
+    IGNORED,
+    LAYERS,
+    SHARED_KEYS,
+    TOKEN_ID,
+    UNSUPPORTED,
+    WIDTH,
+    experts_within,
+    ids_within,
+)
+from dlm.models.families.keys import Integer, Key, Real, Relation, Schema, Values, fixed, lacking, written
+from dlm.models.families.layout import (
+    SHAPE,
+    WITHOUT_WINDOWS,
+    block_weights,
+    heads_fit,
+    outer_weights,
+    read_shape,
+    write_shape,
+)
+from dlm.models.families.rope import ROPE_KEYS, rope_keys, rope_stated, rotary_faults, rotated_part, write_rope
 
 BLOCK_LENGTH = 32
-LLADA2_SHAPE = (
-    *SHAPE, "head_dim", "intermediate_size", "rope_theta", "partial_rotary_factor", "first_k_dense_replace",
-    "moe_intermediate_size", "num_experts", "num_experts_per_tok", "num_shared_experts", "n_group", "topk_group",
-    "norm_topk_prob", "routed_scaling_factor", "moe_router_enable_expert_bias", "score_function", "use_qk_norm",
-)  # fmt: skip
-LLADA2_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "norm_head": (False,),
-    "norm_softmax": (False,),
-    "norm_topk_prob": (True, False),
-    "rope_scaling": (None,),
-    "router_dtype": ("fp32",),
-    "score_function": ("sigmoid",),
-    "use_bias": (False,),
-    "use_qk_norm": (True,),
-    "use_qkv_bias": (False,),
-    "use_rmsnorm": (True,),
-    "use_sliding_window": (False,),
-    "using_split_qkv_in_self_attention": (False,),
-}
+LLADA2_FIXED = (
+    fixed("hidden_act", "silu"),
+    fixed("norm_head", False),
+    fixed("norm_softmax", False),
+    fixed("router_dtype", "fp32"),
+    fixed("score_function", "sigmoid", optional=False),
+    fixed("use_bias", False),
+    fixed("use_qk_norm", True),
+    fixed("use_qkv_bias", False),
+    fixed("use_rmsnorm", True),
+    fixed("use_sliding_window", False),
+    fixed("using_split_qkv_in_self_attention", False),
+)
+"""The released files leave `use_qk_norm` out; their program norms query and key whatever it says."""
+
+NEWER = "it belongs to LLaDA2.2, whose experts are chosen by block and whose decoding inserts and deletes"
+LLADA2_KEYS = Schema(
+    (
+        *SHAPE,
+        Key("head_dim", HEAD_DIM),
+        Key("rotary_dim", HEAD_DIM, optional=True),
+        Key("intermediate_size", WIDTH, "of dense layers"),
+        Key("first_k_dense_replace", Integer(0, LAYERS.high), "dense layers before those of experts"),
+        Key("moe_intermediate_size", WIDTH, "of one expert"),
+        Key("num_experts", EXPERTS),
+        Key("num_experts_per_tok", EXPERTS),
+        Key("num_shared_experts", Integer(0, 64), nullable=True, default=0),
+        Key("n_group", EXPERTS),
+        Key("topk_group", EXPERTS),
+        Key("norm_topk_prob", FLAG),
+        Key("routed_scaling_factor", Real(1e-4, 1e4)),
+        Key("moe_router_enable_expert_bias", FLAG),
+        Key("mask_token_id", TOKEN_ID, optional=True),
+        Key("eos_token_id", END_IDS, optional=True),
+        *rope_keys(Real(1e-3, 1.0)),
+        *LLADA2_FIXED,
+        *SHARED_KEYS,
+    ),
+    ignored=IGNORED | WITHOUT_WINDOWS | {"embedding_dropout", "output_dropout", "output_router_logits"},
+    unsupported={
+        **UNSUPPORTED,
+        **dict.fromkeys(("expert_capacity", "block_size", "delete_token_id", "split_token_id"), NEWER),
+    },
+    owner="llada2 models",
+)
 
 
-def read_llada2(config: Mapping[str, Any]) -> BackboneConfig:
+def _groups_fit(values: Values) -> Iterator[str]:
+    experts, groups, best = values["num_experts"], values["n_group"], values["topk_group"]
+    if experts % groups:
+        yield f"num_experts={experts} must divide by n_group={groups}"
+    elif best > groups:
+        yield f"topk_group={best} must be at most n_group={groups}"
+    elif values["num_experts_per_tok"] > best * (experts // groups):
+        yield f"num_experts_per_tok={values['num_experts_per_tok']} must be at most what topk_group={best} groups hold"
+
+
+def _rotation_fits(values: Values) -> Iterator[str]:
+    dim, stated, part = values["head_dim"], values["rotary_dim"], rotated_part(values)
+    if part is None and stated is None:
+        yield lacking(["partial_rotary_factor"])
+    elif part is not None and stated is not None and stated != int(dim * part):
+        yield f"rotary_dim={stated} must be head_dim={dim} times partial_rotary_factor={part:g}"
+    elif (stated or 0) > dim:
+        yield f"rotary_dim={stated} must be at most head_dim={dim}"
+    else:
+        of = f"rotary_dim={stated}" if part is None else f"head_dim={dim} and partial_rotary_factor={part:g}"
+        yield from rotary_faults(_rotary_dim(values), of, "max_position_embeddings", values)
+
+
+def _rotary_dim(values: Values) -> int:
+    part = rotated_part(values)
+    return int(values["rotary_dim"] if part is None else values["head_dim"] * part)
+
+
+def build_llada2(values: Values) -> BackboneConfig:
     """Dense layers first, then experts behind a sigmoid router with groups; part of each head is rotated."""
-    require(config, LLADA2_SHAPE)
-    refuse(config, LLADA2_SUPPORTED)
-    if config["num_experts"] % config["n_group"]:
-        raise CheckpointError(
-            f"config.json: num_experts={config['num_experts']} must divide by n_group={config['n_group']}"
-        )
     return BackboneConfig(
-        **read_shape(config),
-        intermediate_size=config["intermediate_size"],
-        rope_theta=config["rope_theta"],
+        **read_shape(values),
+        intermediate_size=values["intermediate_size"],
         qk_norm=True,
-        rotary_dim=int(config["head_dim"] * config["partial_rotary_factor"]),
+        rotary_dim=_rotary_dim(values),
         attention="block_causal",
         block_length=BLOCK_LENGTH,
         experts=ExpertsConfig(
-            num_experts=config["num_experts"],
-            top_k=config["num_experts_per_tok"],
-            inner_size=config["moe_intermediate_size"],
-            first_layer=config["first_k_dense_replace"],
+            num_experts=values["num_experts"],
+            top_k=values["num_experts_per_tok"],
+            inner_size=values["moe_intermediate_size"],
+            first_layer=values["first_k_dense_replace"],
             scores="sigmoid",
-            normalize=config["norm_topk_prob"],
-            scaling=config["routed_scaling_factor"],
-            groups=config["n_group"],
-            top_groups=config["topk_group"],
-            choice_bias=config["moe_router_enable_expert_bias"],
-            shared_size=config["moe_intermediate_size"] * (config["num_shared_experts"] or 0),
+            normalize=values["norm_topk_prob"],
+            scaling=values["routed_scaling_factor"],
+            groups=values["n_group"],
+            top_groups=values["topk_group"],
+            choice_bias=values["moe_router_enable_expert_bias"],
+            shared_size=values["moe_intermediate_size"] * values["num_shared_experts"],
         ),
     )
 
@@ -73,10 +142,10 @@ def write_llada2(config: BackboneConfig, special: SpecialTokens) -> dict[str, An
     return {
         "model_type": "llada2_moe",
         "architectures": ["LLaDA2MoeModelLM"],
-        **{key: values[0] for key, values in LLADA2_SUPPORTED.items()},
+        **written(LLADA2_FIXED),
         **write_shape(config),
+        **write_rope(config),
         "intermediate_size": config.intermediate_size,
-        "rope_theta": config.rope_theta,
         "partial_rotary_factor": rotary_dim / config.head_dim,
         "rotary_dim": rotary_dim,
         "first_k_dense_replace": experts.first_layer,
@@ -90,7 +159,7 @@ def write_llada2(config: BackboneConfig, special: SpecialTokens) -> dict[str, An
         "routed_scaling_factor": experts.scaling,
         "moe_router_enable_expert_bias": experts.choice_bias,
         "mask_token_id": special.mask_id,
-        "eos_token_id": special.eos_id,
+        "eos_token_id": special.named_eos,
         "pad_token_id": special.eos_id,
     }
 
@@ -116,9 +185,17 @@ LLADA2 = Family(
     default_algorithm="llada2",
     algorithms=("llada2", "llada21", *BLOCK_CAUSAL),
     turn_end="<|role_end|>",
-    read_config=read_llada2,
+    schema=LLADA2_KEYS,
+    relations=(
+        heads_fit(),
+        rope_stated(),
+        Relation(("head_dim", "rotary_dim", "max_position_embeddings", *ROPE_KEYS), _rotation_fits),
+        experts_within(),
+        Relation(("num_experts", "num_experts_per_tok", "n_group", "topk_group"), _groups_fit),
+        ids_within("vocab_size"),
+    ),
+    build=build_llada2,
     write_config=write_llada2,
-    read_special=read_ids,
     weights=weights_llada2,
     mask_text="<|mask|>",
     eos_text="<|endoftext|>",

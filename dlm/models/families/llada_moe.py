@@ -5,54 +5,72 @@ Its `model_type` is that of dense LLaDA, so that only `architectures` tells them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from dlm.errors import CheckpointError
 from dlm.models.architecture import BackboneConfig, ExpertsConfig
-from dlm.models.families.base import BIDIRECTIONAL, Family, SpecialTokens, refuse, require
-from dlm.models.families.layout import SHAPE, llama_weights, read_ids, read_shape, write_shape
+from dlm.models.families.base import BIDIRECTIONAL, Family, SpecialTokens
+from dlm.models.families.common import (
+    END_IDS,
+    EXPERTS,
+    FLAG,
+    IGNORED,
+    SHARED_KEYS,
+    TOKEN_ID,
+    UNSUPPORTED,
+    WIDTH,
+    experts_within,
+    ids_within,
+)
+from dlm.models.families.keys import Key, OneOrMany, Only, Schema, Values, fixed, written
+from dlm.models.families.layout import FREE_HEAD_DIM, SHAPE, heads_fit, llama_weights, read_shape, write_shape
+from dlm.models.families.rope import rope_keys, rope_stated, write_rope
 
-LLADA_MOE_SHAPE = (
-    *SHAPE, "rope_theta", "num_experts", "num_experts_per_tok", "expert_intermediate_size", "norm_topk_prob",
-    "moe_layer_freq", "qk_layernorm",
-)  # fmt: skip
-LLADA_MOE_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "qk_layernorm": (True,),
-    "attention_bias": (False,),
-    "clip_qkv": (None,),
-    "moe_router_enable_expert_bias": (None, False),
-    "moe_router_score_function": (None, "softmax"),
-    "norm_topk_prob": (None, False, True),
-    "partial_rotary_factor": (1,),
-    "rope_scaling": (None,),
-    "routed_scaling_factor": (1,),
-    "router_num_group": (None,),
-    "router_topk_group": (None,),
-    "shared_expert_intermediate_size": (None, 0),
-}
+LLADA_MOE_FIXED = (
+    fixed("hidden_act", "silu"),
+    fixed("qk_layernorm", True, optional=False),
+    fixed("attention_bias", False),
+    fixed("clip_qkv", None),
+    fixed("moe_router_enable_expert_bias", None, False),
+    fixed("moe_router_score_function", None, "softmax"),
+    fixed("routed_scaling_factor", 1),
+    fixed("router_num_group", None),
+    fixed("router_topk_group", None),
+    fixed("shared_expert_intermediate_size", None, 0),
+)
+LLADA_MOE_KEYS = Schema(
+    (
+        *SHAPE,
+        FREE_HEAD_DIM,
+        Key("dense_intermediate_size", WIDTH, optional=True),
+        Key("expert_intermediate_size", WIDTH),
+        Key("num_experts", EXPERTS),
+        Key("num_experts_per_tok", EXPERTS),
+        Key("norm_topk_prob", FLAG, nullable=True, default=False),
+        Key("moe_layer_freq", OneOrMany(Only(1)), "1: a layer of experts"),
+        Key("mask_token_id", TOKEN_ID, optional=True),
+        Key("eos_token_id", END_IDS, optional=True),
+        *rope_keys(),
+        *LLADA_MOE_FIXED,
+        *SHARED_KEYS,
+    ),
+    ignored=IGNORED | {"output_router_logits", "router_aux_loss_coef"},
+    unsupported=UNSUPPORTED,
+    owner="llada_moe models",
+)
 
 
-def read_llada_moe(config: Mapping[str, Any]) -> BackboneConfig:
+def build_llada_moe(values: Values) -> BackboneConfig:
     """Every layer is a mixture of experts behind a softmax router; heads of query and key are normed."""
-    require(config, LLADA_MOE_SHAPE)
-    refuse(config, LLADA_MOE_SUPPORTED)
-    frequency = config["moe_layer_freq"]
-    if any(value != 1 for value in (frequency if isinstance(frequency, list) else [frequency])):
-        raise CheckpointError(
-            f"config.json: moe_layer_freq={frequency!r}; only models of MoE layers alone are supported"
-        )
+    inner = values["expert_intermediate_size"]
     return BackboneConfig(
-        **read_shape(config),
-        intermediate_size=config.get("dense_intermediate_size") or config["expert_intermediate_size"],
-        rope_theta=config["rope_theta"],
+        **read_shape(values),
+        intermediate_size=values["dense_intermediate_size"] or inner,
         qk_norm=True,
         experts=ExpertsConfig(
-            num_experts=config["num_experts"],
-            top_k=config["num_experts_per_tok"],
-            inner_size=config["expert_intermediate_size"],
-            normalize=bool(config["norm_topk_prob"]),
+            num_experts=values["num_experts"],
+            top_k=values["num_experts_per_tok"],
+            inner_size=inner,
+            normalize=values["norm_topk_prob"],
         ),
     )
 
@@ -64,9 +82,10 @@ def write_llada_moe(config: BackboneConfig, special: SpecialTokens) -> dict[str,
     return {
         "model_type": "llada",
         "architectures": ["LLaDAMoEModelLM"],
-        **{key: values[0] for key, values in LLADA_MOE_SUPPORTED.items()},
+        **written(LLADA_MOE_FIXED),
         **write_shape(config),
-        "rope_theta": config.rope_theta,
+        **write_rope(config),
+        "partial_rotary_factor": 1,
         "dense_intermediate_size": config.intermediate_size,
         "expert_intermediate_size": experts.inner_size,
         "num_experts": experts.num_experts,
@@ -74,7 +93,7 @@ def write_llada_moe(config: BackboneConfig, special: SpecialTokens) -> dict[str,
         "norm_topk_prob": experts.normalize or None,
         "moe_layer_freq": [1] * config.num_layers,
         "mask_token_id": special.mask_id,
-        "eos_token_id": special.eos_id,
+        "eos_token_id": special.named_eos,
         "pad_token_id": special.eos_id,
     }
 
@@ -85,9 +104,10 @@ LLADA_MOE = Family(
     default_algorithm="dinfer_blockwise",
     algorithms=BIDIRECTIONAL,
     turn_end="<|role_end|>",
-    read_config=read_llada_moe,
+    schema=LLADA_MOE_KEYS,
+    relations=(heads_fit(), rope_stated(), experts_within(), ids_within("vocab_size")),
+    build=build_llada_moe,
     write_config=write_llada_moe,
-    read_special=read_ids,
     weights=llama_weights,
     mask_text="<|mask|>",
     eos_text="<|endoftext|>",

@@ -8,58 +8,58 @@ repositories hold a LoRA adapter for drafting in `linear_spec_lora` (rank 128, o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from dlm.models.architecture import BackboneConfig, YarnConfig
-from dlm.models.families.base import Family, SpecialTokens, WeightPart, refuse, require
-from dlm.models.families.layout import SHAPE, llama_weights, read_ids, read_shape, write_shape
+from dlm.models.architecture import BackboneConfig
+from dlm.models.families.base import Family, SpecialTokens, WeightPart
+from dlm.models.families.common import (
+    BLOCK,
+    END_IDS,
+    HEAD_DIM,
+    IGNORED,
+    SHARED_KEYS,
+    TOKEN_ID,
+    UNSUPPORTED,
+    WIDTH,
+    ids_within,
+)
+from dlm.models.families.keys import Key, Schema, Values, fixed, written
+from dlm.models.families.layout import SHAPE, heads_fit, llama_weights, read_shape, write_shape
+from dlm.models.families.rope import rope_keys, rope_stated, write_yarn
 
-NEMOTRON_SHAPE = (
-    *SHAPE, "head_dim", "intermediate_size", "rope_parameters", "block_size", "mask_token_id", "eos_token_id",
-)  # fmt: skip
-NEMOTRON_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "sliding_window": (None,),
-    "tie_word_embeddings": (False,),
-}
-ROPE_SHAPE = (
-    "rope_type", "rope_theta", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale",
-    "mscale_all_dim", "llama_4_scaling_beta",
-)  # fmt: skip
-ROPE_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "rope_type": ("yarn",),
-    "attention_factor": (None,),
-    "truncate": (True,),
-    "partial_rotary_factor": (1,),
-}
-"""Keys inside `rope_parameters`."""
+NEMOTRON_FIXED = (
+    fixed("hidden_act", "silu"),
+    fixed("attention_bias", False),
+    fixed("mlp_bias", False),
+    fixed("sliding_window", None),
+    fixed("dlm_paradigm", "bidirectional"),
+)
+NEMOTRON_KEYS = Schema(
+    (
+        *(key for key in SHAPE if key.name != "tie_word_embeddings"),
+        fixed("tie_word_embeddings", False, optional=False),
+        Key("head_dim", HEAD_DIM),
+        Key("intermediate_size", WIDTH),
+        Key("block_size", BLOCK),
+        Key("mask_token_id", TOKEN_ID),
+        Key("eos_token_id", END_IDS, nullable=True),
+        *rope_keys(scaled_queries=True),
+        *NEMOTRON_FIXED,
+        *SHARED_KEYS,
+    ),
+    ignored=IGNORED | {"ar_loss_weight", "dlm_loss_weight", "dp_varying_mask_ratio"},
+    unsupported=UNSUPPORTED,
+    owner="nemotron models",
+)
 
 
-def read_nemotron(config: Mapping[str, Any]) -> BackboneConfig:
+def build_nemotron(values: Values) -> BackboneConfig:
     """YaRN with queries scaled by position, and an LM head of its own."""
-    require(config, NEMOTRON_SHAPE)
-    refuse(config, NEMOTRON_SUPPORTED)
-    rope = config["rope_parameters"]
-    require(rope, ROPE_SHAPE)
-    refuse(rope, ROPE_SUPPORTED)
     return BackboneConfig(
-        **read_shape(config),
-        intermediate_size=config["intermediate_size"],
-        rope_theta=rope["rope_theta"],
+        **read_shape(values),
+        intermediate_size=values["intermediate_size"],
         attention="causal_context",
-        block_length=config["block_size"],
-        yarn=YarnConfig(
-            factor=rope["factor"],
-            original_positions=rope["original_max_position_embeddings"],
-            beta_fast=rope["beta_fast"],
-            beta_slow=rope["beta_slow"],
-            mscale=rope["mscale"],
-            mscale_all_dim=rope["mscale_all_dim"],
-            query_beta=rope["llama_4_scaling_beta"],
-        ),
+        block_length=values["block_size"],
     )
 
 
@@ -70,25 +70,18 @@ def write_nemotron(config: BackboneConfig, special: SpecialTokens) -> dict[str, 
     return {
         "model_type": "nemotron_labs_diffusion",
         "architectures": ["NemotronLabsDiffusionModel"],
-        **{key: values[0] for key, values in NEMOTRON_SUPPORTED.items()},
+        **written(NEMOTRON_FIXED),
         **write_shape(config),
         "intermediate_size": config.intermediate_size,
         "rope_parameters": {
-            "rope_type": "yarn",
+            **write_yarn(yarn),
             "rope_theta": config.rope_theta,
-            "factor": yarn.factor,
-            "original_max_position_embeddings": yarn.original_positions,
-            "beta_fast": yarn.beta_fast,
-            "beta_slow": yarn.beta_slow,
-            "mscale": yarn.mscale,
-            "mscale_all_dim": yarn.mscale_all_dim,
             "llama_4_scaling_beta": yarn.query_beta,
         },
         "block_size": config.block_length,
-        "dlm_paradigm": "bidirectional",
         "mask_token_id": special.mask_id,
         "bos_token_id": 1,
-        "eos_token_id": special.eos_id,
+        "eos_token_id": special.named_eos,
     }
 
 
@@ -103,9 +96,10 @@ NEMOTRON = Family(
     default_algorithm="nemotron",
     algorithms=("nemotron", "ar", "linear_spec"),
     turn_end="<|im_end|>",
-    read_config=read_nemotron,
+    schema=NEMOTRON_KEYS,
+    relations=(heads_fit(), rope_stated(), ids_within("vocab_size")),
+    build=build_nemotron,
     write_config=write_nemotron,
-    read_special=read_ids,
     weights=weights_nemotron,
     block_length=32,
 )
