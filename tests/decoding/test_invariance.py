@@ -60,7 +60,7 @@ def draw_pool(world: World, seed: int) -> list[Request]:
         return list(islice(drawn, POOL))
     small = (one for one in drawn if one.params.initial_gen_length is None)
     return [
-        replace(one, params=replace(one.params, gen_length=1 + index))
+        replace(one, params=replace(one.params, gen_length=1 + index, max_nfe=None))
         for index, one in zip(range(12), small, strict=False)
     ]
 
