@@ -1,0 +1,134 @@
+"""The judge's process: runs the tests of a program that runs in another one, and says whether they held.
+
+Standard input holds `program`, `tests` and `setup` as JSON; the verdict goes to standard output. The tests call the
+program's functions by name. Names that they or their setup define, Python's own and those of standard modules are
+never the program's, so that it cannot put another `abs` or `math.isclose` in their place.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import json
+import os
+import symtable
+import sys
+from types import FunctionType, ModuleType
+from typing import Any, NoReturn
+
+from dlm.evaluation.confined.peer import Ended, Peer
+from dlm.evaluation.confined.rights import confine, limit
+from dlm.evaluation.confined.values import Packer
+
+NAME = "tests"
+"""Of the module that the tests run in."""
+
+
+def main(reading: int, writing: int, seconds: int, memory_mib: int) -> NoReturn:
+    """Judge what standard input asks for, over these descriptors."""
+    asked: dict[str, str] = json.loads(sys.stdin.buffer.read())
+    verdicts = os.dup(1)
+    os.dup2(2, 1)  # what the tests print goes nowhere
+    peer = Peer(os.fdopen(reading, "rb"), os.fdopen(writing, "wb"), _is_of_tests)
+    state, reason = "failed", ""
+    try:
+        limit(seconds, memory_mib)
+        confine()
+        ready = peer.receive()
+    except (OSError, RuntimeError, ValueError) as error:
+        state, reason = "unconfined", str(error)
+    except Ended as error:
+        state, reason = "ended", str(error)
+    else:
+        if ready.get("confined"):
+            state, reason = _judge(peer, **asked)
+        else:  # said before the program was there
+            state, reason = "unconfined", ready["reason"]
+    os.write(verdicts, json.dumps({"state": state, "reason": reason[:300]}).encode())
+    os._exit(0)
+
+
+def _judge(peer: Peer, program: str, tests: str, setup: str) -> tuple[str, str]:
+    """The state and the reason."""
+    try:
+        peer.send({"program": program})
+        ran = peer.receive()
+        if "failed" in ran:
+            return "failed", str(ran["failed"])
+        module = ModuleType(NAME)
+        sys.modules[NAME] = module
+        exec(compile(setup, "setup.py", "exec"), module.__dict__)
+        wanted = free_names(tests) - module.__dict__.keys() | _drop_classes(module.__dict__)
+        _bind(module.__dict__, wanted & set(ran["names"]), modules_of(tests), peer)
+        exec(compile(tests, "tests.py", "exec"), module.__dict__)
+    except Ended as error:
+        return "ended", str(error)
+    except BaseException as error:
+        return ("ended", "") if peer.ended else ("failed", f"{type(error).__name__}: {error}")
+    return ("ended", "") if peer.ended else ("passed", "")
+
+
+def _is_of_tests(value: Any) -> bool:
+    return type(value).__module__ == NAME
+
+
+class _Foreign(Exception):
+    """A value that cannot be copied over."""
+
+
+def _drop_classes(names: dict[str, Any]) -> set[str]:
+    """Leave the tests the functions, modules and values of their setup. Its classes, and what is made of them, are to
+    be those of the program's process, which has run the same setup. Returns their names."""
+
+    def export(value: Any) -> list[Any]:
+        if _is_of_tests(value) or (isinstance(value, type) and value.__module__ == NAME):
+            raise _Foreign
+        return ["mine", 0]
+
+    dropped = set()
+    for name, value in list(names.items()):
+        if name.startswith("__") or isinstance(value, FunctionType | ModuleType):
+            continue
+        packer = Packer(export)
+        try:
+            packer.pack(value)
+            packer.contents()
+        except _Foreign:
+            dropped.add(name)
+            del names[name]
+    return dropped
+
+
+def _bind(names: dict[str, Any], wanted: set[str], modules: set[str], peer: Peer) -> None:
+    """Take `wanted` from the program, and those of them that are standard modules from Python.
+
+    Built-in names stay what they are, unless there is no other: the function under test has such a name then.
+    """
+    program = peer.remote(0)
+    for name in sorted(wanted - set(dir(builtins)) or wanted):
+        standard = name in modules and name in sys.stdlib_module_names
+        names[name] = importlib.import_module(name) if standard else getattr(program, name)
+
+
+def free_names(text: str) -> set[str]:
+    """The names that a module uses and does not define. Raises `SyntaxError`."""
+    top = symtable.symtable(text, "tests.py", "exec")
+    used: set[str] = set()
+    bound = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    tables = [top]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            if symbol.is_referenced() and (table is top or symbol.is_global()):
+                used.add(symbol.get_name())
+            if symbol.is_declared_global() and symbol.is_assigned():
+                bound.add(symbol.get_name())
+    return {name for name in used - bound if not name.startswith("__")}
+
+
+def modules_of(text: str) -> set[str]:
+    """The names whose attributes a module asks for. Raises `SyntaxError`."""
+    attributes = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)]
+    return {value.id for value in attributes if isinstance(value, ast.Name)}

@@ -1,0 +1,227 @@
+"""Calls between the two processes: each can ask the other to call a function, or for a part of an object.
+
+Neither knows what it talks to: whatever comes in is taken apart by `values`, and what is no message ends the talk.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import operator
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from dlm.evaluation.confined.values import Packer, Unpacker
+
+LONGEST = 64 * 2**20
+"""Bytes of a message."""
+PLAIN = (str, int, float, bool, type(None))
+
+
+class Ended(BaseException):
+    """The other side is gone, or talks nonsense. Not an `Exception`, which tests may catch."""
+
+
+class Remote:
+    """An object of the other process.
+
+    It can be called, and asked for its attributes, items, length and so on: what it does not know it cannot be made to
+    agree with. It therefore equals no value, and takes part in no arithmetic or comparison; two objects of the other
+    process are compared there.
+    """
+
+    __slots__ = ("_number", "_peer")
+
+    def __init__(self, peer: Peer, number: int) -> None:
+        object.__setattr__(self, "_peer", peer)
+        object.__setattr__(self, "_number", number)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._peer.ask("call", self, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # protocols of other libraries, which would take its word for what lies in memory
+            raise AttributeError(f"an object of the other process has no attribute {name!r} here")
+        return self._peer.ask("get", self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._peer.ask("set", self, name, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._peer.ask("item", self, key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._peer.ask("put", self, key, value)
+
+    def __len__(self) -> int:
+        return operator.index(self._peer.ask("len", self))
+
+    def __iter__(self) -> Any:
+        return self._peer.ask("iter", self)
+
+    def __next__(self) -> Any:
+        return self._peer.ask("next", self)
+
+    def __bool__(self) -> bool:
+        return self._peer.ask("bool", self) is True
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Remote) and self._peer.ask("equal", self, other) is True
+
+    __hash__ = object.__hash__
+
+
+class Peer:
+    """This process's end.
+
+    Args:
+        reading: messages of the other side, a line each.
+        writing: to it.
+        opens: whether attributes of an object may be asked for; only of objects that went over.
+    """
+
+    def __init__(self, reading: BinaryIO, writing: BinaryIO, opens: Callable[[Any], bool]) -> None:
+        self.reading, self.writing, self.opens = reading, writing, opens
+        self.ended = False
+        self._exports: list[Any] = []
+        self._numbers: dict[int, int] = {}
+        self._remotes: dict[int, Remote] = {}
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Raises `Ended`."""
+        line = json.dumps(message).encode() + b"\n"
+        try:
+            self.writing.write(line)
+            self.writing.flush()
+        except OSError as error:
+            raise self._end("") from error
+
+    def receive(self) -> dict[str, Any]:
+        """The next message. Raises `Ended`."""
+        try:
+            line = self.reading.readline(LONGEST)
+            message = json.loads(line) if line else None
+        except (OSError, ValueError, RecursionError, MemoryError) as error:
+            raise self._end("what it answered cannot be read") from error
+        if message is None:
+            raise self._end("")
+        if not isinstance(message, dict):
+            raise self._end("it answered out of turn")
+        return message
+
+    def export(self, value: Any) -> list[Any]:
+        """The place of an object of this side, or of the other one."""
+        if isinstance(value, Remote):
+            return ["yours", value._number]
+        number = self._numbers.setdefault(id(value), len(self._exports))
+        if number == len(self._exports):
+            self._exports.append(value)
+        return ["mine", number]
+
+    def remote(self, number: int) -> Remote:
+        """The other side's object of that number."""
+        return self._remotes.setdefault(number, Remote(self, number))
+
+    def ask(self, operation: str, *operands: Any) -> Any:
+        """Have the other side do something of `OPERATIONS`.
+
+        Raises:
+            Ended: it did not answer.
+            BaseException: what was raised there, or the built-in that it derives from.
+        """
+        packer = Packer(self.export)
+        packed = [packer.pack(one) for one in operands]
+        self.send({"ask": operation, "operands": packed, "contents": packer.contents()})
+        while "ask" in (message := self.receive()):
+            self._answer(message)
+        try:
+            values = Unpacker(self._resolve, message["contents"], packer.objects)
+            raised = _raised(*message["raises"]) if "raises" in message else None
+            given = values.unpack(message["gives"]) if raised is None else None
+        except Exception as error:
+            raise self._end("what it answered is no value") from error
+        if isinstance(raised, StopIteration) and operation != "next":
+            # A loop over calls, such as all(map(f, cases)), would end as if it were done.
+            raise RuntimeError("the function raised StopIteration") from raised
+        if raised is not None:
+            raise raised
+        return given
+
+    def serve(self) -> None:
+        """Answer until the other side is gone. Raises `Ended` then."""
+        while True:
+            self._answer(self.receive())
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        try:
+            values = Unpacker(self._resolve, message["contents"])
+            operands = [values.unpack(one) for one in message["operands"]]
+            operation = OPERATIONS[message["ask"]]
+        except Exception as error:
+            raise self._end("what it asked for is not known") from error
+        packer = Packer(self.export, values.objects)
+        answer: dict[str, Any]
+        try:
+            answer = {"gives": packer.pack(operation(self, *operands))}
+            contents = packer.contents()
+        except Ended:
+            raise
+        except BaseException as error:
+            answer = {"raises": _told(error)}
+            contents = packer.contents()
+        for place, before in enumerate(message["contents"]):
+            if contents[place] == before:
+                contents[place] = None
+        self.send({**answer, "contents": contents})
+
+    def _resolve(self, kind: str, number: int) -> Any:
+        if kind == "mine":
+            return self.remote(int(number))
+        if kind == "yours":
+            return self._exports[number]
+        raise ValueError("no such kind of value")
+
+    def _end(self, reason: str) -> Ended:
+        self.ended = True
+        return Ended(reason)
+
+
+def _attribute(peer: Peer, target: Any, name: str) -> str:
+    """The name, if it may be looked at. Raises `AttributeError`."""
+    if not isinstance(name, str) or name.startswith("__") or not peer.opens(target):
+        raise AttributeError(f"{type(target).__name__!r} object has no attribute {name!r} that can be reached from here")
+    return name
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "call": lambda peer, target, args, kwargs: target(*args, **kwargs),
+    "get": lambda peer, target, name: getattr(target, _attribute(peer, target, name)),
+    "set": lambda peer, target, name, value: setattr(target, _attribute(peer, target, name), value),
+    "item": lambda peer, target, key: target[key],
+    "put": lambda peer, target, key, value: operator.setitem(target, key, value),
+    "len": lambda peer, target: len(target),
+    "iter": lambda peer, target: iter(target),
+    "next": lambda peer, target: next(target),
+    "bool": lambda peer, target: bool(target),
+    "equal": lambda peer, target, other: bool(target == other),
+}
+"""What can be asked for, done to objects of this side."""
+
+
+def _told(error: BaseException) -> list[Any]:
+    """The built-in exception that this one is or derives from, by name, and its arguments."""
+    name = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
+    plain = all(type(one) in PLAIN for one in error.args)
+    return [name, [one[:300] if isinstance(one, str) else one for one in error.args] if plain else [str(error)[:300]]]
+
+
+def _raised(name: str, arguments: list[Any]) -> BaseException:
+    """The exception that the other side told of."""
+    kind = getattr(builtins, name)
+    if not issubclass(kind, BaseException):
+        raise TypeError("no exception")
+    try:
+        made: BaseException = kind(*arguments)
+    except TypeError:
+        made = Exception(*arguments)
+    return made
