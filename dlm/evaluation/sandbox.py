@@ -78,7 +78,7 @@ class Sandbox:
             try:
                 said, _ = judge.communicate(asked, timeout=self.seconds)
                 verdict: dict[str, Any] = json.loads(said) if said else {"state": "stopped"}
-                if verdict["state"] == "ended":
+                if verdict["state"] == "ended" and not verdict["reason"]:
                     runner.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 return Outcome(False, f"not finished after {self.seconds:g} s")

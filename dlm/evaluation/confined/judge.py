@@ -108,7 +108,7 @@ def _bind(names: dict[str, Any], wanted: set[str], modules: set[str], peer: Peer
     program = peer.remote(0)
     for name in sorted(wanted - set(dir(builtins)) or wanted):
         standard = name in modules and name in sys.stdlib_module_names
-        names[name] = importlib.import_module(name) if standard else getattr(program, name)
+        names[name] = importlib.import_module(name) if standard else peer.ask("get", program, name)
 
 
 def free_names(text: str) -> set[str]:

@@ -30,43 +30,43 @@ class Remote:
     process are compared there.
     """
 
-    __slots__ = ("_number", "_peer")
+    __slots__ = ("__number", "__peer")  # names of this class's own: others are the object's
 
     def __init__(self, peer: Peer, number: int) -> None:
-        object.__setattr__(self, "_peer", peer)
-        object.__setattr__(self, "_number", number)
+        object.__setattr__(self, "_Remote__peer", peer)
+        object.__setattr__(self, "_Remote__number", number)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._peer.ask("call", self, args, kwargs)
+        return self.__peer.ask("call", self, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # protocols of other libraries, which would take its word for what lies in memory
             raise AttributeError(f"an object of the other process has no attribute {name!r} here")
-        return self._peer.ask("get", self, name)
+        return self.__peer.ask("get", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._peer.ask("set", self, name, value)
+        self.__peer.ask("set", self, name, value)
 
     def __getitem__(self, key: Any) -> Any:
-        return self._peer.ask("item", self, key)
+        return self.__peer.ask("item", self, key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._peer.ask("put", self, key, value)
+        self.__peer.ask("put", self, key, value)
 
     def __len__(self) -> int:
-        return operator.index(self._peer.ask("len", self))
+        return operator.index(self.__peer.ask("len", self))
 
     def __iter__(self) -> Any:
-        return self._peer.ask("iter", self)
+        return self.__peer.ask("iter", self)
 
     def __next__(self) -> Any:
-        return self._peer.ask("next", self)
+        return self.__peer.ask("next", self)
 
     def __bool__(self) -> bool:
-        return self._peer.ask("bool", self) is True
+        return self.__peer.ask("bool", self) is True
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Remote) and self._peer.ask("equal", self, other) is True
+        return isinstance(other, Remote) and self.__peer.ask("equal", self, other) is True
 
     __hash__ = object.__hash__
 
@@ -112,7 +112,7 @@ class Peer:
     def export(self, value: Any) -> list[Any]:
         """The place of an object of this side, or of the other one."""
         if isinstance(value, Remote):
-            return ["yours", value._number]
+            return ["yours", object.__getattribute__(value, "_Remote__number")]
         number = self._numbers.setdefault(id(value), len(self._exports))
         if number == len(self._exports):
             self._exports.append(value)
@@ -189,7 +189,9 @@ class Peer:
 def _attribute(peer: Peer, target: Any, name: str) -> str:
     """The name, if it may be looked at. Raises `AttributeError`."""
     if not isinstance(name, str) or name.startswith("__") or not peer.opens(target):
-        raise AttributeError(f"{type(target).__name__!r} object has no attribute {name!r} that can be reached from here")
+        raise AttributeError(
+            f"{type(target).__name__!r} object has no attribute {name!r} that can be reached from here"
+        )
     return name
 
 

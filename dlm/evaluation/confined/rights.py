@@ -72,7 +72,7 @@ def confine() -> None:
     machine = os.uname().machine
     if sys.platform != "linux" or machine not in ARCHITECTURES:
         raise RuntimeError(f"no seccomp filter is known for {sys.platform} on {machine}")
-    _drop_capabilities()
+    drop_capabilities()
     _prctl(PR_SET_DUMPABLE, 0)  # no process of this user looks into it, the other one of the pair neither
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the evaluation may be killed while this one sleeps
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -102,7 +102,7 @@ def shared_libraries() -> list[str]:
     return found
 
 
-def _drop_capabilities() -> None:
+def drop_capabilities() -> None:
     """Root without its powers: it owns root's files, and may do no more than any user."""
     header = struct.pack("=Ii", CAPABILITY_VERSION, 0)
     if ctypes.CDLL(None, use_errno=True).capset(header, bytes(24)):

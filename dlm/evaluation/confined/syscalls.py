@@ -114,7 +114,13 @@ def checks(own_pid: int) -> dict[str, list[Instruction]]:
         "kill": one_of(0, (own_pid,)),
         "tgkill": one_of(0, (own_pid,)),
         "prlimit64": one_of(0, (0,)) + null(2),  # reads its own limits
-        "socketpair": [*one_of(0, (AF_UNIX,)), _argument(1), (AND, 0, 0, SOCKET_KIND), (EQUAL, 1, 0, SOCK_STREAM), DENY],
+        "socketpair": [
+            *one_of(0, (AF_UNIX,)),
+            _argument(1),
+            (AND, 0, 0, SOCKET_KIND),
+            (EQUAL, 1, 0, SOCK_STREAM),
+            DENY,
+        ],
         "sendto": null(4),  # to the other end alone
     }
 

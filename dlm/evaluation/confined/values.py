@@ -28,7 +28,7 @@ MADE: dict[tuple[str, str], Callable[[Any], tuple[Any, ...]]] = {
 }
 """Types that are copied by what they are made of; module and name, and how to take one apart."""
 
-CHANGEABLE: dict[str, type] = {"list": list, "dict": dict, "set": set, "bytearray": bytearray, "deque": deque}
+CHANGEABLE: dict[str, type[Any]] = {"list": list, "dict": dict, "set": set, "bytearray": bytearray, "deque": deque}
 
 
 class Packer:
