@@ -30,6 +30,8 @@ from typing import Any
 from dlm.errors import RunError
 from dlm.evaluation.confined.landlock import available
 
+MOST = 65_536
+"""Bytes that are read of what the judge says; the tests, too, are texts of unknown origin."""
 START = Path(__file__).parent / "confined" / "start.py"
 
 
@@ -74,48 +76,51 @@ class Sandbox:
         until = time.monotonic() + self.seconds
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dlm-answer-"))
-            judge, runner = self._start(folder, stack)
+            judge, runner, verdicts = self._start(folder, stack)
             try:
-                said, _ = judge.communicate(asked, timeout=self.seconds)
-                verdict: dict[str, Any] = json.loads(said) if said else {"state": "stopped"}
-                if verdict["state"] == "ended" and not verdict["reason"]:
+                judge.communicate(asked, timeout=self.seconds)
+                ready, verdict = _verdict(os.read(verdicts, MOST))
+                if verdict.get("state") == "ended" and not verdict["reason"]:
                     runner.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 return Outcome(False, f"not finished after {self.seconds:g} s")
-        if verdict["state"] == "unconfined":
+        if not ready.get("confined", True):
             raise RunError(
-                f"answers that are code cannot be run here: {verdict['reason']}. Run them on Linux, x86_64 or aarch64"
+                f"answers that are code cannot be run here: {ready['reason']}. Run them on Linux, x86_64 or aarch64"
             )
-        if verdict["state"] == "stopped":
+        if not verdict:
             return Outcome(False, f"its tests came to no end ({_ending(judge.returncode)})")
         if verdict["state"] == "ended":
             return Outcome(False, f"ended before its tests did ({verdict['reason'] or _ending(runner.returncode)})")
-        return Outcome(verdict["state"] == "passed", verdict["reason"])
+        return Outcome(verdict["state"] == "passed", _line(verdict["reason"]))
 
-    def _start(self, folder: str, stack: ExitStack) -> tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]:
-        """The judge's process and the program's, a pipe each way between them; both are killed when `stack` ends."""
+    def _start(self, folder: str, stack: ExitStack) -> tuple[subprocess.Popen[bytes], subprocess.Popen[bytes], int]:
+        """The judge's process, the program's, and what the judge says; all end with `stack`. A pipe leads each way
+        between the two, and one from the judge to here, which holds `MOST` bytes and no more."""
         asked, asks = os.pipe()
         answers, answered = os.pipe()
+        heard, verdicts = os.pipe()
+        stack.callback(os.close, heard)
         try:
-            judge = self._process("judge", answers, asks, folder, subprocess.PIPE, stack)
-            runner = self._process("program", asked, answered, folder, subprocess.DEVNULL, stack)
+            judge = self._process("judge", (answers, asks), (verdicts,), folder, stack)
+            runner = self._process("program", (asked, answered), (), folder, stack)
         finally:
-            for descriptor in (asked, asks, answers, answered):
+            for descriptor in (asked, asks, answers, answered, verdicts):
                 os.close(descriptor)
-        return judge, runner
+        return judge, runner, heard
 
     def _process(
-        self, side: str, reads: int, writes: int, folder: str, standard: int, stack: ExitStack
+        self, side: str, ends: tuple[int, int], more: tuple[int, ...], folder: str, stack: ExitStack
     ) -> subprocess.Popen[bytes]:
-        limits = (math.ceil(self.seconds) + 1, self.memory_mib)
+        numbers = (*ends, math.ceil(self.seconds) + 1, self.memory_mib, *more)
         process = subprocess.Popen(
-            [sys.executable, "-I", str(START), side, *map(str, (reads, writes, *limits))],
+            [sys.executable, "-I", str(START), side, *map(str, numbers)],
             cwd=folder,
             env=_environment(folder),
-            stdin=standard,
-            stdout=standard,
+            stdin=subprocess.PIPE if side == "judge" else subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            pass_fds=(reads, writes),
+            pass_fds=(*ends, *more),
             start_new_session=True,
         )
         stack.enter_context(process)
@@ -126,6 +131,21 @@ class Sandbox:
 def reads_are_closed() -> bool:
     """Whether programs can be kept from reading what the user can; it takes Landlock, of Linux 5.13 or later."""
     return available()
+
+
+def _verdict(said: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Whether both processes were confined, and what came of the tests; the latter empty where they came to no end."""
+    try:
+        first, *later = [dict(json.loads(line)) for line in said.splitlines()]
+        verdict = {name: str(later[-1][name]) for name in ("state", "reason")} if later else {}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return {}, {}
+    return first, verdict
+
+
+def _line(text: str) -> str:
+    """A text of the program's as one line that harms no terminal and no file."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _environment(folder: str) -> dict[str, str]:

@@ -249,6 +249,19 @@ def test_an_answer_that_is_no_message_is_said_to_be_none() -> None:
     assert SANDBOX.run(program, "f()").reason == "ended before its tests did (it answered out of turn)"
 
 
+def test_a_reason_is_a_line_that_harms_no_terminal() -> None:
+    program = "raise Exception('a' + chr(10) + chr(27) + '[2J' + chr(0xD800) + 'b' * 1000)"
+    reason = SANDBOX.run(program, "").reason
+    assert reason == f"Exception: a  [2J {'b' * 1000}"[:300]
+
+
+@pytest.mark.parametrize("said", ["[]", "{}", "x", '{"state": "passed"}', '{"confined": false, "reason": "no"}'])
+def test_what_tests_write_where_the_verdict_goes_ends_no_evaluation(said: str) -> None:
+    write = f"os.write(place, {said.encode()!r} + bytes([10]))"
+    tests = f"import os\nfor place in range(1024):\n    try: {write}\n    except OSError: pass\nos._exit(0)"
+    assert not SANDBOX.run("", tests).passed
+
+
 def test_the_number_of_open_descriptors_stays(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for program in ("def f(): return 1", "import os; os._exit(0)", "("):

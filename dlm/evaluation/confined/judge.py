@@ -1,8 +1,10 @@
 """The judge's process: runs the tests of a program that runs in another one, and says whether they held.
 
-Standard input holds `program`, `tests` and `setup` as JSON; the verdict goes to standard output. The tests call the
-program's functions by name. Names that they or their setup define, Python's own and those of standard modules are
-never the program's, so that it cannot put another `abs` or `math.isclose` in their place.
+Standard input holds `program`, `tests` and `setup` as JSON; what comes of it goes to a pipe, in two lines: whether both
+processes are confined, before any of these texts has run, and the verdict.
+
+The tests call the program's functions by name. Names that they or their setup define, Python's own and those of
+standard modules are never the program's, so that it cannot put another `abs` or `math.isclose` in their place.
 """
 
 from __future__ import annotations
@@ -25,28 +27,28 @@ NAME = "tests"
 """Of the module that the tests run in."""
 
 
-def main(reading: int, writing: int, seconds: int, memory_mib: int) -> NoReturn:
+def main(reading: int, writing: int, seconds: int, memory_mib: int, verdicts: int) -> NoReturn:
     """Judge what standard input asks for, over these descriptors."""
     asked: dict[str, str] = json.loads(sys.stdin.buffer.read())
-    verdicts = os.dup(1)
-    os.dup2(2, 1)  # what the tests print goes nowhere
     peer = Peer(os.fdopen(reading, "rb"), os.fdopen(writing, "wb"), _is_of_tests)
-    state, reason = "failed", ""
     try:
         limit(seconds, memory_mib)
         confine()
         ready = peer.receive()
     except (OSError, RuntimeError, ValueError) as error:
-        state, reason = "unconfined", str(error)
+        ready = {"confined": False, "reason": str(error)}
     except Ended as error:
-        state, reason = "ended", str(error)
-    else:
-        if ready.get("confined"):
-            state, reason = _judge(peer, **asked)
-        else:  # said before the program was there
-            state, reason = "unconfined", ready["reason"]
-    os.write(verdicts, json.dumps({"state": state, "reason": reason[:300]}).encode())
+        ready = {"confined": True, "ended": str(error)}
+    _tell(verdicts, ready)
+    if not ready["confined"]:
+        os._exit(0)
+    state, reason = ("ended", ready["ended"]) if "ended" in ready else _judge(peer, **asked)
+    _tell(verdicts, {"state": state, "reason": reason[:300]})
     os._exit(0)
+
+
+def _tell(verdicts: int, said: dict[str, Any]) -> None:
+    os.write(verdicts, json.dumps(said).encode() + b"\n")
 
 
 def _judge(peer: Peer, program: str, tests: str, setup: str) -> tuple[str, str]:

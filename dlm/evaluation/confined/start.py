@@ -1,4 +1,4 @@
-"""The script that both processes run: `python -I start.py judge|program READ_FD WRITE_FD SECONDS MEMORY_MIB`."""
+"""The script that both processes run: `python -I start.py judge|program READ WRITE SECONDS MEMORY_MIB [VERDICTS]`."""
 
 from __future__ import annotations
 
