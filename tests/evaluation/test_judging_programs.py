@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,6 +219,13 @@ def test_rows_of_mbpp(row: dict[str, Any], right: str, wrong: str) -> None:
     assert checker.check(row, None, right).right
     assert not checker.check(row, None, wrong).right
     assert not checker.check(row, None, "def other(): pass").right
+
+
+def test_the_example_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    exec(example.replace("seconds=10", f"seconds={TIMEOUT}"), {})
+    assert capsys.readouterr().out == "True \n"
 
 
 def test_tests_that_are_no_python_judge_nothing_right() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import sys
 from collections.abc import Iterable
 
 CREATE, ADD, RESTRICT = 444, 445, 446
@@ -21,7 +22,7 @@ READ_FILE, READ_FOLDER = 1 << 2, 1 << 3
 
 def available() -> bool:
     """Whether this kernel has Landlock, and lets this process use it."""
-    return _call(CREATE, None, 0, ASK_VERSION) > 0
+    return sys.platform == "linux" and _call(CREATE, None, 0, ASK_VERSION) > 0
 
 
 def read_only(paths: Iterable[str]) -> None:
