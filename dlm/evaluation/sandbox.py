@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ class Sandbox:
         Raises:
             RunError: this system cannot confine a process; nothing of the program has run.
         """
+        warn_of_open_files()
         asked = json.dumps({"program": program, "tests": tests, "setup": setup}).encode()
         until = time.monotonic() + self.seconds
         with ExitStack() as stack:
@@ -131,6 +133,17 @@ class Sandbox:
 def reads_are_closed() -> bool:
     """Whether programs can be kept from reading what the user can; it takes Landlock, of Linux 5.13 or later."""
     return available()
+
+
+def warn_of_open_files() -> None:
+    """Warn, once for each caller, where `reads_are_closed` is false."""
+    if not reads_are_closed():
+        warnings.warn(
+            "this kernel has no Landlock (Linux 5.13 or later): programs that are judged can read every file that you "
+            "can, secrets among them. Use another machine, or a container without secrets",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _verdict(said: bytes) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -15,7 +14,7 @@ from dlm.config import instantiate
 from dlm.errors import ConfigError
 from dlm.evaluation.report import Published, Report, report_of, show
 from dlm.evaluation.results import judge_answers, judge_choices, judged, processors, write_results
-from dlm.evaluation.sandbox import Sandbox, reads_are_closed
+from dlm.evaluation.sandbox import Sandbox, reads_are_closed, warn_of_open_files
 from dlm.evaluation.tasks import ChoiceTask, GenerationTask
 from dlm.pipeline.claims import Claims, Plan
 from dlm.pipeline.launch import Launch
@@ -52,13 +51,8 @@ class EvaluationSession(Session):
     def prepare(self) -> None:
         if isinstance(self.task, ChoiceTask):
             scheme_of(self.task)  # refused before there is a folder
-        elif self.task.judge(Sandbox()).executes and not reads_are_closed():
-            print(
-                "WARNING: this kernel has no Landlock (Linux 5.13 or later): the code that is judged can read every "
-                "file that you can, secrets among them. Use another machine, or a container without secrets",
-                file=sys.stderr,
-                flush=True,
-            )
+        elif self.task.judge(Sandbox()).executes:
+            warn_of_open_files()
         super().prepare()
 
     def _read(self) -> list[Prompt]:

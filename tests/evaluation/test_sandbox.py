@@ -280,6 +280,7 @@ def test_without_landlock_programs_run_and_the_judge_is_closed_to_them() -> None
     arguments = [sys.executable, "-c", WITHOUT_LANDLOCK, str(TIMEOUT)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "RuntimeWarning: this kernel has no Landlock" in done.stderr
 
 
 def test_a_system_that_cannot_confine_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
