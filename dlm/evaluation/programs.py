@@ -54,12 +54,12 @@ def defines(code: str, name: str) -> bool:
 
 @dataclass(frozen=True)
 class Program:
-    """An answer as a program, and what must hold of it.
+    """An answer as a program, with its tests.
 
     Attributes:
-        code: the answer, with all that it goes on from.
-        tests: statements that raise unless it is right; they call its functions.
-        setup: what the tests need of their own: helpers and imports. `code` holds it, too.
+        code: the answer together with what it continues from.
+        tests: statements that raise unless the answer is right; they call its functions.
+        setup: helpers and imports that the tests need; they are part of `code` too.
     """
 
     code: str
@@ -67,12 +67,12 @@ class Program:
     setup: str = ""
 
     def __str__(self) -> str:
-        """All in one, which ends without an error if the answer is right."""
+        """Everything as one module, which runs without an error if the answer is right."""
         return f"{self.code}\n\n{self.tests}\n"
 
 
 def humaneval_program(prompt: str, text: str, entry_point: str, test: str) -> Program:
-    """The program and tests of an answer (HumanEval, arXiv 2107.03374).
+    """The program for an answer to a HumanEval problem (arXiv 2107.03374).
 
     An answer with the signature replaces the function of the prompt, whose imports and helpers stay. One without is its
     body: it goes on from the prompt, is indented if it is not, and ends with the first line at the left margin.
@@ -87,7 +87,7 @@ def humaneval_program(prompt: str, text: str, entry_point: str, test: str) -> Pr
 
 
 def mbpp_program(text: str, tests: Sequence[str], setup: str = "") -> Program:
-    """The program and tests of an answer (MBPP, arXiv 2108.07732)."""
+    """The program for an answer to an MBPP problem (arXiv 2108.07732)."""
     called = re.search(r"assert\s*\(*\s*(?:\w+\()*?(\w+)\s*\(", tests[0]) if tests else None
     code = code_of(text, called[1] if called else "")
     return Program(f"{setup}\n{code}", "\n".join(tests), setup)

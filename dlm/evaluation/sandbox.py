@@ -1,15 +1,15 @@
-"""Runs a program that a model wrote, and the tests that judge it, in two processes that can do nothing but compute.
+"""Runs a program written by a model, and the tests that judge it, in two processes that can do little but compute.
 
-The program's process begins in an empty temporary folder, without this one's environment and descriptors, and gives up
-its rights before it sees the program (`dlm.evaluation.confined`): it can start no process, signal none, open no socket,
-take no lock and change no file, and read nothing but the Python installation. So nothing of it is left once it is
-killed, which happens when its time is up. Time and memory are bounded.
+The program's process starts in an empty temporary folder with a clean environment, and gives up its rights before it
+sees the program (`dlm.evaluation.confined`): it cannot start or signal processes, open sockets, take locks or change
+files, and can read only the Python installation. Nothing is left of it once it is killed, at the latest when its time
+is up. Time and memory are limited.
 
-The tests run in the other process, as confined as the first. They call the program's functions from there, and get
-values back, never objects: the program sees the arguments of a call, neither tests nor expected values, and reaches no
-word of the verdict.
+The tests run in the other process, under the same restrictions. They call the program's functions from there and get
+values back, not objects. The program sees the arguments of a call, but neither the tests nor the expected values, and
+cannot influence the verdict otherwise. `docs/evaluation.md` says what remains possible.
 
-Where the kernel has no Landlock (`reads_are_closed`) the program can read what the user can.
+Without Landlock in the kernel (`reads_are_closed`), the program can read whatever the user can.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dlm.errors import RunError
 from dlm.evaluation.confined.landlock import available
 
 MOST = 65_536
-"""Bytes that are read of what the judge says; the tests, too, are texts of unknown origin."""
+"""Bytes read from the judge, at most; tests are foreign text too. A pipe holds no more."""
 START = Path(__file__).parent / "confined" / "start.py"
 
 
@@ -41,7 +41,7 @@ class Outcome:
     """What became of a program.
 
     Attributes:
-        passed: its tests held; without tests, it ran to its end.
+        passed: its tests passed; without tests, it ran to its end.
         reason: why not, in a line; empty where it passed.
     """
 
@@ -66,9 +66,9 @@ class Sandbox:
 
         Args:
             program: the text of a module.
-            tests: what must hold of it, as statements; they call its functions by name. What a program asserts of
-                itself, within `program`, it can also leave out.
-            setup: what the tests need of their own, such as imports. The program has it only where `program` says so.
+            tests: statements that raise unless the program is right; they call its functions by name. Assertions inside
+                `program` are no substitute: a program can skip them.
+            setup: what the tests need, such as imports and helpers. Repeat it in `program` if the program needs it too.
 
         Raises:
             RunError: this system cannot confine a process; nothing of the program has run.
@@ -91,14 +91,16 @@ class Sandbox:
                 f"answers that are code cannot be run here: {ready['reason']}. Run them on Linux, x86_64 or aarch64"
             )
         if not verdict:
-            return Outcome(False, f"its tests came to no end ({_ending(judge.returncode)})")
+            return Outcome(False, f"its tests did not finish ({_ending(judge.returncode)})")
         if verdict["state"] == "ended":
             return Outcome(False, f"ended before its tests did ({verdict['reason'] or _ending(runner.returncode)})")
         return Outcome(verdict["state"] == "passed", _line(verdict["reason"]))
 
     def _start(self, folder: str, stack: ExitStack) -> tuple[subprocess.Popen[bytes], subprocess.Popen[bytes], int]:
-        """The judge's process, the program's, and what the judge says; all end with `stack`. A pipe leads each way
-        between the two, and one from the judge to here, which holds `MOST` bytes and no more."""
+        """Start the judge and the program, with a pipe each way between them; all of it ends with `stack`.
+
+        Returns both and the descriptor that the verdict can be read from once the judge has ended.
+        """
         asked, asks = os.pipe()
         answers, answered = os.pipe()
         heard, verdicts = os.pipe()
@@ -131,12 +133,12 @@ class Sandbox:
 
 
 def reads_are_closed() -> bool:
-    """Whether programs can be kept from reading what the user can; it takes Landlock, of Linux 5.13 or later."""
+    """Whether programs can be kept from reading the user's files; this takes Landlock (Linux 5.13 or later)."""
     return available()
 
 
 def warn_of_open_files() -> None:
-    """Warn, once for each caller, where `reads_are_closed` is false."""
+    """Warn if programs can read the user's files; Python shows this once for each caller."""
     if not reads_are_closed():
         warnings.warn(
             "this kernel has no Landlock (Linux 5.13 or later): programs that are judged can read every file that you "
@@ -147,7 +149,7 @@ def warn_of_open_files() -> None:
 
 
 def _verdict(said: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Whether both processes were confined, and what came of the tests; the latter empty where they came to no end."""
+    """The judge's first line, about confinement, and its last, the verdict; empty if the tests did not finish."""
     try:
         first, *later = [dict(json.loads(line)) for line in said.splitlines()]
         verdict = {name: str(later[-1][name]) for name in ("state", "reason")} if later else {}
@@ -157,7 +159,7 @@ def _verdict(said: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _line(text: str) -> str:
-    """A text of the program's as one line that harms no terminal and no file."""
+    """Text from the program as one line of printable characters."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 

@@ -1,8 +1,8 @@
-"""The two processes in which a program that a model wrote is judged; `dlm.evaluation.sandbox` starts them.
+"""The two processes that judge a program written by a model; `dlm.evaluation.sandbox` starts them.
 
-`program` runs the program. `judge` runs the tests and holds the verdict; it calls the program's functions through
-`peer`, and only values (`values`) come back. Both give up their rights first (`rights`, with the filter of
-`syscalls` and the file rules of `landlock`).
+`program` runs the program. `judge` runs the tests and decides the verdict; it calls the program's functions through
+`peer`, which passes values (`values`), not objects. Both processes first give up their rights (`rights`, using the
+system call filter in `syscalls` and the file rules in `landlock`).
 
-Standard library only: `start` runs here without the rest of the package.
+Standard library only: `start` loads these modules without the rest of the package.
 """

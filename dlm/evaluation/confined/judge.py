@@ -1,10 +1,10 @@
-"""The judge's process: runs the tests of a program that runs in another one, and says whether they held.
+"""The judge's process: runs the tests of a program that runs in another process, and reports whether they passed.
 
-Standard input holds `program`, `tests` and `setup` as JSON; what comes of it goes to a pipe, in two lines: whether both
-processes are confined, before any of these texts has run, and the verdict.
+Standard input holds `program`, `tests` and `setup` as JSON. Two lines go to the pipe `verdicts`: whether both processes
+are confined, written before any of these texts runs, and the verdict.
 
-The tests call the program's functions by name. Names that they or their setup define, Python's own and those of
-standard modules are never the program's, so that it cannot put another `abs` or `math.isclose` in their place.
+The tests call the program's functions by name. Names defined by the tests or their setup, built-in functions and
+standard modules never come from the program, so it cannot replace `abs` or `math.isclose`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from dlm.evaluation.confined.rights import confine, limit
 from dlm.evaluation.confined.values import Packer
 
 NAME = "tests"
-"""Of the module that the tests run in."""
+"""Name of the module the tests run in."""
 
 
 def main(reading: int, writing: int, seconds: int, memory_mib: int, verdicts: int) -> NoReturn:
-    """Judge what standard input asks for, over these descriptors."""
+    """Judge the program given on standard input. The first two and the last argument are descriptors."""
     asked: dict[str, str] = json.loads(sys.stdin.buffer.read())
     peer = Peer(os.fdopen(reading, "rb"), os.fdopen(writing, "wb"), _is_of_tests)
     try:
@@ -52,7 +52,7 @@ def _tell(verdicts: int, said: dict[str, Any]) -> None:
 
 
 def _judge(peer: Peer, program: str, tests: str, setup: str) -> tuple[str, str]:
-    """The state and the reason."""
+    """Run the program and its tests; returns the state and the reason."""
     try:
         peer.send({"program": program})
         ran = peer.receive()
@@ -76,12 +76,14 @@ def _is_of_tests(value: Any) -> bool:
 
 
 class _Foreign(Exception):
-    """A value that cannot be copied over."""
+    """A value that belongs to a class of the setup."""
 
 
 def _drop_classes(names: dict[str, Any]) -> set[str]:
-    """Leave the tests the functions, modules and values of their setup. Its classes, and what is made of them, are to
-    be those of the program's process, which has run the same setup. Returns their names."""
+    """Remove the setup's classes and their instances from `names`, and return what was removed.
+
+    The program's process has run the same setup; its classes are the ones that its functions can handle.
+    """
 
     def export(value: Any) -> list[Any]:
         if _is_of_tests(value) or (isinstance(value, type) and value.__module__ == NAME):
@@ -103,9 +105,9 @@ def _drop_classes(names: dict[str, Any]) -> set[str]:
 
 
 def _bind(names: dict[str, Any], wanted: set[str], modules: set[str], peer: Peer) -> None:
-    """Take `wanted` from the program, and those of them that are standard modules from Python.
+    """Take the `wanted` names from the program; standard modules among them are imported here instead.
 
-    Built-in names stay what they are, unless there is no other: the function under test has such a name then.
+    Built-in names are left alone, unless there are no others: then the function under test is called like a built-in.
     """
     program = peer.remote(0)
     for name in sorted(wanted - set(dir(builtins)) or wanted):
@@ -114,7 +116,7 @@ def _bind(names: dict[str, Any], wanted: set[str], modules: set[str], peer: Peer
 
 
 def free_names(text: str) -> set[str]:
-    """The names that a module uses and does not define. Raises `SyntaxError`."""
+    """The names a module uses but does not define. Raises `SyntaxError`."""
     top = symtable.symtable(text, "tests.py", "exec")
     used: set[str] = set()
     bound = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
@@ -131,6 +133,6 @@ def free_names(text: str) -> set[str]:
 
 
 def modules_of(text: str) -> set[str]:
-    """The names whose attributes a module asks for. Raises `SyntaxError`."""
+    """The names whose attributes a module accesses. Raises `SyntaxError`."""
     attributes = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)]
     return {value.id for value in attributes if isinstance(value, ast.Name)}

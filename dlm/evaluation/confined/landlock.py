@@ -1,7 +1,7 @@
-"""Landlock, the kernel's rules for which files a process may open: here some may be read, and no other touched.
+"""Landlock restricts which files a process may open. Here, the listed ones can be read and no other can be touched.
 
-It needs no privileges and Linux 5.13 or later, with `landlock` among the kernel's security modules. It also closes the
-entries of other processes under `/proc`.
+It needs no privileges, only Linux 5.13 or later with `landlock` among the enabled security modules. It also closes
+other processes' entries under `/proc`.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import sys
 from collections.abc import Iterable
 
 CREATE, ADD, RESTRICT = 444, 445, 446
-"""Numbers of the three system calls, on all machines alike."""
+"""Numbers of the three system calls, the same on all machines."""
 ASK_VERSION, PATH_BENEATH = 1, 1
 ALL_OF_FIRST_VERSION = (1 << 13) - 1
-"""Every way to touch a file or folder that the first version knows; all versions know these."""
+"""Every kind of file access that Landlock's first version can restrict; later versions know them all."""
 READ_FILE, READ_FOLDER = 1 << 2, 1 << 3
 
 
 def available() -> bool:
-    """Whether this kernel has Landlock, and lets this process use it."""
+    """Whether this process can use Landlock."""
     return sys.platform == "linux" and _call(CREATE, None, 0, ASK_VERSION) > 0
 
 
 def read_only(paths: Iterable[str]) -> None:
-    """Leave this process these files, and what lies in these folders, to read. No other can be opened from then on.
+    """From now on this process can open only these files and folders (with their contents), and only for reading.
 
-    Paths that are not there are passed over. The process must have set `no_new_privs`. Raises `OSError`.
+    Missing paths are skipped. The process must have set `no_new_privs`. Raises `OSError`.
     """
     handled = struct.pack("=Q", ALL_OF_FIRST_VERSION)  # struct landlock_ruleset_attr
     ruleset = _checked(CREATE, handled, len(handled), 0)

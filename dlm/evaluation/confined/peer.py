@@ -1,6 +1,6 @@
-"""Calls between the two processes: each can ask the other to call a function, or for a part of an object.
+"""Calls between the two processes: each can ask the other to call a function or to look into an object.
 
-Neither knows what it talks to: whatever comes in is taken apart by `values`, and what is no message ends the talk.
+Neither side trusts the other: messages are decoded by `values`, and a malformed one ends the connection.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Any, BinaryIO
 from dlm.evaluation.confined.values import Packer, Unpacker
 
 LONGEST = 64 * 2**20
-"""Bytes of a message."""
+"""Bytes in a message, at most."""
 PLAIN = (str, int, float, bool, type(None))
 
 
 class Ended(BaseException):
-    """The other side is gone, or talks nonsense. Not an `Exception`, which tests may catch."""
+    """The other side is gone or has sent something malformed. Not an `Exception`, since tests may catch those."""
 
 
 class Remote:
-    """An object of the other process.
+    """An object in the other process.
 
-    It can be called, and asked for its attributes, items, length and so on: what it does not know it cannot be made to
-    agree with. It therefore equals no value, and takes part in no arithmetic or comparison; two objects of the other
+    Calls, attributes, items, length, truth and iteration are forwarded. Arithmetic and comparisons with values are not,
+    and it equals no value: the other process must not see what its answer is compared with. Two objects of the other
     process are compared there.
     """
 
-    __slots__ = ("__number", "__peer")  # names of this class's own: others are the object's
+    __slots__ = ("__number", "__peer")  # mangled, so that every plain name is the object's
 
     def __init__(self, peer: Peer, number: int) -> None:
         object.__setattr__(self, "_Remote__peer", peer)
@@ -40,8 +40,8 @@ class Remote:
         return self.__peer.ask("call", self, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # protocols of other libraries, which would take its word for what lies in memory
-            raise AttributeError(f"an object of the other process has no attribute {name!r} here")
+        if name.startswith("__"):  # protocols such as __array_interface__ would trust the other side's pointers
+            raise AttributeError(f"{name!r} of an object in another process cannot be used")
         return self.__peer.ask("get", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -72,12 +72,12 @@ class Remote:
 
 
 class Peer:
-    """This process's end.
+    """This process's end of the connection.
 
     Args:
-        reading: messages of the other side, a line each.
-        writing: to it.
-        opens: whether attributes of an object may be asked for; only of objects that went over.
+        reading: messages from the other side, one per line.
+        writing: messages to it.
+        opens: whether the other side may access attributes of an object it was given.
     """
 
     def __init__(self, reading: BinaryIO, writing: BinaryIO, opens: Callable[[Any], bool]) -> None:
@@ -102,7 +102,7 @@ class Peer:
             line = self.reading.readline(LONGEST)
             message = json.loads(line) if line else None
         except (OSError, ValueError, RecursionError, MemoryError) as error:
-            raise self._end("what it answered cannot be read") from error
+            raise self._end("its answer cannot be decoded") from error
         if message is None:
             raise self._end("")
         if not isinstance(message, dict):
@@ -110,7 +110,7 @@ class Peer:
         return message
 
     def export(self, value: Any) -> list[Any]:
-        """The place of an object of this side, or of the other one."""
+        """The reference for an object, of this side or of the other."""
         if isinstance(value, Remote):
             return ["yours", object.__getattribute__(value, "_Remote__number")]
         number = self._numbers.setdefault(id(value), len(self._exports))
@@ -119,15 +119,15 @@ class Peer:
         return ["mine", number]
 
     def remote(self, number: int) -> Remote:
-        """The other side's object of that number."""
+        """The other side's object with this number."""
         return self._remotes.setdefault(number, Remote(self, number))
 
     def ask(self, operation: str, *operands: Any) -> Any:
-        """Have the other side do something of `OPERATIONS`.
+        """Have the other side perform one of `OPERATIONS`.
 
         Raises:
-            Ended: it did not answer.
-            BaseException: what was raised there, or the built-in that it derives from.
+            Ended: there was no valid answer.
+            BaseException: the exception raised there, as the built-in type it derives from.
         """
         packer = Packer(self.export)
         packed = [packer.pack(one) for one in operands]
@@ -139,16 +139,16 @@ class Peer:
             raised = _raised(*message["raises"]) if "raises" in message else None
             given = values.unpack(message["gives"]) if raised is None else None
         except Exception as error:
-            raise self._end("what it answered is no value") from error
+            raise self._end("its answer is malformed") from error
         if isinstance(raised, StopIteration) and operation != "next":
-            # A loop over calls, such as all(map(f, cases)), would end as if it were done.
+            # It would silently end a loop over calls, such as all(map(f, cases)).
             raise RuntimeError("the function raised StopIteration") from raised
         if raised is not None:
             raise raised
         return given
 
     def serve(self) -> None:
-        """Answer until the other side is gone. Raises `Ended` then."""
+        """Answer requests until the other side is gone, then raise `Ended`."""
         while True:
             self._answer(self.receive())
 
@@ -158,7 +158,7 @@ class Peer:
             operands = [values.unpack(one) for one in message["operands"]]
             operation = OPERATIONS[message["ask"]]
         except Exception as error:
-            raise self._end("what it asked for is not known") from error
+            raise self._end("its request is malformed") from error
         packer = Packer(self.export, values.objects)
         answer: dict[str, Any]
         try:
@@ -179,7 +179,7 @@ class Peer:
             return self.remote(int(number))
         if kind == "yours":
             return self._exports[number]
-        raise ValueError("no such kind of value")
+        raise ValueError("unknown kind of value")
 
     def _end(self, reason: str) -> Ended:
         self.ended = True
@@ -187,10 +187,10 @@ class Peer:
 
 
 def _attribute(peer: Peer, target: Any, name: str) -> str:
-    """The name, if it may be looked at. Raises `AttributeError`."""
+    """The name, if the other side may access it. Raises `AttributeError`."""
     if not isinstance(name, str) or name.startswith("__") or not peer.opens(target):
         raise AttributeError(
-            f"{type(target).__name__!r} object has no attribute {name!r} that can be reached from here"
+            f"attribute {name!r} of a {type(target).__name__!r} object cannot be used from another process"
         )
     return name
 
@@ -207,21 +207,21 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "bool": lambda peer, target: bool(target),
     "equal": lambda peer, target, other: bool(target == other),
 }
-"""What can be asked for, done to objects of this side."""
+"""What the other side can ask for; the target is an object of this side."""
 
 
 def _told(error: BaseException) -> list[Any]:
-    """The built-in exception that this one is or derives from, by name, and its arguments."""
+    """The name of the built-in exception that this one is or derives from, and its arguments."""
     name = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
     plain = all(type(one) in PLAIN for one in error.args)
     return [name, [one[:300] if isinstance(one, str) else one for one in error.args] if plain else [str(error)[:300]]]
 
 
 def _raised(name: str, arguments: list[Any]) -> BaseException:
-    """The exception that the other side told of."""
+    """The exception described by the other side."""
     kind = getattr(builtins, name)
     if not issubclass(kind, BaseException):
-        raise TypeError("no exception")
+        raise TypeError("not an exception")
     try:
         made: BaseException = kind(*arguments)
     except TypeError:

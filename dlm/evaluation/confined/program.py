@@ -1,6 +1,6 @@
-"""The program's process: runs a program, and then its functions as the tests call them.
+"""The program's process: runs a program, then its functions as the tests call them.
 
-Nothing of the tests is here but the arguments of these calls, and no word of this process's is a verdict.
+All it gets to see of the tests are the arguments of these calls, and nothing it sends is taken as a verdict.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dlm.evaluation.confined.peer import Ended, Peer
 from dlm.evaluation.confined.rights import confine, limit
 
 NAME = "answer"
-"""Of the program's module; not `__main__`, so that what runs only as a script does not."""
+"""Name of the program's module; not `__main__`, so that code guarded by it does not run."""
 FRAMES = 30
-"""Calls of this file's between the interpreter and the program, which recursion is to have none the less for."""
+"""Added to the recursion limit: room for the calls between the interpreter's start and the program's function."""
 
 
 def main(reading: int, writing: int, seconds: int, memory_mib: int) -> NoReturn:
-    """Run the program that the judge sends, over these descriptors."""
+    """Run the program the judge sends. The first two arguments are descriptors."""
     peer = Peer(os.fdopen(reading, "rb"), os.fdopen(writing, "wb"), lambda value: True)
     try:
         limit(seconds, memory_mib)
@@ -31,7 +31,7 @@ def main(reading: int, writing: int, seconds: int, memory_mib: int) -> NoReturn:
     try:
         peer.send({"confined": confined, "reason": reason})
         module = ModuleType(NAME)
-        peer.export(module)  # the first, which the judge knows as 0
+        peer.export(module)  # the first one exported: the judge refers to it as 0
         sys.modules[NAME] = module
         sys.setrecursionlimit(sys.getrecursionlimit() + FRAMES)
         program = peer.receive()["program"]

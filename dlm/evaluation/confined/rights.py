@@ -1,10 +1,10 @@
-"""Gives up a process's rights, for good.
+"""Gives up this process's rights, irrevocably.
 
-Afterwards it can read the Python installation and its own folder, compute, and talk over the descriptors it has. It
-can start, signal or inspect no process, change no priority but by computing, take no lock, open no socket, and change
-no file or file system. As root it keeps no capability.
+Afterwards it can compute, read the Python installation and its working folder, and use the descriptors it already has.
+It cannot start, signal or inspect processes, change priorities, take locks, open sockets, or change files. Run as root,
+it has no capabilities left.
 
-Linux on x86_64 and aarch64. Where the kernel has no Landlock the process can still read what its user can.
+Linux on x86_64 and aarch64. Without Landlock in the kernel, the process can still read whatever its user can.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SYSTEM = (
     "/dev/urandom",
     "/dev/random",
 )
-"""What Python and its libraries read, besides the installation: shared libraries, time zones, the number of cores."""
+"""What Python and its libraries read outside the installation: shared libraries, time zones, the number of cores."""
 
 
 class _Program(ctypes.Structure):
@@ -52,7 +52,7 @@ class _Program(ctypes.Structure):
 
 
 def limit(seconds: int, memory_mib: int) -> None:
-    """Bound processor time, address space, open files, and the size of any file."""
+    """Limit processor time, address space, open files, and file sizes."""
     for name, most in (
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_AS, memory_mib * 2**20),
@@ -64,16 +64,16 @@ def limit(seconds: int, memory_mib: int) -> None:
 
 
 def confine() -> None:
-    """Give up all rights but to compute and to read.
+    """Give up all rights except computing and reading what is listed here.
 
     Raises:
-        OSError, RuntimeError: the system does not take them, or not all of them.
+        OSError, RuntimeError: a restriction could not be put in place, or did not take effect.
     """
     machine = os.uname().machine
     if sys.platform != "linux" or machine not in ARCHITECTURES:
-        raise RuntimeError(f"no seccomp filter is known for {sys.platform} on {machine}")
+        raise RuntimeError(f"there is no seccomp filter for {sys.platform} on {machine}")
     drop_capabilities()
-    _prctl(PR_SET_DUMPABLE, 0)  # no process of this user looks into it, the other one of the pair neither
+    _prctl(PR_SET_DUMPABLE, 0)  # not even a process of the same user can inspect it
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the evaluation may be killed while this one sleeps
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
     closed = landlock.available()
@@ -85,13 +85,13 @@ def confine() -> None:
 
 
 def installation() -> list[str]:
-    """The folders of this Python: its standard library, its packages, and the shared libraries beside them."""
+    """The folders of this Python installation: standard library, packages, and shared libraries next to them."""
     paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     return [*paths, *site.getsitepackages(), *(os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix))]
 
 
 def shared_libraries() -> list[str]:
-    """The libraries in the folders of `LD_LIBRARY_PATH`, one by one: nothing else in there is to be read."""
+    """The libraries in the folders of `LD_LIBRARY_PATH`, file by file: the folders may hold other things too."""
     found = []
     for folder in filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")):
         try:
@@ -103,7 +103,7 @@ def shared_libraries() -> list[str]:
 
 
 def drop_capabilities() -> None:
-    """Root without its powers: it owns root's files, and may do no more than any user."""
+    """Give up root's privileges. Files that root owns stay accessible."""
     header = struct.pack("=Ii", CAPABILITY_VERSION, 0)
     if ctypes.CDLL(None, use_errno=True).capset(header, bytes(24)):
         raise OSError(ctypes.get_errno(), "capset")
@@ -117,22 +117,22 @@ def _prctl(option: int, *arguments: object) -> None:
 
 
 def _probe(closed: bool) -> None:
-    """Try what must fail, and what must not. Raises `RuntimeError`."""
-    refused = {"a process": _fork, "a socket": _socket, "a file": _write}
+    """Check that what must fail fails, and that Python still works. Raises `RuntimeError`."""
+    refused = {"fork": _fork, "a socket": _socket, "a file for writing": _write}
     if closed:
-        refused["the file system"] = _list_root
+        refused["a folder outside"] = _list_root
     for name, attempt in refused.items():
         try:
             attempt()
         except PermissionError:
             continue
-        raise RuntimeError(f"{name} is let through")
+        raise RuntimeError(f"the restrictions did not take effect: {name} could be used")
     try:
         with open(os.__file__, "rb"):
             pass
     except OSError as error:
         raise RuntimeError(
-            f"the Python installation cannot be read without privileges ({error}); run as the user who owns it"
+            f"the Python installation is readable only with root's privileges ({error}); run as the user who owns it"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The script that both processes run: `python -I start.py judge|program READ WRITE SECONDS MEMORY_MIB [VERDICTS]`."""
+"""The script each process runs: `python -I start.py judge|program READ WRITE SECONDS MEMORY_MIB [VERDICTS]`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from types import ModuleType
 
 
 def main() -> None:
-    """Run the side that the command line names."""
-    package = ModuleType("dlm")  # not the real one, whose import takes other modules and sets variables
+    """Run the side named on the command line."""
+    package = ModuleType("dlm")  # a stand-in: importing the real package loads more and sets environment variables
     package.__path__ = [os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))]
     sys.modules["dlm"] = package
     side, *numbers = sys.argv[1:]

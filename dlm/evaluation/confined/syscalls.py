@@ -1,7 +1,7 @@
-"""The system calls that a confined process may make, as a seccomp filter: an allow-list, for x86_64 and aarch64.
+"""The system calls a confined process may make, as a seccomp allow-list for x86_64 and aarch64.
 
-What is in neither table answers EPERM. Numbers above all of them answer ENOSYS, so that a C library newer than this
-file falls back to calls that are in it.
+Calls in neither table fail with EPERM. Numbers above every listed one fail with ENOSYS, so that a C library newer than
+this file falls back to older calls.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ DENY: Instruction = (RETURN, 0, 0, ERRNO | EPERM)
 PASS: Instruction = (RETURN, 0, 0, ALLOW)
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-"""The kernel's names of the machines; the order is that of the numbers below."""
+"""AUDIT_ARCH of each machine, in the order of the numbers below."""
 
 FREE: dict[str, tuple[int | None, int | None]] = {
-    # descriptors it has
+    # descriptors that are already open
     "read": (0, 63), "write": (1, 64), "futex": (202, 98), "close": (3, 57), "lseek": (8, 62), "pread64": (17, 67),
     "readv": (19, 65), "writev": (20, 66), "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24),
     "pipe": (22, None), "pipe2": (293, 59), "close_range": (436, 436),
@@ -34,7 +34,7 @@ FREE: dict[str, tuple[int | None, int | None]] = {
     "epoll_pwait2": (441, 441),
     # asyncio wakes itself through a socket pair
     "recvfrom": (45, 207), "shutdown": (48, 210), "getsockname": (51, 204), "getsockopt": (55, 209),
-    # what files are; which of them can be opened is Landlock's to say
+    # file metadata; Landlock decides which files can be opened
     "fstat": (5, 80), "stat": (4, None), "lstat": (6, None), "newfstatat": (262, 79), "statx": (332, 291),
     "access": (21, None), "faccessat": (269, 48), "faccessat2": (439, 439), "readlink": (89, None),
     "readlinkat": (267, 78), "getdents64": (217, 61), "getcwd": (79, 17), "chdir": (80, 49),
@@ -46,7 +46,7 @@ FREE: dict[str, tuple[int | None, int | None]] = {
     "restart_syscall": (219, 128), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
     "rt_sigpending": (127, 136), "rt_sigtimedwait": (128, 137), "rt_sigsuspend": (130, 133), "sigaltstack": (131, 132),
     "pause": (34, None), "alarm": (37, None), "setitimer": (38, 103), "getitimer": (36, 102),
-    # time, randomness, and what it is and runs on
+    # time, randomness, identity and machine
     "nanosleep": (35, 101), "clock_nanosleep": (230, 115), "clock_gettime": (228, 113), "clock_getres": (229, 114),
     "gettimeofday": (96, 169), "time": (201, None), "times": (100, 153), "getrusage": (98, 165),
     "getrandom": (318, 278), "getpid": (39, 172), "getppid": (110, 173), "gettid": (186, 178), "getuid": (102, 174),
@@ -54,53 +54,53 @@ FREE: dict[str, tuple[int | None, int | None]] = {
     "getresgid": (120, 150), "getgroups": (115, 158), "getpgrp": (111, None), "getrlimit": (97, 163),
     "sched_getaffinity": (204, 123), "uname": (63, 160), "sysinfo": (99, 179), "getcpu": (309, 168),
 }  # fmt: skip
-"""Allowed whatever their arguments are: number on x86_64, on aarch64; None where a machine has no such call."""
+"""Allowed with any arguments: number on x86_64 and on aarch64, None where the machine has no such call."""
 
 PARTLY: dict[str, tuple[int | None, int | None]] = {
     "mmap": (9, 222), "clone": (56, 220), "open": (2, None), "openat": (257, 56), "fcntl": (72, 25),
     "ioctl": (16, 29), "prctl": (157, 167), "kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261),
     "socketpair": (53, 199), "sendto": (44, 206),
 }  # fmt: skip
-"""Allowed with some arguments: see `checks`."""
+"""Allowed with some arguments only: see `checks`."""
 
 RETRIED = (435, 437)
-"""clone3 and openat2, whose flags lie in memory that a filter cannot read; C libraries go on to clone and openat."""
+"""clone3 and openat2: a filter cannot read their flags, which are in memory. C libraries fall back to older calls."""
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 CLONE_THREAD, THREAD_FLAGS = 0x00010000, 0x017D0F00
-"""A thread; and all flags that glibc and musl make one with, namespaces not among them."""
+"""The flag that makes a thread, and all flags glibc and musl use for one; no namespaces among them."""
 PROT_WRITE, MAP_SHARED, MAP_ANONYMOUS = 0x2, 0x1, 0x20
 COPIES_AND_FLAGS = (0, 1, 2, 3, 4, 1030)
-"""fcntl: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC. Locks, leases, owners and signals are not."""
+"""fcntl: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC. No locks, leases, owners or signals."""
 QUESTIONS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
-"""ioctl: TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX: of the descriptor, not of the file behind it."""
+"""ioctl: TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX. They act on the descriptor, not on the file."""
 NAMES = (15, 16)
-"""prctl: PR_SET_NAME and PR_GET_NAME, of a thread."""
+"""prctl: PR_SET_NAME and PR_GET_NAME, for thread names."""
 AF_UNIX, SOCK_STREAM, SOCKET_KIND = 1, 1, 0xF
 
 
 def one_of(place: int, values: Sequence[int]) -> list[Instruction]:
-    """Go on if the argument at `place`, as 32 bits, is one of `values`."""
+    """Continue if the low 32 bits of the argument at `place` are one of `values`."""
     return [_argument(place), *((EQUAL, len(values) - n, 0, value) for n, value in enumerate(values)), DENY]
 
 
 def without(place: int, bits: int) -> list[Instruction]:
-    """Go on if the argument has none of `bits`."""
+    """Continue if the argument has none of `bits` set."""
     return [_argument(place), (BITS, 0, 1, bits), DENY]
 
 
 def null(place: int) -> list[Instruction]:
-    """Go on if the argument, as 64 bits, is 0."""
+    """Continue if all 64 bits of the argument are 0."""
     return [_argument(place), (EQUAL, 1, 0, 0), DENY, _argument(place, 4), (EQUAL, 1, 0, 0), DENY]
 
 
 def checks(own_pid: int) -> dict[str, list[Instruction]]:
-    """For each name of `PARTLY` what its arguments must be."""
+    """The checks on the arguments of each call in `PARTLY`."""
     return {
         "open": without(1, WRITES),
         "openat": without(2, WRITES),
         "clone": [_argument(0), (BITS, 1, 0, CLONE_THREAD), DENY, *without(0, 0xFFFFFFFF ^ THREAD_FLAGS)],
-        "mmap": [  # no memory that is shared with a file and can be written
+        "mmap": [  # no writable mapping shared with a file
             _argument(2),
             (BITS, 0, 4, PROT_WRITE),
             _argument(3),
@@ -113,7 +113,7 @@ def checks(own_pid: int) -> dict[str, list[Instruction]]:
         "prctl": one_of(0, NAMES),
         "kill": one_of(0, (own_pid,)),
         "tgkill": one_of(0, (own_pid,)),
-        "prlimit64": one_of(0, (0,)) + null(2),  # reads its own limits
+        "prlimit64": one_of(0, (0,)) + null(2),  # reading its own limits
         "socketpair": [
             *one_of(0, (AF_UNIX,)),
             _argument(1),
@@ -121,12 +121,12 @@ def checks(own_pid: int) -> dict[str, list[Instruction]]:
             (EQUAL, 1, 0, SOCK_STREAM),
             DENY,
         ],
-        "sendto": null(4),  # to the other end alone
+        "sendto": null(4),  # no address: to the connected end only
     }
 
 
 def rules(machine: str, own_pid: int) -> Iterator[Instruction]:
-    """The filter for a machine of `ARCHITECTURES`. `own_pid` is the one process that may be sent signals."""
+    """The filter for a machine in `ARCHITECTURES`. `own_pid` is the only process that may be signalled."""
     which = list(ARCHITECTURES).index(machine)
     yield LOAD, 0, 0, ARCH
     yield EQUAL, 1, 0, ARCHITECTURES[machine]
@@ -153,5 +153,5 @@ def rules(machine: str, own_pid: int) -> Iterator[Instruction]:
 
 
 def _argument(place: int, offset: int = 0) -> Instruction:
-    """Load half an argument: the low one, or with `offset=4` the high one, on these little-endian machines."""
+    """Load the low half of an argument, or the high half with `offset=4` (both machines are little-endian)."""
     return LOAD, 0, 0, ARGUMENTS + 8 * place + offset

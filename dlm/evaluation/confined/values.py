@@ -1,8 +1,8 @@
-"""Values as JSON, so that one process can take them from another that it does not trust.
+"""Values as JSON, so that a process can accept them from one it does not trust.
 
-Numbers, texts, collections and a few more types of the standard library are copied, subclasses as their base.
-Everything else is an object that stays where it is, and is told by a number. Lists, dicts and other values that can be
-changed stand in a table of the message, so that they are one object on the other side too, and changes come back.
+Numbers, strings, collections and a few more standard types are copied; instances of subclasses become their base type.
+Any other object stays in its process and is referred to by a number. Mutable values are listed in a table of the
+message, so that shared references stay shared and in-place changes can be sent back.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 SMALL = 2**63
-"""Whole numbers below are written in decimals; larger ones in hexadecimals, which take time in proportion."""
+"""Integers from here on are written in hexadecimal: converting large ones to decimal takes quadratic time."""
 
 MADE: dict[tuple[str, str], Callable[[Any], tuple[Any, ...]]] = {
     ("fractions", "Fraction"): lambda value: (value.numerator, value.denominator),
@@ -26,7 +26,7 @@ MADE: dict[tuple[str, str], Callable[[Any], tuple[Any, ...]]] = {
         value.microsecond,
     ),
 }
-"""Types that are copied by what they are made of; module and name, and how to take one apart."""
+"""Types copied by their constructor arguments: module and name, and how to get the arguments."""
 
 CHANGEABLE: dict[str, type[Any]] = {"list": list, "dict": dict, "set": set, "bytearray": bytearray, "deque": deque}
 
@@ -35,8 +35,8 @@ class Packer:
     """Packs the values of one message.
 
     Args:
-        export: gives the place of an object that stays here.
-        objects: what the other side knows already, in its order.
+        export: gives the reference for an object that stays here.
+        objects: mutable values the other side already has, in its order.
     """
 
     def __init__(self, export: Callable[[Any], list[Any]], objects: Iterable[Any] = ()) -> None:
@@ -45,7 +45,7 @@ class Packer:
         self._export = export
 
     def pack(self, value: Any) -> Any:
-        """A value as JSON knows it; of one that can be changed its place in `contents`."""
+        """The value in JSON's types; for a mutable one, its place in `contents`."""
         kind = type(value)
         if kind.__module__ == "numpy" and getattr(value, "ndim", None) == 0:
             return self.pack(value.item())
@@ -73,8 +73,8 @@ class Packer:
         return self._export(value)
 
     def contents(self) -> list[Any]:
-        """What is in each of the values that can be changed, those in them included."""
-        return [self._content(value) for value in self.objects]  # which grows meanwhile
+        """The contents of every mutable value, nested ones included."""
+        return [self._content(value) for value in self.objects]  # grows while it is being read
 
     def _place(self, value: Any) -> int:
         place = self._places.setdefault(id(value), len(self.objects))
@@ -96,12 +96,12 @@ class Unpacker:
     """Unpacks the values of one message.
 
     Args:
-        resolve: finds or stands in for the object at a place that `export` gave.
-        contents: those of the message; None where nothing has changed.
-        objects: what this side knows of them already; brought up to date.
+        resolve: gives the object, or a stand-in for it, for a reference made by `export`.
+        contents: those of the message; None for a value that has not changed.
+        objects: values this side already has; updated in place.
 
     Raises:
-        Exception: of any kind, where the message is not as `Packer` makes it.
+        Exception: of any kind, if `Packer` did not make this message.
     """
 
     def __init__(self, resolve: Callable[[str, int], Any], contents: list[Any], objects: Iterable[Any] = ()) -> None:
@@ -113,7 +113,7 @@ class Unpacker:
                 self._fill(value, content)
 
     def unpack(self, packed: Any) -> Any:
-        """The value that was packed."""
+        """The value a packed one stands for."""
         if not isinstance(packed, list):
             return packed
         kind, *rest = packed
@@ -134,7 +134,7 @@ class Unpacker:
         if kind == "made":
             module, name, parts = rest
             if (module, name) not in MADE:
-                raise ValueError(f"no value is made as {name}")
+                raise ValueError(f"{name!r} is not a type that is copied")
             return getattr(importlib.import_module(module), name)(*map(self.unpack, parts))
         return self._resolve(kind, rest[0])
 
