@@ -2,7 +2,8 @@
 
 `python -m dlm.evaluate` runs a task: a run of `dlm.predict` (`session`) whose prompts are its questions (`tasks`,
 `shots`), and whose predictions are judged at the end (`results`, `checkers`) and summed up (`report`, `metrics`).
-Answers are read by `numbers`, `mathematics`, `choices` and `programs`; code runs in `sandbox`.
+Answers are read by `numbers`, `mathematics`, `choices` and `programs`; code runs in `sandbox`, whose processes are
+`confined`.
 
 Importing this costs nothing: neither torch nor Lightning is loaded.
 """

@@ -20,7 +20,7 @@ from dlm.errors import ConfigError, DataError
 from dlm.evaluation.choices import choice_letter
 from dlm.evaluation.mathematics import boxed, same
 from dlm.evaluation.numbers import final_number
-from dlm.evaluation.programs import humaneval_program, mbpp_program
+from dlm.evaluation.programs import Program, humaneval_program, mbpp_program
 from dlm.evaluation.sandbox import Sandbox
 
 
@@ -140,9 +140,7 @@ class HumanEval:
     executes: ClassVar[bool] = True
 
     def check(self, row: dict[str, Any], reference: Any, text: str) -> Verdict:
-        program = humaneval_program(row["prompt"], text, row["entry_point"], row["test"])
-        outcome = self.sandbox.run(program)
-        return Verdict(outcome.passed, program, None, outcome.reason)
+        return _run(self.sandbox, humaneval_program(row["prompt"], text, row["entry_point"], row["test"]))
 
 
 @dataclass(frozen=True)
@@ -155,9 +153,7 @@ class Mbpp:
 
     def check(self, row: dict[str, Any], reference: Any, text: str) -> Verdict:
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
-        program = mbpp_program(text, row["test_list"], setup)
-        outcome = self.sandbox.run(program)
-        return Verdict(outcome.passed, program, None, outcome.reason)
+        return _run(self.sandbox, mbpp_program(text, row["test_list"], setup))
 
 
 @dataclass(frozen=True)
@@ -229,6 +225,11 @@ def place_of(reference: Any, count: int) -> int:
     if text.isdigit() and int(text) < count and not isinstance(reference, bool):
         return int(text)
     raise DataError(f"the reference {reference!r} is neither a letter of {letters} nor a place from 0 to {count - 1}")
+
+
+def _run(sandbox: Sandbox, program: Program) -> Verdict:
+    outcome = sandbox.run(program.code, program.tests, program.setup)
+    return Verdict(outcome.passed, str(program), None, outcome.reason)
 
 
 def _shown(number: Fraction | None) -> str | None:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from dlm.checks import CHECKS, check
 from dlm.config import instantiate
 from dlm.errors import ConfigError
-from dlm.evaluation.sandbox import Sandbox
+from dlm.evaluation.sandbox import Sandbox, reads_are_closed
 
 DECODING = ("generation", "engine", "sampler", "algorithm", "trace")
 """Parts of the configuration without a meaning where nothing is decoded."""
@@ -43,9 +43,15 @@ def _task_faults(config: DictConfig) -> list[str]:
     if task.judge(Sandbox()).executes and not config.allow_code_execution:
         faults.append(
             f"task {task.name} runs the code that the model writes: in a process that can start no other, reach no "
-            "network and change no file, but that can read. Write allow_code_execution=true if you want that"
+            f"network, change no file and read {_readable()}. Write allow_code_execution=true if you want that"
         )
     return faults
+
+
+def _readable() -> str:
+    if reads_are_closed():
+        return "none but Python's"
+    return "every one that you can, secrets among them: this kernel has no Landlock (Linux 5.13 or later)"
 
 
 def _checking_faults(config: DictConfig) -> list[str]:

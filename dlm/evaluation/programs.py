@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from textwrap import dedent, indent
 
 BLOCK = re.compile(
@@ -51,24 +52,45 @@ def defines(code: str, name: str) -> bool:
     return re.search(rf"^(?:async )?def {re.escape(name)}\s*\(", code, re.MULTILINE) is not None
 
 
-def humaneval_program(prompt: str, text: str, entry_point: str, test: str) -> str:
-    """A program that ends without an error if an answer is right (HumanEval, arXiv 2107.03374).
+@dataclass(frozen=True)
+class Program:
+    """An answer as a program, with its tests.
+
+    Attributes:
+        code: the answer together with what it continues from.
+        tests: statements that raise unless the answer is right; they call its functions.
+        setup: helpers and imports that the tests need; they are part of `code` too.
+    """
+
+    code: str
+    tests: str
+    setup: str = ""
+
+    def __str__(self) -> str:
+        """Everything as one module, which runs without an error if the answer is right."""
+        return f"{self.code}\n\n{self.tests}\n"
+
+
+def humaneval_program(prompt: str, text: str, entry_point: str, test: str) -> Program:
+    """The program for an answer to a HumanEval problem (arXiv 2107.03374).
 
     An answer with the signature replaces the function of the prompt, whose imports and helpers stay. One without is its
     body: it goes on from the prompt, is indented if it is not, and ends with the first line at the left margin.
     """
+    before, tests = _before(prompt, entry_point), f"{test}\n\ncheck({entry_point})"
+    setup = before if defines(prompt, entry_point) else ""  # a prompt of another kind may not be a module by itself
     code = code_of(text, entry_point)
     for inner in (code, dedent(code)):
         if defines(inner, entry_point):
-            return f"{_before(prompt, entry_point)}{inner}\n\n{test}\n\ncheck({entry_point})\n"
-    return f"{prompt.rstrip()}\n{_body(code)}\n\n{test}\n\ncheck({entry_point})\n"
+            return Program(f"{before}{inner}", tests, setup)
+    return Program(f"{prompt.rstrip()}\n{_body(code)}", tests, setup)
 
 
-def mbpp_program(text: str, tests: Sequence[str], setup: str = "") -> str:
-    """A program that ends without an error if an answer passes the tests (MBPP, arXiv 2108.07732)."""
+def mbpp_program(text: str, tests: Sequence[str], setup: str = "") -> Program:
+    """The program for an answer to an MBPP problem (arXiv 2108.07732)."""
     called = re.search(r"assert\s*\(*\s*(?:\w+\()*?(\w+)\s*\(", tests[0]) if tests else None
     code = code_of(text, called[1] if called else "")
-    return "\n".join([setup, code, *tests, ""])
+    return Program(f"{setup}\n{code}", "\n".join(tests), setup)
 
 
 def _fenced(text: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +14,7 @@ from dlm.config import instantiate
 from dlm.errors import ConfigError
 from dlm.evaluation.report import Published, Report, report_of, show
 from dlm.evaluation.results import judge_answers, judge_choices, judged, processors, write_results
-from dlm.evaluation.sandbox import Sandbox
+from dlm.evaluation.sandbox import Sandbox, reads_are_closed, warn_of_open_files
 from dlm.evaluation.tasks import ChoiceTask, GenerationTask
 from dlm.pipeline.claims import Claims, Plan
 from dlm.pipeline.launch import Launch
@@ -50,6 +51,8 @@ class EvaluationSession(Session):
     def prepare(self) -> None:
         if isinstance(self.task, ChoiceTask):
             scheme_of(self.task)  # refused before there is a folder
+        elif self.task.judge(Sandbox()).executes:
+            warn_of_open_files()
         super().prepare()
 
     def _read(self) -> list[Prompt]:
@@ -99,7 +102,7 @@ class EvaluationSession(Session):
             judge = judge_answers(checker, task.answer_field)
             if checker.executes:
                 threads = checking.threads or processors()
-                how["sandbox"] = {"seconds": sandbox.seconds, "memory_mib": sandbox.memory_mib}
+                how["sandbox"] = {**asdict(sandbox), "reads_are_closed": reads_are_closed()}
         else:
             judge = judge_choices(task)
             how |= {"scheme": task.scheme, "by": task.by}

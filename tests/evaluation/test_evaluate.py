@@ -14,6 +14,7 @@ from dlm.errors import ConfigError, DataError
 from dlm.evaluate import run as evaluate
 from dlm.evaluation.checks import check_evaluate
 from dlm.evaluation.config import register
+from dlm.evaluation.sandbox import reads_are_closed
 from dlm.paths import conf_dir
 from dlm.predict import run as predict
 from tests import running
@@ -175,7 +176,19 @@ def test_humaneval_runs_answers_in_the_sandbox(tmp_path: Path) -> None:
     assert (first["id"], first["right"]) == ("Own/0", False)
     assert first["reason"]
     assert "def nothing():" in second["answer"]
-    assert summary_of(tmp_path / "run")["sandbox"] == {"seconds": 10.0, "memory_mib": 1024}
+    judged_by = summary_of(tmp_path / "run")["sandbox"]
+    assert judged_by == {"seconds": 10.0, "memory_mib": 1024, "reads_are_closed": reads_are_closed()}
+
+
+def test_a_kernel_that_cannot_close_files_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "humaneval.jsonl", HUMANEVAL)
+    arguments = ("task=humaneval", f"data.path={path}", *QUICK)
+    monkeypatch.setattr("dlm.evaluation.sandbox.available", lambda: False)
+    assert "read every one that you can, secrets among them" in refusal(*arguments)
+    with pytest.warns(RuntimeWarning, match=r"no Landlock.*secrets among them") as told:
+        assert measure(*arguments, "allow_code_execution=true", f"run_dir={tmp_path / 'run'}") == 0
+    assert told[0].filename.endswith("session.py")  # before anything is decoded
+    assert summary_of(tmp_path / "run")["sandbox"]["reads_are_closed"] is False
 
 
 CAPITALS: list[dict[str, Any]] = [

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dlm.evaluation.programs import code_of, humaneval_program, mbpp_program
+from dlm.evaluation.programs import Program, code_of, humaneval_program, mbpp_program
 
 PROMPT = '''import math
 
@@ -60,10 +60,10 @@ RIGHT = {
 }
 
 
-def runs(program: str) -> bool:
+def runs(program: Program) -> bool:
     """Whether a program that this test wrote ends without an error."""
     try:
-        exec(compile(program, "program", "exec"), {"__name__": "answer"})
+        exec(compile(str(program), "program", "exec"), {"__name__": "answer"})
     except Exception:
         return False
     return True
