@@ -11,8 +11,8 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
-from dlm.errors import ConfigError, DataError
-from dlm.evaluation.checkers import Checker, checker_of, place_of
+from dlm.errors import ConfigError, DataError, excerpt
+from dlm.evaluation.checkers import Checker, Choice, checker_of, place_of
 from dlm.evaluation.sandbox import Sandbox
 from dlm.evaluation.shots import Shots, filled
 from dlm.pipeline.prompts import Fault, HfPrompts, JsonlPrompts, Prompt, PromptSource
@@ -115,8 +115,8 @@ class Task(ABC):
             value = prompt.row.get(self.group_field or "")
             if isinstance(value, list | dict):
                 raise DataError(
-                    f"task.only={list(only)}: {self.group_field} of row {prompt.id} is {value!r}, not one value; name "
-                    "a field of single values as task.group_field, or leave task.only out"
+                    f"task.only={list(only)}: {self.group_field} of row {excerpt(prompt.id)} is {excerpt(value)}, "
+                    "not one value; name a field of single values as task.group_field, or leave task.only out"
                 )
             there.add(value)
         lacking = [value for value in only if value not in there]
@@ -200,7 +200,8 @@ class GenerationTask(Task):
 
     def judge(self, sandbox: Sandbox) -> Checker:
         """The checker. Raises `ConfigError` where there is none of that name."""
-        return checker_of(self.checker, sandbox)
+        checker = checker_of(self.checker, sandbox)
+        return Choice(listed=True) if isinstance(checker, Choice) and self.choices_field is not None else checker
 
     def faults(self, source: PromptSource) -> list[str]:
         try:

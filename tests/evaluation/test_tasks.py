@@ -132,7 +132,7 @@ def test_families_of_the_demo_by_name() -> None:
 def test_rows_are_not_chosen_by_a_field_that_holds_several_values(tags: Any, tmp_path: Path) -> None:
     source = write(tmp_path / "tagged.jsonl", [{**QUESTIONS[0], "tags": "a"}, {**QUESTIONS[1], "tags": tags}])
     said = (
-        rf"task.only=\['a'\]: tags of row line-2 is {re.escape(repr(tags))}.*task.group_field, or leave task.only out"
+        rf"task.only=\['a'\]: tags of row 'line-2' is {re.escape(repr(tags))}.*task.group_field, or leave task.only out"
     )
     with pytest.raises(DataError, match=said):
         gsm8k(group_field="tags", only=["a"]).read(source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,7 @@ import pytest
 from dlm.command_line import compose_config
 from dlm.errors import ConfigError, DataError, RunError
 from dlm.pipeline.claims import Claims, Plan
-from dlm.pipeline.run_folder import Index, RunFolder, publish, replace
-from tests import running
+from dlm.pipeline.run_folder import Index, RunFolder
 
 INDEX = Index(["a", "b"], 1, "digest")
 
@@ -20,28 +18,6 @@ def begun(path: Path) -> RunFolder:
     folder = RunFolder(path)
     folder.create("first")
     return folder
-
-
-def test_the_first_to_publish_wins(tmp_path: Path) -> None:
-    path, wins = tmp_path / "x", []
-    running.race(lambda n: wins.append(n) if publish(path, str(n) * 10_000) else None)
-    assert len(wins) == 1
-    assert path.read_text() == str(wins[0]) * 10_000
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
-
-
-def test_replace_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    replace(path, [b"old"])
-
-    def broken() -> Iterator[bytes]:
-        yield b"new"
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(RunError, match="No space left on device; the shards are kept"):
-        replace(path, broken())
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
 
 
 def test_a_resumed_run_may_differ_in_how_but_not_in_what(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from dlm.errors import RunError
-from dlm.pipeline.run_folder import publish, replace
+from dlm.pipeline.whole_files import publish, replace
 from dlm.rl.grpo.module import PARTS
 
 
