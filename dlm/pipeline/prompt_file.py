@@ -27,7 +27,7 @@ SHOWN = 40
 
 LINES, FOLDER = "write it as JSON lines", "data=hf with data.path=<its folder> reads it"
 FORMATS: tuple[tuple[bytes, str, str], ...] = (
-    (b"\x1f\x8b", "gzip", "gunzip it"),
+    (b"\x1f\x8b\x08", "gzip", "gunzip it"),
     (b"PK\x03\x04", "a zip archive", "unzip it"),
     (b"PK\x05\x06", "an empty zip archive", "name a file of prompts"),
     (b"\x28\xb5\x2f\xfd", "zstd", "decompress it with zstd -d"),
@@ -49,6 +49,9 @@ FORMATS: tuple[tuple[bytes, str, str], ...] = (
     (b"<", "HTML or XML", "a page may have been saved in place of the file; fetch it again"),
 )
 """First bytes, what they tell, and what to do."""
+
+CERTAIN = tuple(one for one in FORMATS if len(one[0]) > 1 and not one[0].decode("latin-1").isprintable())
+"""Those that no row begins with, however odd. Archives may hold rows uncompressed."""
 
 TAR, TAR_AT = b"ustar", 257
 
@@ -84,15 +87,14 @@ def read_rows(path: Path, key: str = "data.path", limit: int | None = None) -> l
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{key}={path} cannot be read: {error.strerror}") from error
+    _refuse(f"{key}={path}", _archive(data))
     array = _array(data)
     if array is not None:
         return [(f"row-{number}", _object(value)) for number, value in enumerate(array[:limit], 1)]
     lines = ((number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip())
     rows = [(f"line-{number}", _parse(line)) for number, line in islice(lines, limit)]
     if not any(isinstance(row, dict) for _, row in rows):
-        foreign = _foreign(data)
-        if foreign is not None:
-            raise DataError(f"{key}={path} is {foreign}")
+        _refuse(f"{key}={path}", _foreign(data))
     return rows
 
 
@@ -136,13 +138,30 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _foreign(data: bytes) -> str | None:
-    """What a file without a row is, and what to do with it; None where nothing tells."""
-    for first, what, remedy in FORMATS:
+def _refuse(name: str, what: str | None) -> None:
+    if what is not None:
+        raise DataError(f"{name} is {what}")
+
+
+def _archive(data: bytes) -> str | None:
+    """What a compressed or binary file is, and what to do with it; None where it may be text."""
+    if data.startswith(TAR, TAR_AT) and b"\x00" in data[:TAR_AT]:
+        return "a tar archive, not JSON lines: extract it with tar -xf"
+    return _format(data, CERTAIN)
+
+
+def _format(data: bytes, formats: tuple[tuple[bytes, str, str], ...]) -> str | None:
+    for first, what, remedy in formats:
         if data.startswith(first):
             return f"{what}, not JSON lines: {remedy}"
-    if data[TAR_AT:].startswith(TAR):
-        return "a tar archive, not JSON lines: extract it with tar -xf"
+    return None
+
+
+def _foreign(data: bytes) -> str | None:
+    """What a file without a row is, and what to do with it; None where nothing tells."""
+    found = _format(data, FORMATS)
+    if found is not None:
+        return found
     for first, name in ENCODINGS:
         if data.startswith(first):
             return f"text in {name}, not UTF-8: convert it with iconv -f {name} -t UTF-8"
