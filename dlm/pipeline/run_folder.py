@@ -22,6 +22,8 @@ FREE = (
     "trainer", "logger", "decoder", "progress", "run_dir", "trace", "allow_code_execution", "checking", "published",
 )  # fmt: skip
 """Parts of the configuration that may differ when a run is resumed: they change no answer."""
+REASON = 200
+"""Characters of a message that tell why a file is damaged."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,16 @@ class RunFolder:
 
         Raises:
             ConfigError: names every key that differs.
+            RunError: what is kept is damaged.
         """
         text = OmegaConf.to_yaml(config, resolve=True)
         publish(self.config, text)
         publish(self.path / "command.txt", command + "\n")
         begun = _flat(self._begun_config())
         asked = _flat(OmegaConf.to_container(OmegaConf.create(text)))
+        cut = {key.split(".")[0] for key in asked} - {key.split(".")[0] for key in begun}
+        if cut:
+            raise damaged(self.config, f"it lacks {', '.join(sorted(cut))}, as if it had been cut")
         different = [
             f"{key}: begun with {begun.get(key)!r}, now {asked.get(key)!r}"
             for key in sorted(begun.keys() | asked.keys())
@@ -254,9 +260,11 @@ def read_json(path: Path) -> Any:
 
 def damaged(path: Path, reason: object) -> RunError:
     """The error for a file of a run folder that no run has written like that."""
-    said = f"{type(reason).__name__}: {str(reason).splitlines()[0]}" if isinstance(reason, Exception) else str(reason)
+    said = str(reason).partition("\n")[0][:REASON]
+    if isinstance(reason, Exception):
+        said = f"{type(reason).__name__}: {said}" if said else type(reason).__name__
     return RunError(
-        f"{path} is damaged ({said[:200]}): delete it and start the run again, which writes it anew; answers are kept"
+        f"{path} is damaged ({said}): delete it and start the run again, which writes it anew; answers are kept"
     )
 
 
