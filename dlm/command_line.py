@@ -91,9 +91,11 @@ def main(
     try:
         register()
         if arguments.passthrough:
-            check_overrides(arguments.overrides, sweeps=True)
             if arguments.multirun:
+                check_overrides(arguments.overrides, sweeps=True)
                 _check_sweep(config_name, arguments.overrides, arguments.config_dir)
+            else:  # other words may be the values of Hydra's own flags
+                check_overrides([word for word in arguments.overrides if "=" in word], sweeps=True)
             _hand_to_hydra(config_name, task)
             return
         config = compose_config(config_name, arguments.overrides, arguments.config_dir)
