@@ -127,12 +127,15 @@ class Task(ABC):
     def _examples(self, source: PromptSource, name: str) -> Iterator[dict[str, Any]]:
         if not self.num_shots:
             return
-        examples: PromptSource
         if self.shots_split is not None and isinstance(source, HfPrompts):
-            examples = replace(source, split=self.shots_split, limit=None)
+            examples = replace(source, split=self.shots_split, limit=None).read()
         else:
-            examples = JsonlPrompts(str(self.shots_path), name, getattr(source, "id_field", "id"))
-        for prompt in examples.read():
+            file = JsonlPrompts(str(self.shots_path), name, getattr(source, "id_field", "id"))
+            examples = file.read("task.shots_path")
+        first = examples[0]
+        if first.fault is not None and all(prompt.fault is not None for prompt in examples):
+            raise DataError(f"none of the {len(examples)} examples can be used: {first.fault.message}")
+        for prompt in examples:
             if prompt.fault is None and isinstance(prompt.content, str):
                 row = self._row(prompt.row, prompt.content)
                 yield {**row, name: prompt.content, "answer": row.get(self.answer_field or "answer")}

@@ -93,10 +93,10 @@ class JsonlPrompts:
             what = "a pipe or a device, which cannot be read again when the run is resumed; write it to a file"
         return [f"data.path={self.path}: {what}"]
 
-    def read(self) -> list[Prompt]:
-        """Every row. Raises `DataError` when there is none or the file cannot be read."""
-        rows = read_rows(Path(self.path).expanduser(), limit=self.limit)
-        return _named(_prompts(rows, self.prompt_field, self.id_field), self.path)
+    def read(self, key: str = "data.path") -> list[Prompt]:
+        """Every row. Raises `DataError`, which calls the file `key`, when there is none or the file cannot be read."""
+        rows = read_rows(Path(self.path).expanduser(), key, self.limit)
+        return _named(_prompts(rows, self.prompt_field, self.id_field), f"{key}={self.path}")
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class HfPrompts:
         except Exception as error:  # the package raises its own, the hub's and pyarrow's kinds
             raise DataError(f"data.path={self.path} cannot be loaded: {type(error).__name__}: {error}") from error
         rows = [(f"row-{number}", _plain(row)) for number, row in enumerate(found, 1)]
-        return _named(_prompts(rows, self.prompt_field, self.id_field), self.path)
+        return _named(_prompts(rows, self.prompt_field, self.id_field), f"data.path={self.path}")
 
 
 PromptSource = JsonlPrompts | DemoPrompts | DemoFamilyPrompts | HfPrompts
@@ -283,8 +283,8 @@ def _unused(place: str, taken: set[str]) -> str:
     return name
 
 
-def _named(prompts: Iterator[Prompt], path: str) -> list[Prompt]:
+def _named(prompts: Iterator[Prompt], name: str) -> list[Prompt]:
     found = list(prompts)
     if not found:
-        raise DataError(f"data.path={path} holds no prompt")
+        raise DataError(f"{name} holds no prompt")
     return found

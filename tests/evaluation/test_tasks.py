@@ -278,3 +278,11 @@ def test_columns_with_names_of_ours_cost_nothing(tmp_path: Path) -> None:
         "field 'id' is {}; an id is text or a whole number",
         "field 'id' is []; an id is text or a whole number",
     ]
+
+
+def test_a_file_of_examples_without_any_is_told(source: JsonlPrompts, tmp_path: Path) -> None:
+    path = tmp_path / "shots.jsonl"
+    for data, said in ((b"\x1f\x8b\x08", f"task.shots_path={path} is gzip"), (b'{"q": 1}', "no field 'question'")):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=re.escape(said)):
+            gsm8k(num_shots=1, shots_path=str(path)).read(source)
