@@ -33,8 +33,10 @@ class Merged:
 
     def require_answers(self) -> None:
         """Raise `DataError`, with the first reason, where no prompt at all has an answer."""
+        if self.refused < self.prompts:
+            return
         first = next((row for _, row in read_rows(self.path) if "error" in row), None)
-        if first is not None and self.refused == self.prompts:
+        if first is not None:
             raise DataError(
                 f"none of the {self.prompts} prompts has an answer. The first, {excerpt(first['id'])}: "
                 f"{first['error']['message']}. All are in {self.path}"

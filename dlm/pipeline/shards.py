@@ -123,7 +123,9 @@ def _row(line: bytes) -> dict[str, Any] | None:
         whole = isinstance(error, dict) and all(isinstance(error.get(key), str) for key in ("type", "message"))
     else:
         whole = all(_is(row.get(key), kind) for key, kind in ANSWER.items())
-    return row if whole and all(_is(row[key], kind) for key, kind in OPTIONAL.items() if key in row) else None
+    if not whole or not all(_is(row[key], kind) for key, kind in OPTIONAL.items() if key in row):
+        return None
+    return row if all(_is(length, int) for length in row.get("lengths", ())) else None
 
 
 def _is(value: Any, kind: type) -> bool:

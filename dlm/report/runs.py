@@ -209,7 +209,10 @@ def _unfinished(folder: RunFolder) -> str:
 def overrides_of(path: Path) -> tuple[str, ...]:
     """What was typed, from `command.txt`, as far as it changes answers."""
     command = path / "command.txt"
-    words = shlex.split(command.read_text()) if command.exists() else []
+    try:
+        words = shlex.split(command.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, or damaged
+        words = []
     return tuple(
         word
         for word in words

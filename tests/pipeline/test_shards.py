@@ -59,6 +59,7 @@ def test_a_line_cut_anywhere_is_no_row(tmp_path: Path, cut: int) -> None:
         b'{"id": "c", "prompt": "?", "text": ' + b"[" * 200_000 + b"\n",
         *(to_line(row("c", sample=sample)) for sample in ([1], "0", True, None, 1.0, {})),
         *(to_line(row("c", **{name: None})) for name in ("text", "token_ids", "nfe", "row", "step_map", "lengths")),
+        to_line(row("c", lengths=["1"])),
         *(to_line({**refused("c"), "error": error}) for error in (None, {}, "why", {"type": 1, "message": "m"})),
         b'{"id": "c"}\n',
     ],
