@@ -15,7 +15,7 @@ from dlm.errors import ConfigError, DataError, excerpt
 from dlm.evaluation.checkers import Checker, Choice, checker_of, place_of
 from dlm.evaluation.sandbox import Sandbox
 from dlm.evaluation.shots import Shots, filled
-from dlm.pipeline.prompts import Fault, HfPrompts, JsonlPrompts, Prompt, PromptSource
+from dlm.pipeline.prompts import Fault, HfPrompts, JsonlPrompts, Prompt, PromptSource, require_prompts
 
 MOST_CHOICES = len(ascii_uppercase)
 
@@ -132,9 +132,7 @@ class Task(ABC):
         else:
             file = JsonlPrompts(str(self.shots_path), name, getattr(source, "id_field", "id"))
             examples = file.read("task.shots_path")
-        first = examples[0]
-        if first.fault is not None and all(prompt.fault is not None for prompt in examples):
-            raise DataError(f"none of the {len(examples)} examples can be used: {first.fault.message}")
+        require_prompts(examples, "examples can be used")
         for prompt in examples:
             if prompt.fault is None and isinstance(prompt.content, str):
                 row = self._row(prompt.row, prompt.content)

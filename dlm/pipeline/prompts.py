@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -193,6 +193,13 @@ def check_of(target: object) -> Check | None:
     """The check that the data set of a configuration's `_target_` brings; None where it brings none."""
     kind = SOURCES.get(target) if isinstance(target, str) else None
     return None if kind is None else kind.check
+
+
+def require_prompts(prompts: Sequence[Prompt], what: str = "rows can be decoded") -> None:
+    """Raise `DataError`, with the first reason, where every prompt has a fault."""
+    first = prompts[0]
+    if first.fault is not None and all(prompt.fault is not None for prompt in prompts):
+        raise DataError(f"none of the {len(prompts)} {what}. The first, {excerpt(first.id)}: {first.fault.message}")
 
 
 def digest(prompts: Iterable[Prompt]) -> str:

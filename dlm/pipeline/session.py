@@ -16,12 +16,12 @@ from omegaconf import DictConfig
 
 from dlm.command_line import program, quoted, report
 from dlm.config import instantiate
-from dlm.errors import DataError, DLMError, IncompleteRunError, RunError, excerpt
+from dlm.errors import DLMError, IncompleteRunError, RunError
 from dlm.pipeline.claims import Claims, Plan, divide
 from dlm.pipeline.launch import Launch
 from dlm.pipeline.merging import merge
 from dlm.pipeline.other_starts import OtherStarts
-from dlm.pipeline.prompts import Prompt, check_of, digest
+from dlm.pipeline.prompts import Prompt, check_of, digest, require_prompts
 from dlm.pipeline.ranks import Heart, Others, StopSwitch, die_with
 from dlm.pipeline.run_folder import Index, RunFolder, damaged
 from dlm.pipeline.shards import Shard, read_answers
@@ -79,7 +79,7 @@ class Session:
         if self.launch.parent is not None:
             die_with(self.launch.parent)
         self.prompts = self._read()
-        self._require_prompts()
+        require_prompts(self.prompts)
         self.folder.create(self.launch.attempt)
         self.folder.agree_on_config(self.config, self.command)
         ids = [prompt.id for prompt in self.prompts]
@@ -88,15 +88,6 @@ class Session:
         if answered.missing(ids):  # else the run is put together without a model
             identity = instantiate(self.config.model).identity()
             self.folder.agree_on_model(identity, begun=bool(answered.places))
-
-    def _require_prompts(self) -> None:
-        """Raise `DataError`, with the first reason, where no row is a prompt."""
-        first = self.prompts[0]
-        if first.fault is not None and all(prompt.fault is not None for prompt in self.prompts):
-            raise DataError(
-                f"none of the {len(self.prompts)} rows can be decoded. The first, {excerpt(first.id)}: "
-                f"{first.fault.message}"
-            )
 
     def _read(self) -> list[Prompt]:
         """The prompts of the run, in the order of its output."""
