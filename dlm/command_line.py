@@ -28,10 +28,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from dlm.config import register_schemas
 from dlm.errors import ConfigError, DLMError
 from dlm.multirun import begin_job, end_sweep, in_multirun, is_launched, one_after_the_other, separately
+from dlm.overrides import check_overrides
 from dlm.paths import conf_dir
 
 Task = Callable[[DictConfig, Sequence[str]], int]
@@ -90,7 +92,10 @@ def main(
         register()
         if arguments.passthrough:
             if arguments.multirun:
+                check_overrides(arguments.overrides, sweeps=True)
                 _check_sweep(config_name, arguments.overrides, arguments.config_dir)
+            else:  # other words may be the values of Hydra's own flags
+                check_overrides([word for word in arguments.overrides if "=" in word], sweeps=True)
             _hand_to_hydra(config_name, task)
             return
         config = compose_config(config_name, arguments.overrides, arguments.config_dir)
@@ -120,6 +125,7 @@ def compose_config(name: str, overrides: Sequence[str] = (), extra_dir: str | No
     for override in overrides:
         if re.match(r"[+~]*hydra[./]", override):
             raise ConfigError(f"{override!r}: hydra.* settings act with -m (multirun) alone; the folder is run_dir=")
+    check_overrides(overrides, sweeps=False)
     with _hydra(extra_dir) as search:
         return _compose(name, [*overrides, *search])
 
@@ -127,7 +133,7 @@ def compose_config(name: str, overrides: Sequence[str] = (), extra_dir: str | No
 def _check_sweep(name: str, overrides: Sequence[str], extra_dir: str | None) -> None:
     """Compose each job of a multirun, so that a wrong key is told in our words before the first job begins."""
     with _hydra(extra_dir) as search:
-        for job in _jobs(name, overrides):
+        for job in _jobs(overrides):
             _compose(name, [*job, *search])
 
 
@@ -147,7 +153,7 @@ def _compose(name: str, overrides: list[str]) -> DictConfig:
     try:
         config = compose(name, overrides=[one for one in overrides if one not in plain])
         config.merge_with_dotlist(plain)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(_explain(error, name, overrides)) from error
     _refuse_unknown(config)
     return config
@@ -162,12 +168,9 @@ def _plain_keys(name: str) -> set[str]:
     return {key for key in keys - chosen if (conf_dir() / key).is_dir()}
 
 
-def _jobs(name: str, overrides: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def _jobs(overrides: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """The overrides of each job of a grid; an interval is left out, since only a sweeper can say what it holds."""
-    try:
-        parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(_explain(error, name, overrides)) from error
+    parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
     choices = []
     for override, text in zip(parsed, overrides, strict=True):
         if override.is_discrete_sweep():
@@ -302,9 +305,6 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     if match:
         groups = [group for group, _ in _groups(name, f"dlm.{name}")]
         return f"{match[1]} is no group{_nearest(match[1], groups)}"
-    given = next((o for o in overrides if o in first), None)
-    if given is not None and "=" not in given:
-        return f"{given!r} is no key=value: everything is set as key=value; see --help"
     return " ".join(str(error).split("See https://")[0].split())
 
 

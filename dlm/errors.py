@@ -14,6 +14,16 @@ DLMError
 
 from __future__ import annotations
 
+from reprlib import Repr
+
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+
+def excerpt(value: object) -> str:
+    """A value from outside as a message shows it: quoted, on one line, and cut in the middle where it is long."""
+    return _SHORT.repr(value)
+
 
 class DLMError(Exception):
     """Base of all errors raised on purpose by this package."""

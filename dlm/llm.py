@@ -229,6 +229,8 @@ class LLM:
         params, engine, sampler = job.params.translate(
             self.config.family, config.attention, config.block_length, job.sparse
         )
+        if isinstance(job.prompt, str):
+            self.codec.check_fits(job.prompt, self.max_model_len)
         token_ids = self._token_ids(job.prompt, config.vocab_size)
         length, size = len(token_ids) + params.gen_length, params.block_length
         length = -(-length // size) * size if engine.blocks_from_zero else length

@@ -34,6 +34,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
     merged = merge(folder, folder.begun_with())
     refused = f", {merged.refused} of them errors" if merged.refused else ""
     print(f"{merged.path}: {merged.rows} rows for {merged.prompts} prompts{refused}")
+    merged.require_answers()
     return 0
 
 

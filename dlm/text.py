@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,26 @@ class TextCodec:
         except Exception as error:  # transformers raises OSError, ValueError, KeyError and tokenizers' own
             raise CheckpointError(f"{folder}: no usable tokenizer ({error})") from error
         return cls(tokenizer, chat)
+
+    def check_fits(self, content: str | Sequence[Mapping[str, str]], positions: int) -> None:
+        """Refuse a prompt that `positions` tokens cannot hold whichever they are: to tokenize 10 MB takes a minute, and
+        to count its characters nothing.
+
+        Raises:
+            RequestError: it has more characters than that many of the longest tokens.
+        """
+        texts = [content] if isinstance(content, str) else [message["content"] for message in content]
+        characters = sum(map(len, texts))
+        if characters > positions * self._longest_token:
+            raise RequestError(
+                f"the prompt has {characters} characters, more than the {positions} tokens of this model can hold; "
+                "shorten it"
+            )
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self.tokenizer.get_vocab()))
 
     def encode(self, content: str | list[dict[str, str]]) -> tuple[int, ...]:
         """Token ids of a prompt: text, or chat messages. Special tokens that a message names are text in it.

@@ -207,3 +207,11 @@ def test_lists_of_different_lengths_are_refused_with_both(llm: LLM) -> None:
         llm.generate(PROMPTS[:3], [GREEDY, GREEDY])
     with pytest.raises(ValueError, match="1 sparse_configs for 3 prompts"):
         llm.generate(PROMPTS[:3], GREEDY, [SparseConfig()])
+
+
+def test_a_text_that_cannot_fit_is_not_tokenized(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = llm.codec.encode
+    monkeypatch.setattr(llm.codec, "encode", lambda text: encode(text) if len(text) < 100 else pytest.fail("tokenized"))
+    huge, good = llm.generate(["ten megabytes " * 750_000, "Sort 3 1."], GREEDY, use_tqdm=False)
+    assert "the prompt has 10500000 characters, more than the 1024 tokens of this model can hold" in huge["error"]
+    assert "error" not in good

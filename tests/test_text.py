@@ -68,3 +68,14 @@ def test_text_and_tokens_end_before_the_earliest_stop_string(codec: TextCodec) -
     assert codec.show(tokens, ["Sum"]) == ("", [], True)
     for stop in ([], ["nowhere"]):
         assert codec.show(tokens, stop) == ("Sum: 12 eggs and 3 keys", list(tokens), False)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(chat: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = TextCodec.load(CHECKPOINT, chat)
+    longest = max(codec.tokenizer.get_vocab(), key=len)
+    monkeypatch.setattr(codec, "_ids", None)  # nothing is tokenized here
+    for content in (longest * 8, [{"role": "user", "content": longest * 4}] * 2):
+        codec.check_fits(content, 8)
+        with pytest.raises(RequestError, match=f"has {len(longest) * 8} characters, more than the 7 tokens of this"):
+            codec.check_fits(content, 7)

@@ -132,8 +132,8 @@ def test_inverse_weighting_favours_clean_canvases():
     ("text", "message"),
     [
         ("", "holds no rows"),
-        ("not json\n", "pairs.jsonl:1 is not JSON"),
-        ('{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n', "pairs.jsonl:2 needs the texts"),
+        ("not json\n", "pairs.jsonl, line-1: broken JSON"),
+        ('{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n', "pairs.jsonl, line-2 needs the texts"),
         ('{"prompt": "a", "answer": "%s"}\n' % ("1" * 99), "raise data.gen_lengths"),
     ],
 )

@@ -16,7 +16,7 @@ from string import ascii_uppercase
 from typing import Any, ClassVar, Protocol
 
 from dlm.demo.tasks import check as check_demo
-from dlm.errors import ConfigError, DataError
+from dlm.errors import ConfigError, DataError, excerpt
 from dlm.evaluation.choices import choice_letter
 from dlm.evaluation.mathematics import boxed, same
 from dlm.evaluation.numbers import final_number
@@ -104,16 +104,20 @@ class Math:
 
 @dataclass(frozen=True)
 class Choice:
-    """The letter of the right choice. The task knows it where it has a `choices_field`; else the reference is one of A
-    to D, or a place from 0 to 3."""
+    """The letter of the right choice.
 
+    Attributes:
+        listed: the task has a `choices_field`, and has put `choices` and the place of the `right` one into the row;
+            else the reference is one of A to D, or a place from 0 to 3.
+    """
+
+    listed: bool = False
     needs: ClassVar[tuple[str, ...]] = ("answer",)
     executes: ClassVar[bool] = False
 
     def check(self, row: dict[str, Any], reference: Any, text: str) -> Verdict:
-        known = "right" in row
-        count = len(row["choices"]) if known else 4
-        wanted = ascii_uppercase[row["right"] if known else place_of(reference, count)]
+        count = len(row["choices"]) if self.listed else 4
+        wanted = ascii_uppercase[row["right"] if self.listed else place_of(reference, count)]
         found = choice_letter(text, count)
         return Verdict(found == wanted, found, wanted)
 
@@ -222,9 +226,11 @@ def place_of(reference: Any, count: int) -> int:
     text = str(reference).strip()
     if len(text) == 1 and text in letters:
         return letters.index(text)
-    if text.isdigit() and int(text) < count and not isinstance(reference, bool):
+    if text.isdecimal() and len(text) <= len(str(count)) and int(text) < count and not isinstance(reference, bool):
         return int(text)
-    raise DataError(f"the reference {reference!r} is neither a letter of {letters} nor a place from 0 to {count - 1}")
+    raise DataError(
+        f"the reference {excerpt(reference)} is neither a letter of {letters} nor a place from 0 to {count - 1}"
+    )
 
 
 def _run(sandbox: Sandbox, program: Program) -> Verdict:

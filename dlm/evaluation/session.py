@@ -19,8 +19,8 @@ from dlm.evaluation.tasks import ChoiceTask, GenerationTask
 from dlm.pipeline.claims import Claims, Plan
 from dlm.pipeline.launch import Launch
 from dlm.pipeline.prompts import Prompt
-from dlm.pipeline.run_folder import replace
 from dlm.pipeline.session import Session
+from dlm.pipeline.whole_files import replace
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule, LightningModule
@@ -65,20 +65,22 @@ class EvaluationSession(Session):
             return super()._parts(source, claims, plan, writer)
         from dlm.pipeline.scoring import ScoringDataModule, ScoringLM
 
-        data = ScoringDataModule(self.prompts, lambda: self._codec(source), claims, plan, writer, self.stop)
+        codec, positions = partial(self._codec, source), source.architecture()[0].max_positions
+        data = ScoringDataModule(self.prompts, codec, claims, plan, writer, self.stop, positions)
         limit = self.config.decoder.max_num_batched_tokens
         return ScoringLM(source.load, scheme_of(self.task), self.config.generation.seed, limit), data
 
     def _tell(self, totals: Totals, loggers: Sequence[Logger]) -> None:
         from dlm.pipeline.loggers import attempt, log_summary
+        from dlm.pipeline.summary import read_summary
 
         report = self._judge()
         path = self.folder.summary
         speed: dict[str, Any] = dict.fromkeys(SPEED)
         if totals.rows:
             speed = {name: getattr(totals, name) for name in SPEED}
-        elif path.exists():
-            before = json.loads(path.read_text())
+        else:
+            before = read_summary(path)
             speed = {name: before.get(name) for name in SPEED}
         figures = {**report.figures(), **speed}
         replace(path, [json.dumps(figures, indent=2).encode() + b"\n"])

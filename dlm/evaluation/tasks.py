@@ -11,11 +11,11 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
-from dlm.errors import ConfigError, DataError
-from dlm.evaluation.checkers import Checker, checker_of, place_of
+from dlm.errors import ConfigError, DataError, excerpt
+from dlm.evaluation.checkers import Checker, Choice, checker_of, place_of
 from dlm.evaluation.sandbox import Sandbox
 from dlm.evaluation.shots import Shots, filled
-from dlm.pipeline.prompts import Fault, HfPrompts, JsonlPrompts, Prompt, PromptSource
+from dlm.pipeline.prompts import Fault, HfPrompts, JsonlPrompts, Prompt, PromptSource, require_prompts
 
 MOST_CHOICES = len(ascii_uppercase)
 
@@ -115,8 +115,8 @@ class Task(ABC):
             value = prompt.row.get(self.group_field or "")
             if isinstance(value, list | dict):
                 raise DataError(
-                    f"task.only={list(only)}: {self.group_field} of row {prompt.id} is {value!r}, not one value; name "
-                    "a field of single values as task.group_field, or leave task.only out"
+                    f"task.only={list(only)}: {self.group_field} of row {excerpt(prompt.id)} is {excerpt(value)}, "
+                    "not one value; name a field of single values as task.group_field, or leave task.only out"
                 )
             there.add(value)
         lacking = [value for value in only if value not in there]
@@ -127,12 +127,13 @@ class Task(ABC):
     def _examples(self, source: PromptSource, name: str) -> Iterator[dict[str, Any]]:
         if not self.num_shots:
             return
-        examples: PromptSource
         if self.shots_split is not None and isinstance(source, HfPrompts):
-            examples = replace(source, split=self.shots_split, limit=None)
+            examples = replace(source, split=self.shots_split, limit=None).read()
         else:
-            examples = JsonlPrompts(str(self.shots_path), name, getattr(source, "id_field", "id"))
-        for prompt in examples.read():
+            file = JsonlPrompts(str(self.shots_path), name, getattr(source, "id_field", "id"))
+            examples = file.read("task.shots_path")
+        require_prompts(examples, "examples can be used")
+        for prompt in examples:
             if prompt.fault is None and isinstance(prompt.content, str):
                 row = self._row(prompt.row, prompt.content)
                 yield {**row, name: prompt.content, "answer": row.get(self.answer_field or "answer")}
@@ -200,7 +201,8 @@ class GenerationTask(Task):
 
     def judge(self, sandbox: Sandbox) -> Checker:
         """The checker. Raises `ConfigError` where there is none of that name."""
-        return checker_of(self.checker, sandbox)
+        checker = checker_of(self.checker, sandbox)
+        return Choice(listed=True) if isinstance(checker, Choice) and self.choices_field is not None else checker
 
     def faults(self, source: PromptSource) -> list[str]:
         try:

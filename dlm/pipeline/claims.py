@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlm.errors import RunError
-from dlm.pipeline.run_folder import publish
+from dlm.pipeline.run_folder import damaged, read_json
+from dlm.pipeline.whole_files import publish
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,23 @@ class Claims:
         self._taken: set[int] = set()
 
     def agree(self, plan: Plan) -> Plan:
-        """The plan of this attempt: `plan` if this process is the first, else what the first one wrote."""
+        """The plan of this attempt: `plan` if this process is the first, else what the first one wrote.
+
+        Raises:
+            RunError: it is of another number of processes, or damaged.
+        """
         path = self.folder / "plan.json"
         publish(path, json.dumps({"created": time.time_ns(), "world": plan.world, "claims": plan.claims}))
-        written = json.loads(path.read_text())
+        written = read_json(path)
+        claims = written.get("claims") if isinstance(written, dict) else None
+        if not isinstance(claims, list) or not all(map(_is_claim, claims)) or not isinstance(written.get("world"), int):
+            raise damaged(path, "it is no plan")
         if written["world"] != plan.world:
             raise RunError(
                 f"{path} was made for {written['world']} processes and this is one of {plan.world}: start a new "
                 "attempt (another DLM_ATTEMPT), or the same number of processes"
             )
-        return Plan(written["claims"], written["world"])
+        return Plan(claims, written["world"])
 
     def take(self, plan: Plan) -> Iterator[int]:
         """Prompt numbers for this process; each claim is taken when its first prompt is asked for.
@@ -123,7 +131,7 @@ class Claims:
         if not self.earlier:
             return False
         try:
-            return self._path(number).read_text(encoding="utf-8") in self.earlier
+            return self._path(number).read_text(encoding="utf-8", errors="replace") in self.earlier
         except FileNotFoundError:
             return False
 
@@ -137,3 +145,7 @@ class Claims:
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}; make room, then resume") from error
         return True
+
+
+def _is_claim(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(number, int) and number >= 0 for number in value)

@@ -55,6 +55,7 @@ class PromptDataModule(LightningDataModule):
         claims, plan: which of them this process takes.
         writer: takes the answers, and the reason where there is none.
         stop: once thrown, nothing more is claimed.
+        positions: of the model; a prompt that cannot fit is refused before it is tokenized.
     """
 
     def __init__(
@@ -66,9 +67,11 @@ class PromptDataModule(LightningDataModule):
         plan: Plan,
         writer: ShardWriter,
         stop: StopSwitch,
+        positions: int,
     ) -> None:
         super().__init__()
         self.prompts, self.recipe, self.writer, self.stop = prompts, recipe, writer, stop
+        self.positions = positions
         self.claims, self.plan = claims, plan
         self._load_codec = load_codec
 
@@ -83,13 +86,20 @@ class PromptDataModule(LightningDataModule):
     def requests(self) -> Iterator[Request]:
         """This process's requests; a prompt that cannot be one becomes a row with an error on the way."""
         recipe, should_stop = self.recipe, self.codec.stop_check(self.recipe.stop)
-        for prompt, ids in claimed(self.prompts, self.claims, self.plan, self.codec, self.writer, self.stop):
+        taken = claimed(self.prompts, self.claims, self.plan, self.codec, self.writer, self.stop, self.positions)
+        for prompt, ids in taken:
             params = replace(recipe.params, seed=seed_of(recipe.params.seed, prompt.id))
             yield Request(prompt.id, ids, params, recipe.engine, recipe.sampler, should_stop)
 
 
 def claimed(
-    prompts: Sequence[Prompt], claims: Claims, plan: Plan, codec: TextCodec, writer: ShardWriter, stop: StopSwitch
+    prompts: Sequence[Prompt],
+    claims: Claims,
+    plan: Plan,
+    codec: TextCodec,
+    writer: ShardWriter,
+    stop: StopSwitch,
+    positions: int,
 ) -> Iterator[tuple[Prompt, tuple[int, ...]]]:
     """The prompts that this process takes, with their tokens; one that has none becomes a row with an error on the way.
 
@@ -103,6 +113,7 @@ def claimed(
             writer.refuse(prompt.id, prompt.fault)
             continue
         try:
+            codec.check_fits(prompt.content, positions)
             ids = codec.encode(prompt.content)
         except RequestError as error:
             writer.refuse(prompt.id, Fault("RequestError", str(error)))

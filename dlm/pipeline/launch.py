@@ -25,7 +25,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from dlm.errors import ConfigError
-from dlm.pipeline.run_folder import publish
+from dlm.pipeline.whole_files import publish
 
 RUN_DIR, ATTEMPT, LAUNCHER = "DLM_RUN_DIR", "DLM_ATTEMPT", "DLM_LAUNCHER_PID"
 OUTPUTS = Path("outputs")

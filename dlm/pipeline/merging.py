@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from dlm.errors import IncompleteRunError
-from dlm.pipeline.run_folder import RunFolder, replace
-from dlm.pipeline.shards import Answered, read_answers
+from dlm.errors import DataError, IncompleteRunError, excerpt
+from dlm.pipeline.run_folder import RunFolder
+from dlm.pipeline.shards import Answered, read_answers, read_rows
+from dlm.pipeline.whole_files import remove_drafts, replace
 
 NAMED = 5
 """How many missing ids a message names."""
+LONGEST_ID = 80
+"""Characters of an id that a message has whole."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,17 @@ class Merged:
     prompts: int
     rows: int
     refused: int
+
+    def require_answers(self) -> None:
+        """Raise `DataError`, with the first reason, where no prompt at all has an answer."""
+        if self.refused < self.prompts:
+            return
+        first = next((row for _, row in read_rows(self.path) if "error" in row), None)
+        if first is not None:
+            raise DataError(
+                f"none of the {self.prompts} prompts has an answer. The first, {excerpt(first['id'])}: "
+                f"{first['error']['message']}. All are in {self.path}"
+            )
 
 
 def merge(folder: RunFolder, resume: str) -> Merged:
@@ -40,11 +54,12 @@ def merge(folder: RunFolder, resume: str) -> Merged:
         IncompleteRunError: some prompts have no answer; nothing is written.
         RunError: no run there, or no room for the result.
     """
+    remove_drafts(folder.path)
     index = folder.read_index()
     answered = read_answers(folder.shard_files(), index.samples)
     missing = answered.missing(index.ids)
     if missing:
-        named = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
+        named = ", ".join(map(_named, missing[:NAMED])) + (", ..." if len(missing) > NAMED else "")
         raise IncompleteRunError(
             f"{len(index.ids) - len(missing)} of {len(index.ids)} prompts are answered and kept, {len(missing)} are "
             f"missing ({named}). To finish:\n  {resume}"
@@ -52,6 +67,11 @@ def merge(folder: RunFolder, resume: str) -> Merged:
     replace(folder.predictions, _lines(index.ids, answered))
     rows = sum(len(answered.places[id]) for id in index.ids)
     return Merged(folder.predictions, len(index.ids), rows, len(answered.refused & set(index.ids)))
+
+
+def _named(id: str) -> str:
+    """An id as a message has it: as it is where it is short and plain."""
+    return id if len(id) <= LONGEST_ID and id.isprintable() else excerpt(id)
 
 
 def _lines(ids: list[str], answered: Answered) -> Iterator[bytes]:

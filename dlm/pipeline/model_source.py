@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlm.demo import CHECKPOINT
 from dlm.errors import CheckpointError, ConfigError
+from dlm.models import identity
 from dlm.models.hub import is_hub_id, resolve_folder
 from dlm.models.sizes import SIZES, family_of_size
 
@@ -129,6 +130,17 @@ class CheckpointSource:
     def tokenizer_folder(self) -> Path:
         return self.folder()
 
+    def identity(self) -> dict[str, str]:
+        """Digests of the files that the model is made of, by name. Raises `CheckpointError`."""
+        own = identity.CONFIG_FILES if self.dcp_path is not None else (*identity.CONFIG_FILES, *identity.WEIGHT_FILES)
+        found = identity.digests(self.folder(), own)
+        if self.dcp_path is not None:
+            found |= identity.digests(Path(self.dcp_path).expanduser(), identity.DCP_FILES, "dcp_path/")
+        for key, folder in (("adapter_path", self._adapter()), ("drafter_adapter_path", self._drafter())):
+            if folder is not None:
+                found |= identity.digests(folder, identity.ADAPTER_FILES, f"{key}/")
+        return found
+
     def traits(self) -> tuple[Family, AttentionKind]:
         """The family and how its models attend, from config.json alone. Raises `CheckpointError`."""
         from dlm.models.loading import read_checkpoint_config
@@ -230,6 +242,12 @@ class RandomSource:
 
     def tokenizer_folder(self) -> Path:
         return CHECKPOINT
+
+    def identity(self) -> dict[str, str]:
+        """Shape and seed of the weights, and digests of the tokenizer's files."""
+        return {"shape": str(SIZES[self.size]), "seed": str(self.seed)} | identity.digests(
+            CHECKPOINT, identity.CONFIG_FILES
+        )
 
     def traits(self) -> tuple[Family, AttentionKind]:
         """The family of the size and how its models attend."""

@@ -8,16 +8,35 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dlm.demo import PROMPTS
-from dlm.errors import DataError, MissingExtraError
+from dlm.errors import DataError, MissingExtraError, excerpt
+from dlm.pipeline.prompt_file import Parsed, read_rows, unusable
 
 Messages = list[dict[str, str]]
+
+Check = Callable[[dict[str, Any], Any, str], tuple[str, bool] | None]
+"""Judges an answer from the input row's fields, the question and the answer's text: a group for the table, and whether
+it is right; None where it cannot tell. A data set may bring one."""
+
+NAMED = 12
+"""Fields of a row that a message names."""
+
+
+def check_demo_answer(row: dict[str, Any], question: Any, text: str) -> tuple[str, bool] | None:
+    """For the demo's questions, whose rows name their family."""
+    from dlm.demo.tasks import FAMILIES, check
+
+    family = row.get("family")
+    if not isinstance(family, str) or family not in FAMILIES or not isinstance(question, str):
+        return None
+    return family, check(family, question, text)
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class JsonlPrompts:
-    """A file of one JSON object a line."""
+    """A file of one JSON object a line, or of one JSON array of objects."""
+
+    check: ClassVar[Check | None] = None
 
     path: str
     prompt_field: str = "prompt"
@@ -65,25 +86,24 @@ class JsonlPrompts:
     def faults(self) -> list[str]:
         """What is wrong without reading the file, each with its key and remedy."""
         path = Path(self.path).expanduser()
-        if path.is_file():
+        if os.path.isfile(path):  # a name that no file can have is an error of Path's own
             return []
-        return [f"data.path={self.path}: {'a folder, not a file' if path.is_dir() else 'no such file'}"]
+        what = "a folder, not a file" if os.path.isdir(path) else "no such file"
+        if os.path.exists(path) and not os.path.isdir(path):
+            what = "a pipe or a device, which cannot be read again when the run is resumed; write it to a file"
+        return [f"data.path={self.path}: {what}"]
 
-    def read(self) -> list[Prompt]:
-        """Every row. Raises `DataError` when there is none or the file cannot be read."""
-        path = Path(self.path).expanduser()
-        try:
-            lines = path.read_bytes().split(b"\n")
-        except OSError as error:
-            raise DataError(f"data.path={self.path} cannot be read: {error.strerror}") from error
-        numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-        rows = ((f"line-{number}", _parse(line)) for number, line in itertools.islice(numbered, self.limit))
-        return _named(_prompts(rows, self.prompt_field, self.id_field), self.path)
+    def read(self, key: str = "data.path") -> list[Prompt]:
+        """Every row. Raises `DataError`, which calls the file `key`, when there is none or the file cannot be read."""
+        rows = read_rows(Path(self.path).expanduser(), key, self.limit)
+        return _named(_prompts(rows, self.prompt_field, self.id_field), f"{key}={self.path}")
 
 
 @dataclass(frozen=True)
 class DemoPrompts:
     """The prompts held out of the demo checkpoint's training."""
+
+    check: ClassVar[Check | None] = staticmethod(check_demo_answer)
 
     limit: int | None = None
     chat_template: bool | None = None
@@ -105,6 +125,8 @@ class DemoFamilyPrompts:
         seed: which of all there are.
         chat_template: as in the other kinds.
     """
+
+    check: ClassVar[Check | None] = staticmethod(check_demo_answer)
 
     family: str = "split"
     limit: int = 64
@@ -128,6 +150,8 @@ class DemoFamilyPrompts:
 class HfPrompts:
     """A split of a data set, through the package `datasets`."""
 
+    check: ClassVar[Check | None] = None
+
     path: str
     name: str | None = None
     split: str = "test"
@@ -150,15 +174,32 @@ class HfPrompts:
             raise MissingExtraError("datasets", "hf", "data=hf") from None
         try:
             table = load_dataset(self.path, self.name, split=self.split, revision=self.revision)
+            found = [dict(row) for row in itertools.islice(table, self.limit)]
         except Exception as error:  # the package raises its own, the hub's and pyarrow's kinds
             raise DataError(f"data.path={self.path} cannot be loaded: {type(error).__name__}: {error}") from error
-        rows = (
-            (f"row-{number}", _plain(dict(row))) for number, row in enumerate(itertools.islice(table, self.limit), 1)
-        )
-        return _named(_prompts(rows, self.prompt_field, self.id_field), self.path)
+        rows = [(f"row-{number}", _plain(row)) for number, row in enumerate(found, 1)]
+        return _named(_prompts(rows, self.prompt_field, self.id_field), f"data.path={self.path}")
 
 
 PromptSource = JsonlPrompts | DemoPrompts | DemoFamilyPrompts | HfPrompts
+
+SOURCES: dict[str, type[PromptSource]] = {
+    f"{kind.__module__}.{kind.__qualname__}": kind for kind in (JsonlPrompts, DemoPrompts, DemoFamilyPrompts, HfPrompts)
+}
+"""The kinds by the `_target_` that configurations have for them."""
+
+
+def check_of(target: object) -> Check | None:
+    """The check that the data set of a configuration's `_target_` brings; None where it brings none."""
+    kind = SOURCES.get(target) if isinstance(target, str) else None
+    return None if kind is None else kind.check
+
+
+def require_prompts(prompts: Sequence[Prompt], what: str = "rows can be decoded") -> None:
+    """Raise `DataError`, with the first reason, where every prompt has a fault."""
+    first = prompts[0]
+    if first.fault is not None and all(prompt.fault is not None for prompt in prompts):
+        raise DataError(f"none of the {len(prompts)} {what}. The first, {excerpt(first.id)}: {first.fault.message}")
 
 
 def digest(prompts: Iterable[Prompt]) -> str:
@@ -167,22 +208,6 @@ def digest(prompts: Iterable[Prompt]) -> str:
     for prompt in prompts:
         total.update(json.dumps([prompt.id, prompt.content, prompt.row], sort_keys=True, default=str).encode())
     return total.hexdigest()
-
-
-def _parse(line: bytes) -> dict[str, Any] | Fault:
-    try:
-        row = json.loads(line.decode("utf-8").removeprefix("\ufeff"), parse_constant=_no_number)
-    except UnicodeDecodeError as error:
-        return Fault("DataError", f"invalid UTF-8 at byte {error.start} of the line")
-    except json.JSONDecodeError as error:
-        return Fault("DataError", f"broken JSON: {error.msg} at column {error.colno}")
-    except (RecursionError, ValueError) as error:
-        return Fault("DataError", f"broken JSON: {error}")
-    return row if isinstance(row, dict) else Fault("DataError", f"a JSON {type(row).__name__}, not an object")
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _plain(value: Any) -> Any:
@@ -196,21 +221,25 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int) else str(value)
 
 
-def _prompts(rows: Iterable[tuple[str, dict[str, Any] | Fault]], prompt_field: str, id_field: str) -> Iterator[Prompt]:
+def _prompts(rows: Iterable[tuple[str, Parsed]], prompt_field: str, id_field: str) -> Iterator[Prompt]:
     """Rows as prompts; `rows` holds a name by place and what stands there."""
     rows = list(rows)
     taken = {str(row[id_field]) for _, row in rows if isinstance(row, dict) and _is_id(row.get(id_field))}
     seen: set[str] = set()
-    for place, row in rows:
-        if isinstance(row, Fault):
-            yield Prompt(_unused(place, taken), "", {}, row)
-            continue
-        given = row.get(id_field)
+    for place, parsed in rows:
+        row = parsed if isinstance(parsed, dict) else {}
+        given, content = row.get(id_field), row.get(prompt_field)
         rest = {key: value for key, value in row.items() if key not in (prompt_field, id_field)}
-        content = row.get(prompt_field)
-        fault = _content_fault(row, prompt_field) or _id_fault(given, id_field)
+        reason = parsed if isinstance(parsed, str) else unusable(parsed)
+        if reason is None:
+            fault = _content_fault(row, prompt_field) or _id_fault(given, id_field)
+        else:  # nothing of it is kept, but for an id that can be
+            fault, content, rest = Fault("DataError", reason), "", {}
+            given = given if _is_id(given) and unusable({id_field: given}) is None else None
         if _is_id(given) and str(given) in seen:
-            fault = fault or Fault("DataError", f"duplicate {id_field} {given!r}; the first row with it is decoded")
+            fault = fault or Fault(
+                "DataError", f"duplicate {id_field} {excerpt(given)}; the first row with it is decoded"
+            )
             given = None
         id = str(given) if _is_id(given) else _unused(place, taken)
         seen.add(id)
@@ -219,9 +248,7 @@ def _prompts(rows: Iterable[tuple[str, dict[str, Any] | Fault]], prompt_field: s
 
 def _content_fault(row: dict[str, Any], name: str) -> Fault | None:
     if name not in row:
-        return Fault(
-            "DataError", f"no field {name!r}, only {', '.join(map(repr, row)) or 'none'}; see data.prompt_field"
-        )
+        return Fault("DataError", f"no field {name!r}, only {_names(row)}; see data.prompt_field")
     content = row[name]
     texts = [content]
     if isinstance(content, list):
@@ -232,17 +259,19 @@ def _content_fault(row: dict[str, Any], name: str) -> Fault | None:
         return Fault("DataError", f"field {name!r} is neither text nor a list of messages with text")
     if not any(text.strip() for text in texts):
         return Fault("DataError", f"field {name!r} is empty")
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        return Fault("DataError", f"field {name!r} holds half of a surrogate pair, which is no character")
     return None
+
+
+def _names(row: dict[str, Any]) -> str:
+    """The first few fields of a row, for a message."""
+    names = [excerpt(name) for name in itertools.islice(row, NAMED)]
+    return ", ".join([*names, *(["..."] if len(row) > NAMED else [])]) or "none"
 
 
 def _id_fault(given: Any, name: str) -> Fault | None:
     if given is None or _is_id(given):
         return None
-    return Fault("DataError", f"field {name!r} is {given!r}; an id is text or a whole number")
+    return Fault("DataError", f"field {name!r} is {excerpt(given)}; an id is text or a whole number")
 
 
 def _is_id(given: Any) -> bool:
@@ -261,8 +290,8 @@ def _unused(place: str, taken: set[str]) -> str:
     return name
 
 
-def _named(prompts: Iterator[Prompt], path: str) -> list[Prompt]:
+def _named(prompts: Iterator[Prompt], name: str) -> list[Prompt]:
     found = list(prompts)
     if not found:
-        raise DataError(f"data.path={path} holds no prompt")
+        raise DataError(f"{name} holds no prompt")
     return found

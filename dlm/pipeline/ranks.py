@@ -24,6 +24,8 @@ BEAT = 1.0
 """Seconds between two beats."""
 SILENCE = 60.0
 """Seconds without a beat after which a process on another machine counts as dead."""
+STATUS = ".status.json"
+"""End of the name of a status file."""
 ORPHANED = 3
 """Exit code of a process whose launcher died."""
 
@@ -177,14 +179,15 @@ class Heart:
 
 
 def status_file(folder: Path, worker: str) -> Path:
-    return folder / f"{worker}.status.json"
+    return folder / f"{worker}{STATUS}"
 
 
 def read_status(folder: Path, worker: str) -> Status | None:
     """What `worker` last told; None when it has told nothing yet."""
     try:
         return Status(**json.loads(status_file(folder, worker).read_text()))
-    except OSError:  # not there yet, or a network file system is between two versions of it
+    except (OSError, ValueError, TypeError, RecursionError):
+        # Not there yet, a network file system is between two versions of it, or somebody has damaged it.
         return None
 
 

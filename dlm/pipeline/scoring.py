@@ -55,9 +55,10 @@ class ScoringDataModule(LightningDataModule):
         plan: Plan,
         writer: ShardWriter,
         stop: StopSwitch,
+        positions: int,
     ) -> None:
         super().__init__()
-        self.prompts, self.claims, self.plan = prompts, claims, plan
+        self.prompts, self.claims, self.plan, self.positions = prompts, claims, plan, positions
         self.writer, self.stop = writer, stop
         self._load_codec = load_codec
 
@@ -69,12 +70,24 @@ class ScoringDataModule(LightningDataModule):
 
     def questions(self) -> Iterator[Question]:
         """This process's questions; claims are taken as they are asked for, like those of `PromptDataModule`."""
-        for prompt, ids in claimed(self.prompts, self.claims, self.plan, self.codec, self.writer, self.stop):
-            answers = tuple(self.codec.encode_continuation(text) for text in prompt.row["scored"])
+        taken = claimed(self.prompts, self.claims, self.plan, self.codec, self.writer, self.stop, self.positions)
+        for prompt, ids in taken:
+            texts = prompt.row["scored"]
+            try:
+                for text in texts:
+                    self.codec.check_fits(text, self.positions)
+            except RequestError as error:
+                self.writer.refuse(prompt.id, Fault("RequestError", f"a choice: {error}"))
+                continue
+            answers = tuple(map(self.codec.encode_continuation, texts))
             yield Question(prompt.id, ids, answers)
 
     def answer(self, question: Question, scores: Sequence[Scored], nfe: int, seconds: float, seed: int) -> None:
         """Write the scores of a question. Raises `RunError` when there is no room."""
+        if not all(math.isfinite(each.mean) for each in scores):
+            fault = Fault("RequestError", "a choice has a score that is no finite number; the weights may be broken")
+            self.writer.refuse(question.id, fault)
+            return
         best = max(range(len(scores)), key=lambda place: scores[place].mean)
         lengths = [len(ids) for ids in question.answer_ids]
         fields = {

@@ -20,9 +20,10 @@ from dlm.errors import DLMError, IncompleteRunError, RunError
 from dlm.pipeline.claims import Claims, Plan, divide
 from dlm.pipeline.launch import Launch
 from dlm.pipeline.merging import merge
-from dlm.pipeline.prompts import Prompt, digest
+from dlm.pipeline.other_starts import OtherStarts
+from dlm.pipeline.prompts import Prompt, check_of, digest, require_prompts
 from dlm.pipeline.ranks import Heart, Others, StopSwitch, die_with
-from dlm.pipeline.run_folder import Index, RunFolder
+from dlm.pipeline.run_folder import Index, RunFolder, damaged
 from dlm.pipeline.shards import Shard, read_answers
 
 if TYPE_CHECKING:
@@ -71,14 +72,22 @@ class Session:
         self.failures: list[str] = []
 
     def prepare(self) -> None:
-        """Read the prompts and agree with the run folder. Raises `DataError`, `ConfigError`, `RunError`."""
+        """Read the prompts and agree with the run folder.
+
+        Raises `DataError`, `ConfigError`, `CheckpointError`, `RunError`.
+        """
         if self.launch.parent is not None:
             die_with(self.launch.parent)
         self.prompts = self._read()
+        require_prompts(self.prompts)
         self.folder.create(self.launch.attempt)
         self.folder.agree_on_config(self.config, self.command)
         ids = [prompt.id for prompt in self.prompts]
         self.folder.agree_on_index(Index(ids, self.config.generation.n, digest(self.prompts)))
+        answered = read_answers(self.folder.shard_files(), self.config.generation.n)
+        if answered.missing(ids):  # else the run is put together without a model
+            identity = instantiate(self.config.model).identity()
+            self.folder.agree_on_model(identity, begun=bool(answered.places))
 
     def _read(self) -> list[Prompt]:
         """The prompts of the run, in the order of its output."""
@@ -153,6 +162,9 @@ class Session:
                 progress = ProgressReport(heart, others, rows, self.config.progress.every_seconds)
                 callbacks(trainer).append(progress)
                 heart.on_beat(lambda: self._watch(others))
+                starts = OtherStarts(self.folder.path / "claims", self.launch.attempt)
+                starts.tell()
+                heart.on_beat(starts.tell)
             self._decode(trainer, claims, plan, heart)
             if self.stop and self.launch.array_task is not None:  # others of this task may not have heard of it yet
                 claims.give_back(plan, self._answered())
@@ -167,6 +179,8 @@ class Session:
         answered = self._answered()
         costs = [(prompt.size, n) for n, prompt in enumerate(self.prompts) if n not in answered]
         plan = claims.agree(Plan(divide(costs, world, CLAIM * self.config.decoder.max_num_seqs), world))
+        if max((number for claim in plan.claims for number in claim), default=0) >= len(self.prompts):
+            raise damaged(self._attempt / "plan.json", "it names prompts that there are not")
         if self.launch.array_task is None:
             return plan
         # A task of an array may begin hours after the plan was made.
@@ -202,7 +216,9 @@ class Session:
         from dlm.pipeline.module import DecodingOptions, DiffusionLM
 
         config, recipe = self.config, self._recipe(source)
-        data = PromptDataModule(self.prompts, lambda: self._codec(source), recipe, claims, plan, writer, self.stop)
+        positions = source.architecture()[0].max_positions
+        codec = partial(self._codec, source)
+        data = PromptDataModule(self.prompts, codec, recipe, claims, plan, writer, self.stop, positions)
         share = plan.fair_share() * config.generation.n
         limits = {**config.decoder, "max_num_seqs": min(config.decoder.max_num_seqs, share)}
         ready = partial(self._ready, writer.heart.status.worker)
@@ -265,7 +281,7 @@ class Session:
     def _conclude(self, others: Others, totals: Totals, loggers: Sequence[Logger]) -> int:
         """Merge, tell what was done, and choose the exit code."""
         try:
-            merge(self.folder, self.command)
+            merged = merge(self.folder, self.command)
         except IncompleteRunError as error:
             for failure in others.failed():
                 print(failure, file=sys.stderr)
@@ -281,6 +297,7 @@ class Session:
                 return 0
             raise
         self._tell(totals, loggers)
+        merged.require_answers()
         return 0
 
     def _tell(self, totals: Totals, loggers: Sequence[Logger]) -> None:
@@ -288,7 +305,7 @@ class Session:
         from dlm.pipeline.loggers import attempt, log_summary
         from dlm.pipeline.summary import figures, show, summarize, write_summary
 
-        summary = summarize(self.folder.predictions)
+        summary = summarize(self.folder.predictions, check_of(self.config.data.get("_target_")))
         write_summary(self.folder.summary, summary, totals)
         show(summary, totals, self.folder.predictions, self._trace())
         for logger in loggers:

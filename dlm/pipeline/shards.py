@@ -15,6 +15,13 @@ from typing import Any
 
 from dlm.errors import RunError
 
+ANSWER: dict[str, type] = {"text": str, "token_ids": list, "nfe": int}
+"""What a row with an answer has, besides `id` and `prompt`."""
+OPTIONAL: dict[str, type] = {
+    "sample": int, "row": dict, "scores": list, "lengths": list, "canvas_ids": list, "step_map": list, "logprobs": list,
+}  # fmt: skip
+"""What any row may have."""
+
 
 class Shard:
     """The file to which one process appends."""
@@ -84,19 +91,45 @@ class Place:
 
 
 def read_rows(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """The whole rows of a shard; what is torn or is no row is passed over."""
-    offset = 0
-    with path.open("rb") as file:
-        for line in file:
-            place, offset = Place(path, offset, len(line)), offset + len(line)
-            if not line.endswith(b"\n"):
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and isinstance(row.get("id"), str):
-                yield place, row
+    """The whole rows of a shard; what is torn or is no row is passed over, so that its prompt is decoded again.
+
+    Raises:
+        RunError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            offset = 0
+            for line in file:
+                place, offset = Place(path, offset, len(line)), offset + len(line)
+                row = _row(line)
+                if row is not None:
+                    yield place, row
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The row that a line is, with all that its readers need; None where it is none."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("id"), str) or "prompt" not in row:
+        return None
+    error = row.get("error")
+    if "error" in row:
+        whole = isinstance(error, dict) and all(isinstance(error.get(key), str) for key in ("type", "message"))
+    else:
+        whole = all(_is(row.get(key), kind) for key, kind in ANSWER.items())
+    if not whole or not all(_is(row[key], kind) for key, kind in OPTIONAL.items() if key in row):
+        return None
+    return row if all(_is(length, int) for length in row.get("lengths", ())) else None
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -126,7 +159,10 @@ def read_answers(files: Iterable[Path], samples: int) -> Answered:
     refused: set[str] = set()
     for path in files:
         for place, row in read_rows(path):
-            places.setdefault(row["id"], {}).setdefault(row.get("sample", 0), place)
+            sample = row.get("sample", 0)
+            if not 0 <= sample < samples:
+                continue
+            places.setdefault(row["id"], {}).setdefault(sample, place)
             if "error" in row:
                 refused.add(row["id"])
     return Answered(places, refused, samples)

@@ -15,9 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dlm.demo.tasks import FAMILIES, check
-from dlm.pipeline.run_folder import replace
+from dlm.pipeline.prompts import Check
 from dlm.pipeline.totals import Totals, clock
+from dlm.pipeline.whole_files import replace
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Summary:
         prompts: rows of the predictions.
         errors: of them refused.
         nfe, tokens: summed over answers.
-        right, checked: answers by family that are right, and that could be checked.
+        right, checked: answers that are right, and that could be checked, by the groups of the data set's check.
     """
 
     prompts: int = 0
@@ -57,8 +57,8 @@ class Summary:
         return self.right.total() / checked if checked else None
 
 
-def summarize(predictions: Path) -> Summary:
-    """Read a run's predictions."""
+def summarize(predictions: Path, check: Check | None = None) -> Summary:
+    """Read a run's predictions; answers are checked where the data set brought a `check`."""
     summary = Summary()
     for row in read_predictions(predictions):
         summary.prompts += 1
@@ -67,18 +67,21 @@ def summarize(predictions: Path) -> Summary:
             continue
         summary.nfe += row["nfe"]
         summary.tokens += len(row["token_ids"])
+        if check is None:
+            continue
         fields = row.get("row", {})
-        family, question = fields.get("family"), fields.get("prompt", row["prompt"])  # of a task: without its template
-        if family in FAMILIES and isinstance(question, str):
-            summary.checked[family] += 1
-            summary.right[family] += check(family, question, row["text"])
+        verdict = check(fields, fields.get("prompt", row["prompt"]), row["text"])  # of a task: without its template
+        if verdict is not None:
+            group, right = verdict
+            summary.checked[group] += 1
+            summary.right[group] += right
     return summary
 
 
 def figures(summary: Summary, totals: Totals) -> dict[str, Any]:
     """A run in numbers: what `summary.json` holds.
 
-    `scores` are shares of right answers by demo family; `exact_match` is None where none can be checked, and the last
+    `scores` are shares of right answers by group; `exact_match` is None where none can be checked, and the last
     four, which are of this attempt, where it wrote nothing.
     """
     wrote = totals.rows > 0
@@ -104,8 +107,17 @@ def write_summary(path: Path, summary: Summary, totals: Totals) -> None:
     Raises:
         RunError: no room for them.
     """
-    if totals.rows or not path.exists():
+    if totals.rows or not read_summary(path):
         replace(path, [json.dumps(figures(summary, totals), indent=2).encode() + b"\n"])
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The figures that were kept with a run; none where there are none, or they are damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_predictions(path: Path) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,6 @@ A training file is JSON lines of `{"prompt": ..., "answer": ...}`; prompts go th
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -18,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.errors import CheckpointError, DataError
 from dlm.models.families import SpecialTokens
 from dlm.pipeline.masking import Canvas, MaskedBatch, Masker
+from dlm.pipeline.prompt_file import read_rows, unusable
 
 
 class MaskedBatches(IterableDataset[MaskedBatch]):
@@ -80,15 +80,12 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise DataError(f"training file {path} does not exist; set data.path to a file of JSON lines")
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number} is not JSON: {error}") from error
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "answer")):
-            raise DataError(f'{path}:{number} needs the texts "prompt" and "answer"')
+    for place, row in read_rows(path):
+        reason = row if isinstance(row, str) else unusable(row)
+        if reason is not None or isinstance(row, str):
+            raise DataError(f"{path}, {place}: {reason}")
+        if not all(isinstance(row.get(key), str) for key in ("prompt", "answer")):
+            raise DataError(f'{path}, {place} needs the texts "prompt" and "answer"')
         pairs.append((row["prompt"], row["answer"]))
     if not pairs:
         raise DataError(f"training file {path} holds no rows")

@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from dlm.errors import RunError
-from dlm.pipeline.launch import is_alive, machine
-from dlm.pipeline.ranks import SILENCE, Status
+from dlm.pipeline.other_starts import at_work
+from dlm.pipeline.prompts import check_of
+from dlm.pipeline.ranks import STATUS
 from dlm.pipeline.run_folder import RunFolder
 from dlm.pipeline.shards import read_answers
 from dlm.pipeline.summary import summarize
@@ -136,7 +136,7 @@ def _read(path: Path, name: str) -> Run:
             if "step_map" in row and len(step_maps) < MAPS:
                 step_maps.append(tuple(row["step_map"]))
         figures = _figures(folder, missing)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         broken = f"{folder.predictions.name} cannot be read ({type(error).__name__}: {error}): merge the run again"
         return Run(path, name, overrides, missing=(broken,))
     return Run(
@@ -168,9 +168,9 @@ def _figures(folder: RunFolder, missing: list[str]) -> Figures:
     else:
         try:
             told = dict(json.loads(folder.summary.read_text()))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             missing.append(f"summary.json is broken ({error}): the figures are those of predictions.jsonl")
-    counted = summarize(folder.predictions)
+    counted = summarize(folder.predictions, check_of(folder.data_target()))
     own = Figures(
         accuracy=counted.exact_match,
         checked=counted.checked.total() or None,
@@ -195,30 +195,24 @@ def _unfinished(folder: RunFolder) -> str:
     resume = folder.begun_with()
     if not folder.index.exists():
         return f"it died before its prompts were read; to begin again: {resume}"
-    index = folder.read_index()
-    done = len(index.ids) - len(read_answers(folder.shard_files(), index.samples).missing(index.ids))
+    try:
+        index = folder.read_index()
+        done = len(index.ids) - len(read_answers(folder.shard_files(), index.samples).missing(index.ids))
+    except RunError as error:
+        return str(error)
     far = f"{done} of {len(index.ids)} prompts are answered"
-    if any(map(_at_work, folder.path.glob("claims/*/*.status.json"))):
+    if any(at_work(path) is not None for path in folder.path.glob(f"claims/*/*{STATUS}")):
         return f"it is still running: {far}"
     return f"it died or was stopped: {far}; to go on: {resume}"
-
-
-def _at_work(path: Path) -> bool:
-    """Whether the process that wrote this status lives; on another machine, whether it wrote of late."""
-    try:
-        status = Status(**json.loads(path.read_text()))
-        age = time.time() - path.stat().st_mtime
-    except (OSError, ValueError):  # just replaced, or written by a killed process
-        return False
-    if status.ended:
-        return False
-    return is_alive(status.pid, status.birth) if status.machine == machine() else age < SILENCE
 
 
 def overrides_of(path: Path) -> tuple[str, ...]:
     """What was typed, from `command.txt`, as far as it changes answers."""
     command = path / "command.txt"
-    words = shlex.split(command.read_text()) if command.exists() else []
+    try:
+        words = shlex.split(command.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, or damaged
+        words = []
     return tuple(
         word
         for word in words

@@ -54,7 +54,7 @@ class HtmlTrace:
         Raises:
             RunError: no room for the page.
         """
-        from dlm.pipeline.run_folder import replace
+        from dlm.pipeline.whole_files import replace
         from dlm.report.assets import render
 
         first = [list(several) for _, several in islice(groupby(rows, lambda row: row["id"]), self.prompts)]

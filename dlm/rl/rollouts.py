@@ -203,6 +203,7 @@ class Rollouts(WeightControl):
         translated, engine, sampler = params.translate(self.checkpoint.family, config.attention, config.block_length)
         if isinstance(prompt, str):
             assert self.codec is not None  # texts without one were refused above
+            self.codec.check_fits(prompt, config.max_positions)
             token_ids = self.codec.encode(prompt) if prompt else ()
         else:
             token_ids = tuple(map(int, prompt))

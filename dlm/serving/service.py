@@ -92,8 +92,6 @@ class Service:
             self.weights = ServedWeights(checkpoint, self.thread, settings.request_timeout)
         self._numbers = itertools.count()
         self._text = ThreadPoolExecutor(1, thread_name_prefix="text")
-        vocabulary = codec.tokenizer.get_vocab()
-        self._most_characters = self.max_model_len * max(map(len, vocabulary))
 
     @classmethod
     def open(cls, source: ModelSource, settings: ServerSettings) -> Service:
@@ -178,14 +176,10 @@ class Service:
 
     def _check_length(self, prompt: Any) -> None:
         """Refuse a text that cannot fit whatever its tokens are, before they are counted."""
-        texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
-        characters = sum(map(len, texts))
-        if characters > self._most_characters:
-            raise ApiError(
-                400, f"the prompt has {characters} characters, more than the {self.max_model_len} tokens of this model "
-                "can hold; shorten it",
-                param="prompt", code="context_length_exceeded",
-            )  # fmt: skip
+        try:
+            self.codec.check_fits(prompt, self.max_model_len)
+        except RequestError as error:
+            raise ApiError(400, str(error), param="prompt", code="context_length_exceeded") from error
 
     def _check_positions(self, prepared: Prepared) -> None:
         request, params = prepared.request, prepared.params

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dlm.errors import ConfigError, DataError
-from dlm.evaluation.checkers import CHECKERS, Verdict, checker_of
+from dlm.evaluation.checkers import CHECKERS, Choice, Verdict, checker_of, place_of
 from dlm.evaluation.sandbox import Outcome, Sandbox
 from dlm.evaluation.tasks import ChoiceTask, GenerationTask
 from dlm.pipeline.prompts import DemoPrompts, HfPrompts, JsonlPrompts, Prompt
@@ -132,7 +132,7 @@ def test_families_of_the_demo_by_name() -> None:
 def test_rows_are_not_chosen_by_a_field_that_holds_several_values(tags: Any, tmp_path: Path) -> None:
     source = write(tmp_path / "tagged.jsonl", [{**QUESTIONS[0], "tags": "a"}, {**QUESTIONS[1], "tags": tags}])
     said = (
-        rf"task.only=\['a'\]: tags of row line-2 is {re.escape(repr(tags))}.*task.group_field, or leave task.only out"
+        rf"task.only=\['a'\]: tags of row 'line-2' is {re.escape(repr(tags))}.*task.group_field, or leave task.only out"
     )
     with pytest.raises(DataError, match=said):
         gsm8k(group_field="tags", only=["a"]).read(source)
@@ -209,7 +209,7 @@ class Told(Sandbox):
         ("math", {}, "7", "The answer is $7$.", (True, "$7$", "7")),
         ("math", {}, "7", "seven", (False, None, "7")),
         ("choice", {}, "B", "(B)", (True, "B", "B")),
-        ("choice", {"choices": ["x"] * 5, "right": 4}, "anything", "E", (True, "E", "E")),
+        ("choice", {"choices": "mine", "right": "A"}, "B", "B", (True, "B", "B")),
         ("exact", {}, "a  b", " a b\n", (True, "a b", "a  b")),
         ("exact", {}, ["a", "b"], "b", (True, "b", "a | b")),
         ("exact", {}, "a", "A", (False, "A", "a")),
@@ -249,3 +249,40 @@ def test_a_broken_row_stays_what_it_is(tmp_path: Path) -> None:
     assert isinstance(second, Prompt)
     assert second.fault is not None
     assert "broken JSON" in second.fault.message
+
+
+def test_the_task_knows_the_right_choice_where_it_lists_them(tmp_path: Path) -> None:
+    row = {"choices": ["x"] * 5, "right": 4}
+    assert Choice(listed=True).check(row, "anything", "E") == Verdict(True, "E", "E")
+    source = write(tmp_path / "rows.jsonl", [{"question": "?", "opts": ["a", "b"], "answer": "B", "right": "mine"}])
+    task = GenerationTask(name="letters", checker="choice", choices_field="opts", answer_field="answer")
+    (prompt,) = task.read(source)
+    assert task.judge(Sandbox()).check(prompt.row, prompt.row["answer"], "B").right
+    without = GenerationTask(name="letters", checker="choice", answer_field="answer")
+    (prompt,) = without.read(source)
+    assert without.judge(Sandbox()).check(prompt.row, prompt.row["answer"], "B").right
+
+
+@pytest.mark.parametrize("reference", ["²", "9" * 5000, "-1", "4", True, [], {"a": 1}, "", "AB", 1.0])
+def test_a_reference_that_is_no_choice_is_a_data_error(reference: Any) -> None:
+    with pytest.raises(DataError, match="is neither a letter of ABCD nor a place from 0 to 3"):
+        place_of(reference, 4)
+
+
+def test_columns_with_names_of_ours_cost_nothing(tmp_path: Path) -> None:
+    names = ("family", "n", "seed", "prompt", "options", "scored", "lengths", "text", "error", "id", "sample")
+    rows = [{**QUESTIONS[0], **dict.fromkeys(names, odd)} for odd in ({}, [], "x", None, 3)]
+    prompts = gsm8k(template="{question}").read(write(tmp_path / "rows.jsonl", rows))
+    assert [prompt.content for prompt in prompts if prompt.fault is None] == [QUESTIONS[0]["question"]] * 3
+    assert [prompt.fault.message for prompt in prompts if prompt.fault] == [
+        "field 'id' is {}; an id is text or a whole number",
+        "field 'id' is []; an id is text or a whole number",
+    ]
+
+
+def test_a_file_of_examples_without_any_is_told(source: JsonlPrompts, tmp_path: Path) -> None:
+    path = tmp_path / "shots.jsonl"
+    for data, said in ((b"\x1f\x8b\x08", f"task.shots_path={path} is gzip"), (b'{"q": 1}', "no field 'question'")):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=re.escape(said)):
+            gsm8k(num_shots=1, shots_path=str(path)).read(source)

@@ -115,3 +115,21 @@ def test_claims_whose_prompts_are_answered_are_not_left(tmp_path: Path) -> None:
 def test_a_claim_that_cannot_be_written_is_a_run_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="No such file or directory"):
         next(Claims(tmp_path / "gone", "rank0").take(Plan([[0]], 1)))
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[" * 200_000, b"[]", b"{}", b'{"world": 1}', b'{"world": 1, "claims": 3}',
+             b'{"world": 1, "claims": [3]}', b'{"world": 1, "claims": [["a"]]}', b'{"world": 1, "claims": [[-1]]}',
+             b'{"claims": [[0]]}', b"\xff"],
+)  # fmt: skip
+def test_a_damaged_plan_says_what_to_delete(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_bytes(text)
+    with pytest.raises(RunError, match=r"plan\.json is damaged \(.*\): delete it"):
+        Claims(tmp_path, "rank0").agree(Plan([[0]], 1))
+    (tmp_path / "plan.json").unlink()
+    assert Claims(tmp_path, "rank0").agree(Plan([[0]], 1)) == Plan([[0]], 1)
+
+
+def test_a_claim_that_is_damaged_is_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / "0").write_bytes(b"\xff\xfe")
+    assert list(Claims(tmp_path, "rank1", ["rank0"]).take(Plan([[0]], 2))) == []

@@ -50,6 +50,7 @@ class Scene:
             Plan(divide([(prompt.size, number) for number, prompt in enumerate(PROMPTS)], world, 3), world),
             writer,
             self.stop,
+            1024,
         )
 
     def claimed(self) -> list[str]:

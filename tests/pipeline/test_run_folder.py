@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dlm.command_line import compose_config
-from dlm.errors import ConfigError, DataError, RunError
+from dlm.errors import CheckpointError, ConfigError, DataError, RunError
 from dlm.pipeline.claims import Claims, Plan
-from dlm.pipeline.run_folder import Index, RunFolder, publish, replace
-from tests import running
+from dlm.pipeline.run_folder import Index, RunFolder
 
 INDEX = Index(["a", "b"], 1, "digest")
 
@@ -20,28 +18,6 @@ def begun(path: Path) -> RunFolder:
     folder = RunFolder(path)
     folder.create("first")
     return folder
-
-
-def test_the_first_to_publish_wins(tmp_path: Path) -> None:
-    path, wins = tmp_path / "x", []
-    running.race(lambda n: wins.append(n) if publish(path, str(n) * 10_000) else None)
-    assert len(wins) == 1
-    assert path.read_text() == str(wins[0]) * 10_000
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
-
-
-def test_replace_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    replace(path, [b"old"])
-
-    def broken() -> Iterator[bytes]:
-        yield b"new"
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(RunError, match="No space left on device; the shards are kept"):
-        replace(path, broken())
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
 
 
 def test_a_resumed_run_may_differ_in_how_but_not_in_what(tmp_path: Path) -> None:
@@ -85,3 +61,97 @@ def test_shards_count_in_the_order_of_attempts(tmp_path: Path) -> None:
         (folder.shards / f"{name}.jsonl").write_text("")
     names = [path.stem for path in folder.shard_files()]
     assert names == ["zeta-rank0", "zeta-rank1", "alpha-rank0", "unknown-rank0"]
+
+
+DEEP = b"[" * 200_000
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b'{"ids": ["a"', DEEP, b"\xff", b"[]", b"null", b"3", b"{}", b'{"ids": ["a"], "samples": 1}',
+             b'{"ids": ["a", "a"], "samples": 1, "digest": ""}', b'{"ids": [1], "samples": 1, "digest": ""}',
+             b'{"ids": "ab", "samples": 1, "digest": ""}', b'{"ids": ["a"], "samples": "1", "digest": ""}',
+             b'{"ids": ["a"], "samples": 0, "digest": ""}', b'{"ids": ["a"], "samples": 1, "digest": "", "more": 1}'],
+)  # fmt: skip
+def test_a_damaged_index_says_what_to_delete_and_is_written_anew(text: bytes, tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    folder.index.write_bytes(text)
+    for use in (folder.read_index, lambda: folder.agree_on_index(INDEX)):
+        with pytest.raises(RunError, match=r"index\.json is damaged \(.*\): delete it and start the run again"):
+            use()
+    folder.index.unlink()
+    folder.agree_on_index(INDEX)
+    assert folder.read_index() == INDEX
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"model: {", b"\xff\xfe", b"", b"- 1", b"3", b"a: ${nowhere}", b"!!python/object:os.system {}", DEEP[:5000]],
+)
+def test_a_damaged_configuration_says_what_to_delete(text: bytes, tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    folder.config.write_bytes(text)
+    with pytest.raises(RunError, match=r"config\.yaml is damaged \(.*\): delete it") as raised:
+        folder.agree_on_config(compose_config("predict"), "command")
+    assert len(str(raised.value)) < 600
+    assert not isinstance(folder.data_target(), str)
+    folder.config.unlink()
+    folder.agree_on_config(compose_config("predict"), "command")
+    assert folder.data_target() == "dlm.pipeline.prompts.DemoPrompts"
+
+
+def test_a_configuration_that_was_cut_anywhere_is_not_taken_for_another_run(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    folder.agree_on_config(compose_config("predict"), "command")
+    lines = folder.config.read_text().splitlines(keepends=True)
+    for count in range(0, len(lines) - 1, 5):
+        folder.config.write_text("".join(lines[:count]))
+        with pytest.raises(RunError, match="damaged"):
+            folder.agree_on_config(compose_config("predict"), "command")
+
+
+def test_other_files_that_are_damaged_stop_nobody(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    (folder.path / "command.txt").write_bytes(b"\xff\x00")
+    folder.begun_with()
+    (folder.path / "command.txt").write_bytes(b"")
+    assert "run_dir=" in folder.begun_with()
+    for number, text in enumerate((b"", b"{", DEEP, b"[]", b'{"created": "now"}', b'{"created": null}')):
+        folder.create(f"attempt{number}")
+        (folder.claims(f"attempt{number}") / "plan.json").write_bytes(text)
+        (folder.shards / f"attempt{number}-rank0.jsonl").touch()
+    (folder.shards / "folder.jsonl").mkdir()
+    assert folder.attempts() == []
+    assert len(folder.shard_files()) == 6
+
+
+def test_drafts_and_probes_of_killed_processes_are_cleared_at_the_next_start(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    drafts = [
+        folder.path / ".predictions.jsonl.4194303.0a1b2c3d",
+        folder.path / ".probe.4194303.0a1b2c3d",
+        folder.claims("first") / ".plan.json.4194303.0a1b2c3d",
+    ]
+    for draft in drafts:
+        draft.write_bytes(b"x")
+    folder.create("second")
+    assert not any(draft.exists() for draft in drafts)
+
+
+def test_another_model_may_not_go_on_with_a_run(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    first, second = {"config.json": "a", "model.safetensors": "b"}, {"config.json": "a", "tokenizer.json": "c"}
+    folder.agree_on_model(second, begun=False)
+    folder.agree_on_model(first, begun=False)  # nothing was answered by the second
+    folder.agree_on_model(first, begun=True)
+    with pytest.raises(CheckpointError) as raised:
+        folder.agree_on_model(second, begun=True)
+    assert str(raised.value).splitlines()[1:] == ["  model.safetensors: is gone", "  tokenizer.json: was not there"]
+    assert "another run_dir" in str(raised.value)
+    with pytest.raises(CheckpointError, match=r"config\.json: changed"):
+        folder.agree_on_model(first | {"config.json": "d"}, begun=True)
+    for text in (b"{", DEEP, b"[]"):
+        folder.model.write_bytes(text)
+        with pytest.raises(RunError, match=r"model\.json is damaged"):
+            folder.agree_on_model(first, begun=True)
+    folder.model.unlink()
+    folder.agree_on_model(first, begun=True)

@@ -11,6 +11,7 @@ from lightning import LightningModule
 
 from dlm.demo.tasks import held_out
 from dlm.pipeline.progress import ProgressReport, Totals, clock
+from dlm.pipeline.prompts import check_demo_answer
 from dlm.pipeline.ranks import Heart, Others, Status, StopSwitch
 from dlm.pipeline.shards import to_line
 from dlm.pipeline.summary import show, summarize
@@ -31,7 +32,7 @@ def predictions(folder: Path) -> Path:
 
 
 def test_a_summary_counts_what_can_be_checked(tmp_path: Path) -> None:
-    summary = summarize(predictions(tmp_path))
+    summary = summarize(predictions(tmp_path), check_demo_answer)
     assert (summary.prompts, summary.errors, summary.answers) == (4, 1, 3)
     assert (summary.mean_nfe, summary.tokens_per_forward) == (3.0, 4 / 9)
     assert summary.exact_match == 0.5
@@ -39,7 +40,11 @@ def test_a_summary_counts_what_can_be_checked(tmp_path: Path) -> None:
 
 def test_the_table_says_how_well_how_fast_and_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = predictions(tmp_path)
-    show(summarize(path), Totals(rows=4, errors=1, tokens=400, nfe=9, seconds=20.0, occupancy=0.93), path)
+    show(
+        summarize(path, check_demo_answer),
+        Totals(rows=4, errors=1, tokens=400, nfe=9, seconds=20.0, occupancy=0.93),
+        path,
+    )
     shown = capsys.readouterr().out
     for part in ("exact match, all", "0.500  (1/2)", "3, and 1 errors", "3.00", "0.44", "20.0  (400 in 0:20)", "93%"):
         assert part in shown

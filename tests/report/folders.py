@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm.demo.tasks import held_out
+from dlm.pipeline.prompts import check_demo_answer
 from dlm.pipeline.shards import to_line
 from dlm.pipeline.summary import summarize, write_summary
 from dlm.pipeline.totals import Totals
@@ -31,7 +32,7 @@ def answer(number: int, *, right: bool, nfe: int, step_map: Sequence[int] | None
 def begun(folder: Path, *overrides: str, prompts: int = 4, done: int = 0) -> Path:
     """A run that died after `done` answers."""
     (folder / "shards").mkdir(parents=True)
-    (folder / "config.yaml").write_text("algorithm: dual_cache\n")
+    (folder / "config.yaml").write_text("algorithm: dual_cache\ndata: {_target_: dlm.pipeline.prompts.DemoPrompts}\n")
     (folder / "command.txt").write_text(f"python -m dlm.predict {' '.join(overrides)} run_dir={folder}\n")
     ids = [f"p{number}" for number in range(prompts)]
     (folder / "index.json").write_text(json.dumps({"ids": ids, "samples": 1, "digest": "x"}))
@@ -48,7 +49,7 @@ def finished(folder: Path, rows: Sequence[dict[str, Any]], *overrides: str, summ
     if summary:
         tokens, nfe = 4 * len(rows), sum(row.get("nfe", 0) for row in rows)
         totals = Totals(rows=len(rows), errors=0, tokens=tokens, nfe=nfe, seconds=2.0, occupancy=0.5)
-        write_summary(folder / "summary.json", summarize(predictions), totals)
+        write_summary(folder / "summary.json", summarize(predictions, check_demo_answer), totals)
     return folder
 
 

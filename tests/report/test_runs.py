@@ -75,6 +75,16 @@ def test_broken_predictions_are_told_and_cost_one_run(broken: str, tmp_path: Pat
     assert [run.whole for run in others] == [True, True, False]
 
 
+@pytest.mark.parametrize("name", ["index.json", "command.txt", "config.yaml", "summary.json", "shards/a-rank0.jsonl"])
+@pytest.mark.parametrize("damage", [b"", b'{"ids": ["a"', b"[" * 200_000, b"\xff'", b"[]"])
+def test_a_damaged_file_of_a_run_stops_no_report(name: str, damage: bytes, tmp_path: Path) -> None:
+    finished(tmp_path / "whole", [answer(0, right=True, nfe=2)])
+    begun(tmp_path / "dead", done=2)
+    for run in ("whole", "dead"):
+        (tmp_path / run / name).write_bytes(damage)
+    assert [run.name for run in read_runs(tmp_path)] == ["dead", "whole"]
+
+
 def test_a_broken_summary_costs_what_it_alone_knows(tmp_path: Path) -> None:
     run = finished(tmp_path / "run", [answer(0, right=True, nfe=2)])
     (run / "summary.json").write_text("{")

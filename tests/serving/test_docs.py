@@ -71,6 +71,7 @@ def keys_of(config: DictConfig, path: str = "") -> Iterator[str]:
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
 def test_keys_exist_and_files_are_short(path: Path) -> None:
     known = {*keys_of(composed("serve", "model=checkpoint")), *keys_of(composed("bench", "target=server"))}
+    known |= set(keys_of(composed("predict", "data=jsonl")))
     known |= {*keys_of(composed("grpo", "reward=function")), *keys_of(composed("report", "runs=folder"))}
     known |= {*inspect.signature(LLM).parameters, *(one.name for one in fields(SamplingParams))}
     found = {match[1] for span in spans(path) for match in re.finditer(r"(?:^|[\s(])([a-z_]+(?:\.[a-z_]+)*)=", span)}

@@ -22,7 +22,7 @@ def read_prompts(work: LoadConfig) -> list[str | list[dict[str, str]]]:
     """The prompts of the workload's file; none where it names no file. Raises `DataError`."""
     if work.prompts is None:
         return []
-    rows = JsonlPrompts(work.prompts, prompt_field=work.prompt_field).read()
+    rows = JsonlPrompts(work.prompts, prompt_field=work.prompt_field).read("workload.prompts")
     faulty = next((row for row in rows if row.fault is not None), None)
     if faulty is not None and faulty.fault is not None:
         raise DataError(f"workload.prompts={work.prompts}, {faulty.id}: {faulty.fault.message}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset
 
-from dlm.errors import ConfigError, DataError
+from dlm.errors import ConfigError, DataError, RequestError
 from dlm.pipeline.prompts import Prompt
 from dlm.text import TextCodec
 
@@ -45,13 +45,14 @@ class Step:
     questions: Sequence[Question]
 
 
-def questions_of(prompts: Sequence[Prompt], codec: TextCodec, needs: Sequence[str]) -> list[Question]:
+def questions_of(prompts: Sequence[Prompt], codec: TextCodec, needs: Sequence[str], positions: int) -> list[Question]:
     """Encoded prompts.
 
     Args:
         prompts: rows of the data.
         codec: encodes them.
         needs: fields that each row must have, with a value that is not null.
+        positions: of the model.
 
     Raises:
         DataError: a row cannot be used; a training set is mended, not skipped.
@@ -62,9 +63,14 @@ def questions_of(prompts: Sequence[Prompt], codec: TextCodec, needs: Sequence[st
         lacking = [(prompt.id, _lack_of(row, needs)) for prompt, row in zip(prompts, rows, strict=True)]
         faults = [(name, fault) for name, fault in lacking if fault is not None]
     refuse(faults)
-    return [
-        Question(prompt.id, row, tuple(codec.encode(prompt.content))) for prompt, row in zip(prompts, rows, strict=True)
-    ]
+    questions = []
+    for prompt, row in zip(prompts, rows, strict=True):
+        try:
+            codec.check_fits(prompt.content, positions)
+            questions.append(Question(prompt.id, row, codec.encode(prompt.content)))
+        except RequestError as error:
+            refuse([(prompt.id, str(error))])
+    return questions
 
 
 def refuse(faults: Sequence[tuple[str, str]]) -> None:

@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError
 
 from dlm.errors import RunError
-from dlm.pipeline.run_folder import publish, replace
+from dlm.pipeline.summary import read_summary
+from dlm.pipeline.whole_files import publish, replace
 from dlm.rl.grpo.module import PARTS
 
 
@@ -109,7 +110,8 @@ class Record:
 
     def through(self, steps: int) -> bool:
         """Whether a run of so many steps was concluded."""
-        return self.summary.exists() and json.loads(self.summary.read_text())["steps"] >= steps
+        made = read_summary(self.summary).get("steps")
+        return isinstance(made, int) and made >= steps
 
     def save(self, path: Path, write: Callable[[Path], None]) -> None:
         """What `write` makes of a folder in place of an earlier `path`, whole or not at all. Raises `RunError` on a
@@ -158,6 +160,8 @@ def _stands(line: bytes, step: int | None) -> bool:
     """Whether a line was written up to `step`: the first is of no step, and half a line is what a kill leaves."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(row, dict):
         return False
     return "step" not in row or (step is not None and row["step"] <= step)

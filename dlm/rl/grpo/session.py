@@ -66,7 +66,7 @@ class Session:
         if source.dtype == "auto" and not self.config.lora.rank:  # small updates are lost on half-precision weights
             source = replace(source, dtype="float32")
         codec = TextCodec.load(source.tokenizer_folder(), self._chat(source))
-        curriculum = self._prepare(codec)
+        curriculum = self._prepare(source, codec)
         steps, kept = self.config.steps, self.record.steps_kept()
         if kept > steps:
             raise ConfigError(f"steps={steps}: this run has made {kept}; write at least so many, or another run_dir")
@@ -94,15 +94,20 @@ class Session:
         chosen: bool | None = self.config.data.chat_template
         return source.chat if chosen is None else chosen
 
-    def _prepare(self, codec: TextCodec) -> Curriculum:
-        """Read the prompts and agree with the run folder. Raises `DataError`, `ConfigError`, `RunError`."""
+    def _prepare(self, source: ModelSource, codec: TextCodec) -> Curriculum:
+        """Read the prompts and agree with the run folder.
+
+        Raises `DataError`, `ConfigError`, `CheckpointError`, `RunError`.
+        """
         config = self.config
         prompts = instantiate(config.data).read()
-        questions = questions_of(prompts, codec, instantiate(config.reward).needs)
+        positions = source.architecture()[0].max_positions
+        questions = questions_of(prompts, codec, instantiate(config.reward).needs, positions)
         curriculum = Curriculum(questions, config.validation.prompts, config.prompts_per_step, config.seed)
         self.folder.create(None)
         self.folder.agree_on_config(config, self.command, FREE)
         self.folder.agree_on_index(Index([prompt.id for prompt in prompts], config.group_size, digest(prompts)))
+        self.folder.agree_on_model(source.identity(), begun=self.record.state.exists())
         return curriculum
 
     def _train(

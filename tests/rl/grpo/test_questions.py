@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from dlm.errors import ConfigError, DataError
+from dlm.errors import ConfigError, DataError, RequestError
 from dlm.pipeline.prompts import Fault, Prompt
 from dlm.rl.grpo.questions import Curriculum, Question, Steps, questions_of
 
@@ -47,7 +47,7 @@ def test_too_few_prompts_are_refused():
 def test_a_row_that_cannot_be_used_is_named():
     prompts = [Prompt("a", "hello"), Prompt("b", "", {}, Fault("DataError", "field 'prompt' is empty"))]
     with pytest.raises(DataError, match="row b: field 'prompt' is empty; mend it"):
-        questions_of(prompts, None, ())
+        questions_of(prompts, None, (), 64)
 
 
 @pytest.mark.parametrize(
@@ -62,16 +62,26 @@ def test_a_row_that_cannot_be_used_is_named():
 def test_a_row_without_a_field_that_the_reward_reads_is_named(row, fault):
     prompts = [Prompt("a", "hello", {"answer": "1", "family": "add"}), Prompt("b", "hello", row), Prompt("c", "hello")]
     with pytest.raises(DataError, match=rf"row b: {fault} \(and 1 more\); mend it"):
-        questions_of(prompts, None, ("answer", "family"))
+        questions_of(prompts, None, ("answer", "family"), 64)
+
+
+class Codec:
+    def check_fits(self, text, positions):
+        if len(text) > positions:
+            raise RequestError(f"{len(text)} characters")
+
+    def encode(self, text):
+        return (len(text),)
+
+
+def test_a_row_that_cannot_fit_is_named():
+    with pytest.raises(DataError, match="row b: 6 characters; mend it"):
+        questions_of([Prompt("a", "hello"), Prompt("b", "hellos")], Codec(), (), 5)
 
 
 def test_a_row_with_every_field_is_a_question():
-    class Codec:
-        def encode(self, text):
-            return [len(text)]
-
     prompts = [Prompt("a", "hello", {"answer": 0, "family": ""})]
-    [question] = questions_of(prompts, Codec(), ("prompt", "answer", "family"))
+    [question] = questions_of(prompts, Codec(), ("prompt", "answer", "family"), 64)
     assert question == Question("a", {"prompt": "hello", "answer": 0, "family": ""}, (5,))
 
 
