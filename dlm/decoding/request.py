@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
@@ -111,22 +112,32 @@ EXPANSION_NAMES = (
 """Fields that `initial_gen_length` puts to use."""
 
 
+def shown(value: object) -> str:
+    """A value for a message: quoted and cut."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # a whole number of more digits than Python writes
+        return f"<{type(value).__name__} that is too long to show>"
+
+
 def _whole(found: list[str], name: str, value: object, low: int, high: int | None, why: str = "") -> None:
     good = isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
     if not good:
         bound = f"at least {low}" if high is None else f"{low}..{high}"
-        found.append(f"{name}={value!r} must be a whole number, {bound}{f' ({why})' if why else ''}")
+        found.append(f"{name}={shown(value)} must be a whole number, {bound}{f' ({why})' if why else ''}")
 
 
 def _real(
     found: list[str], name: str, value: object, low: float, high: float | None, *, open_low: bool = False
 ) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if isinstance(value, int | float):
-        good = good and (value > low if open_low else value >= low) and (high is None or value <= high)
+    good = False
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        # Compared rather than converted: a whole number may be too long for a float.
+        above = value > low if open_low else value >= low
+        good = abs(value) <= sys.float_info.max and above and (high is None or value <= high)
     if not good:
         bound = f"{'above' if open_low else 'at least'} {low}" + ("" if high is None else f" and at most {high}")
-        found.append(f"{name}={value!r} must be a finite number, {bound}")
+        found.append(f"{name}={shown(value)} must be a finite number, {bound}")
 
 
 def _expansion(found: list[str], params: SamplingParams) -> None:

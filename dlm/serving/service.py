@@ -67,6 +67,7 @@ class Service:
 
     Attributes:
         weights: for routes that change them; None where `weight_control` is off.
+        reading: the one thread in which bodies are parsed and validated.
     """
 
     def __init__(self, checkpoint: Checkpoint, codec: TextCodec, decoder: Decoder, settings: ServerSettings) -> None:
@@ -92,6 +93,7 @@ class Service:
             self.weights = ServedWeights(checkpoint, self.thread, settings.request_timeout)
         self._numbers = itertools.count()
         self._text = ThreadPoolExecutor(1, thread_name_prefix="text")
+        self.reading = ThreadPoolExecutor(1, thread_name_prefix="bodies")
         vocabulary = codec.tokenizer.get_vocab()
         self._most_characters = self.max_model_len * max(map(len, vocabulary))
 
@@ -121,7 +123,8 @@ class Service:
 
     def close(self) -> None:
         """Let go of the threads."""
-        self._text.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._text, self.reading):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     # Requests in
 
@@ -136,7 +139,7 @@ class Service:
         if name is not None and name not in self.settings.names:
             known = ", ".join(self.settings.names)
             raise ApiError(
-                404, f"model={name!r} is not served here; served: {known}", NOT_FOUND, param="model",
+                404, f"model={name!r:.80} is not served here; served: {known}", NOT_FOUND, param="model",
                 code="model_not_found",
             )  # fmt: skip
         return name or self.settings.names[0]
