@@ -56,7 +56,7 @@ def build_app(service: Service, state: ServerState) -> FastAPI:
         *own_names(settings.host, key),
         *cross_origin(settings.cors_origins),
         Middleware(Guarded, key=key, passwords=PATHS if service.weights else ()),
-        Middleware(Limited, max_bytes=int(settings.max_body_mib * 2**20), seconds=settings.header_timeout),
+        Middleware(Limited, max_bytes=settings.max_body_bytes, seconds=settings.header_timeout),
     ]
     algorithms = catalogue(service.family, service.architecture.attention, service.defaults)
     app = FastAPI(title="dlm", version="1", middleware=middleware, openapi_url=None)

@@ -72,7 +72,7 @@ class Gate:
                 Middleware(Answered),
                 *own_names(settings.host, api_key()),
                 *cross_origin(settings.cors_origins),
-                Middleware(Limited, max_bytes=int(settings.max_body_mib * 2**20), seconds=settings.header_timeout),
+                Middleware(Limited, max_bytes=settings.max_body_bytes, seconds=settings.header_timeout),
             ],
             exception_handlers={ApiError: _refuse, ClientGone: _gone, HTTPException: _plain},
         )

@@ -25,7 +25,7 @@ ROLES = {"developer": "system"}
 
 def openai_routes(service: Service) -> APIRouter:
     """The routes."""
-    router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=body_route(service.reading))
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=body_route(service.bodies))
 
     chat = told(ChatAnswer, 404, *OF_DECODING, streams=True)
     text = told(TextAnswer, 404, *OF_DECODING, streams=True)

@@ -81,7 +81,7 @@ class Results:
 def polling_routes(service: Service) -> APIRouter:
     """The routes."""
     settings = service.settings
-    router = APIRouter(prefix="/v1", tags=["submit and poll"], route_class=body_route(service.reading))
+    router = APIRouter(prefix="/v1", tags=["submit and poll"], route_class=body_route(service.bodies))
     results = Results(settings.index, settings.workers, settings.result_ttl)
     running: set[asyncio.Task[None]] = set()
 

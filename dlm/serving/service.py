@@ -21,6 +21,7 @@ from dlm.memory import Limits, budget, plan_memory, records
 from dlm.models.loading import Checkpoint
 from dlm.pipeline.model_source import ModelSource
 from dlm.sampling import SamplingParams
+from dlm.serving.bodies import BodyReader
 from dlm.serving.call import Call
 from dlm.serving.decoder_thread import DecoderThread
 from dlm.serving.defaults import Defaults, refused
@@ -67,7 +68,7 @@ class Service:
 
     Attributes:
         weights: for routes that change them; None where `weight_control` is off.
-        reading: the one thread in which bodies are parsed and validated.
+        bodies: reads the bodies of requests.
     """
 
     def __init__(self, checkpoint: Checkpoint, codec: TextCodec, decoder: Decoder, settings: ServerSettings) -> None:
@@ -93,7 +94,7 @@ class Service:
             self.weights = ServedWeights(checkpoint, self.thread, settings.request_timeout)
         self._numbers = itertools.count()
         self._text = ThreadPoolExecutor(1, thread_name_prefix="text")
-        self.reading = ThreadPoolExecutor(1, thread_name_prefix="bodies")
+        self.bodies = BodyReader(settings.max_body_bytes)
         vocabulary = codec.tokenizer.get_vocab()
         self._most_characters = self.max_model_len * max(map(len, vocabulary))
 
@@ -123,8 +124,8 @@ class Service:
 
     def close(self) -> None:
         """Let go of the threads."""
-        for pool in (self._text, self.reading):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._text.shutdown(wait=False, cancel_futures=True)
+        self.bodies.close()
 
     # Requests in
 

@@ -76,6 +76,11 @@ class ServerSettings:
     peers: tuple[str, ...] = ()
     behind_router: bool = False
 
+    @property
+    def max_body_bytes(self) -> int:
+        """`max_body_mib` in bytes."""
+        return int(self.max_body_mib * 2**20)
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -148,6 +153,11 @@ class FleetSettings:
         "worker_base_port", "policy", "health_check_interval", "cors_origins",
     )  # fmt: skip
     """Keys that the workers do not get."""
+
+    @property
+    def max_body_bytes(self) -> int:
+        """`max_body_mib` in bytes."""
+        return int(self.max_body_mib * 2**20)
 
     @property
     def url(self) -> str:

@@ -28,7 +28,7 @@ PICKLE = b"\x80"
 
 def sglang_routes(service: Service, weights: ServedWeights) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["SGLang's control"], route_class=body_route(service.reading))
+    router = APIRouter(tags=["SGLang's control"], route_class=body_route(service.bodies))
     thread, control = service.thread, weights.control
 
     def changed(message: str) -> dict[str, Any]:

@@ -50,7 +50,7 @@ FOREIGN = {
 
 def trl_routes(service: Service, weights: ServedWeights) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["TRL's client"], route_class=body_route(service.reading))
+    router = APIRouter(tags=["TRL's client"], route_class=body_route(service.bodies))
     channel = Channel(weights)
 
     @router.get("/health/", responses=PROBES)

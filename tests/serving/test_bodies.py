@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import threading
@@ -15,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from dlm.serving import bodies, control_bodies
-from dlm.serving.bodies import MOST_PARTS, MOST_VALUES, PART, check_size, read
+from dlm.serving import control_bodies
+from dlm.serving.bodies import PART_BYTES, BodyReader, parts
 from dlm.serving.errors import ApiError
 from dlm.serving.protocol import (
     MOST_PROMPTS,
@@ -32,9 +33,10 @@ from tests.serving.inside import serving_inside
 READERS: dict[str, TypeAdapter[Any]] = {
     PLAIN: TypeAdapter(CompletionRequest), CHAT: TypeAdapter(ChatRequest), BATCH: TypeAdapter(SubmitBatchRequest),
 }  # fmt: skip
+BODIES = BodyReader(4 * 2**20)
 SMALL = 100_000
 """Bytes of bodies that the bound on their parts lets pass, most of them."""
-READABLE = ("escapes", "brackets in a text", "quotes in a text", "a field that is refused")
+READABLE = ("escapes", "brackets in a text", "quotes in a text", "digits behind a point")
 """Kinds of body that are valid, as far as the types say."""
 FAULTS = 20
 """Errors that a validation may find: a few for each field that is wrong."""
@@ -96,7 +98,7 @@ def test_a_validation_ends_with_the_first_wrong_item(name: str) -> None:
 def test_a_large_body_is_refused_with_a_text_or_read(name: str) -> None:
     kind = KINDS[name]
     with suppress(ApiError):
-        read(READERS[kind.path], kind.body())
+        BODIES.parse(READERS[kind.path], kind.body())
         assert name in READABLE
 
 
@@ -118,25 +120,27 @@ def counted(document: Any) -> int:
 
 @given(Document, st.booleans())
 def test_parts_are_counted_without_parsing(document: Any, ascii_alone: bool) -> None:
-    assert len(PART.findall(json.dumps(document, ensure_ascii=ascii_alone).encode())) == counted(document)
+    assert len(list(parts(json.dumps(document, ensure_ascii=ascii_alone).encode()))) == counted(document)
 
 
 @given(st.binary(max_size=200) | st.text('\\"[{,}]a', max_size=200).map(str.encode))
 def test_no_bytes_are_read_twice(data: bytes) -> None:
-    places = [match.span() for match in PART.finditer(data)]
+    places = [match.span() for match in parts(data)]
     assert all(one[1] <= other[0] for one, other in itertools.pairwise(places))
-    check_size(data)
+    BODIES.check_size(data)
 
 
 def test_bounds_are_exact_and_texts_count_once() -> None:
-    text = json.dumps({"prompt": '[{"' * MOST_PARTS}).encode()
-    check_size(text)
-    check_size(b"[" * MOST_PARTS)
-    with pytest.raises(ApiError, match=f"more than {MOST_PARTS} lists, objects and texts"):
-        check_size(b"[" * (MOST_PARTS + 1))
-    check_size(b"," * (MOST_VALUES - 1))
-    with pytest.raises(ApiError, match=f"may have {MOST_VALUES} values"):
-        check_size(b"," * MOST_VALUES)
+    most_parts, most_values = BODIES.most_parts, BODIES.most_values
+    BODIES.check_size(json.dumps({"prompt": '[{"' * most_parts}).encode())
+    BODIES.check_size(b"[" * most_parts)
+    with pytest.raises(ApiError, match=f"more than {most_parts} lists, objects and texts; .* max_body_mib"):
+        BODIES.check_size(b"[" * (most_parts + 1))
+    BODIES.check_size(b"," * (most_values - 1))
+    with pytest.raises(ApiError, match=f"may have {most_values} values; .* max_body_mib"):
+        BODIES.check_size(b"," * most_values)
+    assert BodyReader(2**10).most_parts == most_parts
+    assert BodyReader(2**30).most_parts == 2**30 // PART_BYTES
 
 
 @pytest.mark.parametrize(
@@ -158,15 +162,14 @@ def test_bounds_are_exact_and_texts_count_once() -> None:
 )
 def test_the_fault_that_is_told_is_the_one_that_was_meant(body: dict[str, Any], param: str | None, said: str) -> None:
     with pytest.raises(ApiError) as caught:
-        read(READERS[PLAIN], json.dumps(body).encode())
+        BODIES.parse(READERS[PLAIN], json.dumps(body).encode())
     assert (caught.value.status, caught.value.param) == (400, param), caught.value.message
     assert said in caught.value.message
 
 
 def test_what_python_takes_a_body_for_is_not_changed() -> None:
-    body = read(
-        READERS[PLAIN], b'\xef\xbb\xbf{"prompt": [1, 2], "temperature": 1, "seed": 9223372036854775807, "b": {}}'
-    )
+    data = b'{"prompt": [1, 2], "temperature": 1, "seed": 9223372036854775807, "b": {}}'
+    body = BODIES.parse(READERS[PLAIN], codecs.BOM_UTF8 + data)
     assert (body.prompt, body.temperature, body.seed, body.unknown) == ([1, 2], 1.0, 2**63 - 1, {"b": {}})
 
 
@@ -175,9 +178,10 @@ def test_bodies_are_read_in_a_thread_of_their_own(monkeypatch: pytest.MonkeyPatc
 
     def noted(*given: Any) -> Any:
         threads.append(threading.current_thread().name)
-        return read(*given)
+        return parse(*given)
 
-    monkeypatch.setattr(bodies, "read", noted)
+    parse = BodyReader.parse
+    monkeypatch.setattr(BodyReader, "parse", noted)
     with serving_inside() as inside:
         for path, field in (("/v1/completions", "prompt"), ("/v1/chat/completions", "messages"), (BATCH, "prompts")):
             assert httpx.post(inside.url + path, json={field: 3}).status_code == 400
