@@ -40,6 +40,8 @@ class ThreadControl(WeightControl):
         self._thread = thread
 
     def _drop_decoder(self) -> None:
+        if WEIGHTS in self.asleep:  # nothing was decoded since it was made, and a new one would look at the weights
+            return
         old = self._thread.decoder
         self._thread.decoder = Decoder(old.backbone, old.special, old.options, backend=old.backend)
         self._thread.decoder.stats = old.stats

@@ -54,7 +54,7 @@ class Channel:
         self._opened, self._fault = True, None
         try:
             await asyncio.to_thread(check_free, host, port)  # a name is looked up, which may take long
-        except ApiError:
+        except BaseException:
             self._opened = False
             raise
         self._follow(self._join(host, port))
@@ -124,9 +124,10 @@ class Channel:
 def check_free(host: str, port: int) -> None:
     """Raise `ApiError` unless something can listen there: 400 for what is no name of a host, else 409."""
     try:
-        with socket.create_server((host, port)):
-            return
-    except ValueError as error:
+        with socket.socket() as found:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind((host, port))
+    except (TypeError, ValueError) as error:
         raise ApiError(400, f"host={host!r:.80} is no name or address of a host ({error})", param="host") from error
     except OSError as error:
         raise ApiError(

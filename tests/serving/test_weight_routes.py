@@ -195,7 +195,7 @@ def wrong_updates(folder: Path, tensors: dict[str, torch.Tensor]) -> Iterator[tu
     yield TENSOR, {files: ["%%%"]}, "serialized_named_tensors[0] is no safetensors file", f"{files}[0]"
     unread = b64encode(pickle.dumps({first: 1})).decode()
     yield TENSOR, {files: [unread]}, "is a pickle, which could run any code here", f"{files}[0]"
-    yield TENSOR, {files: "text"}, "list", files
+    yield TENSOR, {files: "text"}, "array", files
     yield "/pause_generation", {"mode": "retract"}, "mode='retract' is not supported", "mode"
     yield "/pause_generation", {"mode": "never"}, "mode", "mode"
     yield "/release_memory_occupation", {"tags": ["cuda_graph"]}, "'cuda_graph' is unknown", "tags"
