@@ -11,7 +11,6 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from dlm.serving.document import told
-from dlm.serving.errors import NOT_FOUND, ApiError
 from dlm.serving.probes import PROBES, health_of, readiness_of
 from dlm.serving.service import Service
 from dlm.serving.shapes import BatchStats, Catalogue, FleetStats, Model, ModelList
@@ -112,9 +111,5 @@ def admin_routes(service: Service, state: ServerState, algorithms: dict[str, Any
     @router.get("/metrics", response_class=PlainTextResponse, responses=told(None))
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-    @router.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "DELETE", "PATCH"], include_in_schema=False)
-    async def unknown(path: str) -> None:
-        raise ApiError(404, f"there is no /v1/{path[:80]} here; see /openapi.json", NOT_FOUND)
 
     return router

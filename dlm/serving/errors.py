@@ -64,7 +64,9 @@ def aborted(message: str) -> ApiError:
 
 def plain(status: int, detail: str, method: str, path: str) -> ApiError:
     """What the frameworks refuse by themselves: no such path, another method."""
-    return ApiError(status, f"{detail}: {method} {path:.80}", NOT_FOUND if status == 404 else INVALID)
+    return ApiError(
+        status, f"{detail}: {method} {path:.80}; see /openapi.json", NOT_FOUND if status == 404 else INVALID
+    )
 
 
 def unexpected(error: Exception) -> ApiError:

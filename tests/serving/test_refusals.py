@@ -120,8 +120,9 @@ def test_what_is_not_there_is_not_found(server: Server, path: str) -> None:
 
 
 def test_a_wrong_method_is_told(server: Server) -> None:
-    assert httpx.get(server.url + "/v1/generate").status_code in (404, 405)
-    assert httpx.put(server.url + CHAT, json={}).status_code in (404, 405)
+    for answer in (httpx.get(server.url + "/v1/generate"), httpx.put(server.url + CHAT, json={})):
+        assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+        assert "Method Not Allowed" in error(answer)["message"]
 
 
 def test_a_request_id_is_given_back_and_a_broken_one_replaced(server: Server) -> None:

@@ -48,7 +48,7 @@ WRONG: tuple[tuple[str, str, Any, int], ...] = (
     ("GET", "/v1/result/123456789012", None, 404),
     ("GET", "/nothing", None, 404),
     ("GET", "/static/../app.py", None, 404),
-    ("PUT", CHAT, {}, 404),
+    ("PUT", CHAT, {}, 405),
 )
 """Requests that must be refused: method, path, body, status."""
 
