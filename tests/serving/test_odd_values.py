@@ -13,6 +13,7 @@ import pytest
 
 from dlm.serving import trl_channel
 from dlm.serving.document import EXAMPLES
+from dlm.serving.service import Service
 from tests.running import TIMEOUT
 from tests.serving.controlled import HEADERS, controlled
 
@@ -145,3 +146,25 @@ def test_what_was_a_server_error_is_refused_with_a_text(ask: Client, path: str, 
     assert status == 400, text
     assert len(json.loads(text)["error"]["message"]) > 20
     assert ask("GET", "/health")[0] == 200
+
+
+def test_after_what_nobody_has_thought_of_the_connection_lives_and_it_is_counted(
+    ask: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks(*_: object) -> None:
+        raise LookupError("verysecret")
+
+    def counted() -> int:
+        found: int = json.loads(ask("GET", "/stats")[1])["workers"][0]["errors"]
+        return found
+
+    before = counted()
+    with monkeypatch.context() as patch:
+        patch.setattr(Service, "check_model", breaks)
+        status, text = ask("POST", "/v1/completions", {"prompt": "a"})
+    assert (status, json.loads(text)["error"]["type"]) == (500, "server_error")
+    assert "LookupError" in text
+    assert "verysecret" not in text
+    assert "verysecret" in caplog.text
+    assert ask("POST", "/v1/completions", {"prompt": "a", "max_tokens": 4})[0] == 200
+    assert counted() == before + 1
