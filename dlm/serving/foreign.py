@@ -49,7 +49,7 @@ SHOWN = 40
 """Characters of a refused value that are shown."""
 BRIEF = Repr()
 """Looks at the beginning of a value alone, which may be as large as a body."""
-BRIEF.maxstring = BRIEF.maxother = SHOWN
+BRIEF.maxstring = BRIEF.maxother = BRIEF.maxlong = 5 * SHOWN
 
 
 def refuse_foreign(unknown: Mapping[str, Any], neutrals: Mapping[str, tuple[Any, ...]] = NEUTRAL) -> None:
