@@ -110,7 +110,7 @@ class SamplingParams(DecoderParams):
     def faults(self) -> list[str]:
         found = super().faults()
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
-            found.append(f"stop={self.stop!r} must be a string or a list of strings, none of them empty")
+            found.append(f"stop={self.stop!r:.80} must be a string or a list of strings, none of them empty")
         found += _algorithm_faults(self.algorithm)
         for name, value in self.options.items():
             found += _option_faults(name, value)

@@ -15,6 +15,8 @@ from typing import Any
 
 from dlm.errors import CheckpointError, RequestError
 
+HALF_PAIR = re.compile(r"[\ud800-\udfff]")
+
 
 class TextCodec:
     """A checkpoint's tokenizer.
@@ -72,10 +74,11 @@ class TextCodec:
         """Token ids of a prompt: text, or chat messages. Special tokens that a message names are text in it.
 
         Raises:
-            RequestError: messages without a chat template, or messages that the template refuses.
+            RequestError: messages without a chat template, or messages that the template refuses; half of a surrogate
+                pair, here and below.
         """
         if isinstance(content, str) and not self.chat:
-            return tuple(self.tokenizer(content)["input_ids"])
+            return self._tokenized(content)
         if not self.chat:
             raise RequestError(
                 "the prompt is a list of messages, and the chat template is off: data.chat_template=true"
@@ -93,7 +96,7 @@ class TextCodec:
         """Token ids of a text without a template; special tokens that it names are text."""
         named = _Named(self.tokenizer, [text])
         if not named.found:
-            return tuple(self.tokenizer(text)["input_ids"])
+            return self._tokenized(text)
         whole = self._ids(text, literal=True)
         plain = self.tokenizer("a")["input_ids"]  # what the tokenizer puts before every text
         lead = plain[: len(plain) - len(self._ids("a", literal=False))]
@@ -107,7 +110,16 @@ class TextCodec:
     def _ids(self, text: str, literal: bool) -> tuple[int, ...]:
         options = {"split_special_tokens": True} if literal else {}
         with self._lock:
-            return tuple(self.tokenizer(text, add_special_tokens=False, **options)["input_ids"])
+            return self._tokenized(text, add_special_tokens=False, **options)
+
+    def _tokenized(self, text: str, **options: bool) -> tuple[int, ...]:
+        """Raises `RequestError` for half of a surrogate pair, which JSON can write and no tokenizer reads."""
+        half = HALF_PAIR.search(text)
+        if half is not None:
+            raise RequestError(
+                f"the text has half of a surrogate pair (U+{ord(half[0]):04X}), which is no character; leave it out"
+            )
+        return tuple(self.tokenizer(text, **options)["input_ids"])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated tokens, special tokens left out."""

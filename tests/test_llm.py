@@ -159,10 +159,12 @@ def test_each_prompt_has_parameters_of_its_own(llm: LLM) -> None:
 def test_a_bad_prompt_costs_itself_alone(llm: LLM) -> None:
     good = generate(llm, PROMPTS[:2], WARM)
     bad = ["", [], [5, 1024], [5, 2**80], [-1], [5] * 2000]
+    said = ["is empty", "is empty", "prompt token 1024 is outside the vocabulary 0..1023", str(2**80), "token -1"]
+    bad.insert(5, "a\ud800")
+    said.append("half of a surrogate pair (U+D800)")
+    said.append("prompt of 2000 tokens and gen_length=32 make 2032 positions, max_model_len is 1024")
     items = generate(llm, [PROMPTS[0], *bad, PROMPTS[1]], WARM)
     assert [items[0], items[-1]] == good
-    said = ["is empty", "is empty", "prompt token 1024 is outside the vocabulary 0..1023", str(2**80), "token -1"]
-    said.append("prompt of 2000 tokens and gen_length=32 make 2032 positions, max_model_len is 1024")
     for item, part in zip(items[1:-1], said, strict=True):
         assert part in item["error"]
         assert (item["text"], item["token_ids"], item["finish_reason"]) == ("", [], "error")

@@ -30,6 +30,22 @@ def test_the_chat_template_wraps_text_and_messages_alike() -> None:
     assert shown.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
 
 
+@pytest.mark.parametrize("half", ["\ud800", "a\udfffb", "\udc00\ud800", "<|startoftext|>\ud83d"])
+def test_half_of_a_surrogate_pair_is_a_request_error_wherever_it_is(codec: TextCodec, half: str) -> None:
+    chat = TextCodec.load(CHECKPOINT)
+    message = {"role": "user", "content": half}
+    for encode, text in (
+        (codec.encode, half),
+        (codec.encode_literally, half),
+        (codec.encode_continuation, half),
+        (chat.encode, half),
+        (chat.encode, [message]),
+    ):
+        with pytest.raises(RequestError, match=r"half of a surrogate pair \(U\+D[89A-F]"):
+            encode(text)  # type: ignore[operator]  # each takes its own kind
+    assert codec.decode(codec.encode("\U0001f986")) == "\U0001f986"
+
+
 def test_messages_without_a_template_are_a_request_error(codec: TextCodec) -> None:
     with pytest.raises(RequestError, match="the chat template is off"):
         codec.encode([{"role": "user", "content": "x"}])

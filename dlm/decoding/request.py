@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from dlm.errors import RequestError
+from dlm.errors import RequestError, excerpt
 
 if TYPE_CHECKING:
     from dlm.decoding.engines import Engine
@@ -25,9 +25,6 @@ MAX_WHOLE = 2**31 - 1
 
 MIN_TEMPERATURE = 1e-6
 """Below this a temperature is meant to be 0, and logits divided by it leave the range of numbers."""
-
-MAX_SHOWN = 80
-"""Characters of a value in a message."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def _whole(found: list[str], name: str, value: object, low: int, high: int, why:
     if not good:
         above = isinstance(value, int) and value > high
         bound = f"at least {low}" if high == MAX_WHOLE and not above else f"{low}..{high}"
-        found.append(f"{name}={shown(value)} must be a whole number, {bound}{f' ({why})' if why else ''}")
+        found.append(f"{name}={excerpt(value)} must be a whole number, {bound}{f' ({why})' if why else ''}")
 
 
 def _real(
@@ -151,16 +148,7 @@ def _real(
     if not good:
         bound = f"{'above' if open_low else 'at least'} {low}" + ("" if high is None else f" and at most {high}")
         bound += f", and not between {low} and {least}" if least else ""
-        found.append(f"{name}={shown(value)} must be a finite number, {bound}")
-
-
-def shown(value: object) -> str:
-    """The value as a message has it: cut, where it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # a whole number of more digits than Python writes
-        return "a number of thousands of digits"
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+        found.append(f"{name}={excerpt(value)} must be a finite number, {bound}")
 
 
 def _expansion(found: list[str], params: SamplingParams) -> None:

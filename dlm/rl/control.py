@@ -20,7 +20,7 @@ from dlm.models.loading import Checkpoint
 from dlm.models.lora import adapter_of
 from dlm.rl import broadcast
 from dlm.rl.residence import Residence
-from dlm.rl.weights import NamedTensors, Shapes, WeightWriter, folder_source, gathered, shapes_of
+from dlm.rl.weights import NamedTensors, Shapes, WeightWriter, folder_source, gathered, shapes_of, source_shapes
 
 WEIGHTS, KV_CACHE = "weights", "kv_cache"
 TAGS = (WEIGHTS, KV_CACHE)
@@ -101,8 +101,7 @@ class WeightControl:
         before the first is written. Raises as `update_weights`; `CheckpointError` also for a folder that cannot be read
         or whose config.json is of another architecture."""
         source = folder_source(folder, self.checkpoint.backbone)
-        shapes = {name: (source.shape(name), source.dtype(name)) for name in source.names()}
-        with self._rewriting(shapes, version) as writer:
+        with self._rewriting(source_shapes(source), version) as writer:
             source.verify(writer.names)
             writer.write_all({name: source.read(name) for name in writer.names})
 
@@ -162,6 +161,11 @@ class WeightControl:
             return
         shapes = {name: (tuple(weight.shape), weight.dtype) for name, weight in lora.weights.items()}
         self.update_weights_from_stream(shapes, lora.merged(), version=version)
+
+    def check_disk(self, folder: str | Path) -> None:
+        """Raise `CheckpointError` unless an update from this folder can be taken, as far as names and shapes tell;
+        asleep too."""
+        self.check_shapes(source_shapes(folder_source(folder, self.checkpoint.backbone)))
 
     def check_shapes(self, shapes: Shapes) -> None:
         """Raise `CheckpointError` unless an update of these names, shapes and dtypes can be taken; asleep too."""

@@ -13,7 +13,7 @@ from dlm.errors import CheckpointError
 from dlm.models.backbone import Backbone, BackboneConfig
 from dlm.models.families import Family
 from dlm.models.naming import WRAPPERS, common_head, family_shapes
-from dlm.rl.weights import LABEL, NAMED
+from dlm.rl.weights import LABEL, NAMED, own_parameters
 
 Shape = tuple[int, ...]
 
@@ -106,4 +106,4 @@ class Gathering:
 def _own_shapes(config: BackboneConfig) -> dict[str, Shape]:
     with torch.device("meta"):
         backbone = Backbone(config)
-    return {name: tuple(values.shape) for name, values in backbone.named_parameters() if ".drafter." not in name}
+    return {name: tuple(values.shape) for name, values in own_parameters(backbone).items()}

@@ -58,15 +58,31 @@ def folder_source(path: str | Path, backbone: Backbone) -> TensorSource:
 
     Raises `CheckpointError`: unreadable, or its config.json is of another architecture than `backbone`.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; it holds safetensors or a distributed checkpoint")
-    path = folder / "config.json"
-    if path.exists():
-        config = read_json(path)
-        if family_of(config, path).read_config(config, path) != backbone.config:
-            raise CheckpointError(f"{path} is of another architecture than the model in use")
-    return DcpSource(folder) if (folder / METADATA).exists() else SafetensorsSource(folder)
+    try:
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder!s:.200}: no such folder; it holds safetensors or a distributed checkpoint")
+        file = folder / "config.json"
+        if file.exists():
+            config = read_json(file)
+            if family_of(config, file).read_config(config, file) != backbone.config:
+                raise CheckpointError(f"{file} is of another architecture than the model in use")
+        return DcpSource(folder) if (folder / METADATA).exists() else SafetensorsSource(folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError: "~name" of a user that there is not
+        raise CheckpointError(f"{path!s:.200} cannot be read ({error!s:.200}); give another folder") from error
+
+
+def source_shapes(source: TensorSource) -> Shapes:
+    """Shape and dtype of each tensor of a folder."""
+    return {name: (source.shape(name), source.dtype(name)) for name in source.names()}
+
+
+def own_parameters(backbone: Backbone) -> dict[str, Tensor]:
+    """The model's own parameters by name. A drafter and an adapter stay as they are, whatever weights are given."""
+    return {
+        name: values.detach() for name, values in backbone.named_parameters()
+        if not {"drafter", "lora"} & set(name.split("."))
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -169,7 +185,7 @@ def _places(given: Sequence[str], family: Family, backbone: Backbone) -> tuple[d
     weight that is tied to it. Raises `CheckpointError`."""
     config = backbone.config
     theirs = family_places(family, backbone)
-    own = {name: values.detach() for name, values in backbone.named_parameters() if ".drafter." not in name}
+    own = own_parameters(backbone)
     if _hits(given, own) <= _hits(given, theirs):
         found = find_names(_Names(given), family, config, theirs, None)
         embedding = family.weights(config)["embedding.weight"][0].name

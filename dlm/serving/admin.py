@@ -11,9 +11,9 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from dlm.serving.document import told
-from dlm.serving.errors import NOT_FOUND, ApiError
+from dlm.serving.probes import PROBES, health_of, readiness_of
 from dlm.serving.service import Service
-from dlm.serving.shapes import BatchStats, Catalogue, FleetStats, Model, ModelList, Status
+from dlm.serving.shapes import BatchStats, Catalogue, FleetStats, Model, ModelList
 from dlm.serving.state import ServerState
 
 PEER_TIMEOUT = 2.0
@@ -23,23 +23,14 @@ def admin_routes(service: Service, state: ServerState, algorithms: dict[str, Any
     """The routes; `algorithms` is the catalogue."""
     router = APIRouter(tags=["the server"])
     settings = service.settings
-    probes: dict[int | str, dict[str, Any]] = {
-        200: {"model": Status, "description": "It is."},
-        503: {"model": Status, "description": "It is not."},
-    }
 
-    @router.get("/health", responses=probes)
+    @router.get("/health", responses=PROBES)
     async def health() -> Response:
-        alive = service.thread.load().alive
-        return Response('{"status":"ok"}' if alive else '{"status":"decoder ended"}', 200 if alive else 503,
-                        media_type="application/json")  # fmt: skip
+        return health_of(service)
 
-    @router.get("/ready", responses=probes)
+    @router.get("/ready", responses=PROBES)
     async def ready() -> Response:
-        load = service.thread.load()
-        good = state.ready and load.alive and load.refusal is None
-        name = "weights unavailable" if state.ready and load.refusal is not None else state.name
-        return Response(f'{{"status":"{name}"}}', 200 if good else 503, media_type="application/json")
+        return readiness_of(service, state)
 
     def model(name: str) -> dict[str, Any]:
         return {
@@ -120,9 +111,5 @@ def admin_routes(service: Service, state: ServerState, algorithms: dict[str, Any
     @router.get("/metrics", response_class=PlainTextResponse, responses=told(None))
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-    @router.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "DELETE", "PATCH"], include_in_schema=False)
-    async def unknown(path: str) -> None:
-        raise ApiError(404, f"there is no /v1/{path[:80]} here; see /openapi.json", NOT_FOUND)
 
     return router

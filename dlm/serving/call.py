@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -68,18 +69,17 @@ class Call:
     def submit(self) -> None:
         """Hand the requests in, all or none. Raises `ApiError`: 429 with a full queue, 503 while draining or while
         nothing is decoded."""
-        submitted = []
         try:
-            for index, request in enumerate(self._requests):
-                self._thread.submit(request, partial(self._tell, index))
-                submitted.append(request.id)
-        except (QueueFull, Draining, Unavailable) as error:
-            for name in submitted:
-                self._thread.cancel(name)
-            if isinstance(error, Draining):
-                raise draining() from None
-            if isinstance(error, Unavailable):
-                raise unavailable(str(error)) from None
+            with ExitStack() as submitted:
+                for index, request in enumerate(self._requests):
+                    self._thread.submit(request, partial(self._tell, index))
+                    submitted.callback(self._thread.cancel, request.id)
+                submitted.pop_all()
+        except Draining:
+            raise draining() from None
+        except Unavailable as error:
+            raise unavailable(str(error)) from None
+        except QueueFull:
             waiting = self._thread.load().waiting
             raise overloaded(f"{waiting} sequences are waiting; try again later", RETRY_AFTER) from None
 

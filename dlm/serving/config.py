@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -98,13 +99,13 @@ def to_settings(config: DictConfig) -> ServerSettings:
     if values["max_model_len"] is not None and values["max_model_len"] < 1:
         faults.append(f"max_model_len={values['max_model_len']}: must be at least 1, or null for what the model has")
     for key in ("start_timeout", "request_timeout", "max_body_mib", "header_timeout", "drain_timeout", "result_ttl"):
-        if not values[key] > 0:
-            faults.append(f"{key}={values[key]}: must be above 0")
+        if not 0 < values[key] < math.inf:
+            faults.append(f"{key}={values[key]}: must be above 0, and finite")
     if not 0 < values["gpu_memory_utilization"] <= 1:
         faults.append(f"gpu_memory_utilization={values['gpu_memory_utilization']}: must be above 0 and at most 1")
     if not 0 <= values["port"] < 2**16:
         faults.append(f"port={values['port']}: must be 0..65535; 0 takes a free one")
-    faults += _fleet_faults(values) + _control_faults(values)
+    faults += _fleet_faults(values) + _key_faults(values)
     if values["log_format"] not in FORMATS:
         faults.append(f"log_format={values['log_format']}: choose one of {', '.join(FORMATS)}")
     if faults:
@@ -113,9 +114,9 @@ def to_settings(config: DictConfig) -> ServerSettings:
     chosen = {key: value for key, value in values.items() if key in known}
     names = values["names"] or served_names(config.model)
     one = Identity.here()
-    fleet = {} if one is None else {"index": one.index, "workers": one.workers, "peers": one.peers}
+    fleet: dict[str, Any] = {}
     if one is not None:
-        fleet |= {"restarts": one.restarts, "behind_router": True}
+        fleet = {"index": one.index, "workers": one.workers, "peers": one.peers, "behind_router": True}
     lists = {"names": tuple(names), "cors_origins": tuple(values["cors_origins"])}
     return ServerSettings(**{**chosen, "generation": generation, **lists, **fleet})
 
@@ -141,17 +142,21 @@ def _fleet_faults(values: dict[str, Any]) -> list[str]:
         faults.append(f"port={port}: worker {port - values['worker_base_port']} has it; move one")
     if values["policy"] not in POLICIES:
         faults.append(f"policy={values['policy']}: choose one of {', '.join(POLICIES)}")
-    if not values["health_check_interval"] > 0:
-        faults.append(f"health_check_interval={values['health_check_interval']}: must be above 0")
+    if not 0 < values["health_check_interval"] < math.inf:
+        faults.append(f"health_check_interval={values['health_check_interval']}: must be above 0, and finite")
     return faults + _url_faults(values)
 
 
-def _control_faults(values: dict[str, Any]) -> list[str]:
-    """Of `weight_control`."""
+def _key_faults(values: dict[str, Any]) -> list[str]:
+    """Of the key, and of `weight_control`, which needs one."""
+    faults, key = [], None
+    try:
+        key = api_key()
+    except ConfigError as error:
+        faults.append(str(error))
     if not values["weight_control"]:
-        return []
-    faults = []
-    if api_key() is None:
+        return faults
+    if key is None and not faults:
         faults.append(f"weight_control=true: who may change the weights? set {KEY_VARIABLE} in the environment")
     if values["devices"] > 1 or values["router"] != "auto" or Identity.here() is not None:
         faults.append(

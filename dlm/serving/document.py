@@ -19,6 +19,7 @@ from dlm.serving.shapes import ErrorBody
 REASONS = {
     400: "Something in the request is wrong; the message says what and what to do.",
     401: "The key is missing or wrong.",
+    403: "The server has no key and answers to names of its own machine alone.",
     404: "There is no such model or result.",
     408: "The body did not come in time.",
     409: "The weights cannot be changed now; the message says why and what to do.",
@@ -70,7 +71,7 @@ def told(shape: Any, *errors: int, streams: bool = False) -> dict[int | str, dic
 
     Args:
         shape: of the answer; None for a text.
-        errors: its other statuses, besides 401.
+        errors: its other statuses, besides 401 and 403.
         streams: the answer may be server-sent events.
     """
     good: dict[str, Any] = {"model": shape, "description": "The answer."} if shape else {"description": "The text."}
@@ -79,7 +80,7 @@ def told(shape: Any, *errors: int, streams: bool = False) -> dict[int | str, dic
         event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
         good["content"] = {"text/event-stream": {"schema": event}}
     found: dict[int | str, dict[str, Any]] = {200: good}
-    for status in sorted({401, *errors}):
+    for status in sorted({401, 403, *errors}):
         found[status] = {"model": ErrorBody, "description": REASONS[status]}
     return found
 

@@ -7,7 +7,7 @@ from typing import Any
 
 INVALID, AUTHENTICATION, NOT_FOUND = "invalid_request_error", "authentication_error", "not_found_error"
 OVERLOADED, TIMEOUT, SERVER = "rate_limit_error", "timeout_error", "server_error"
-CONFLICT = "conflict_error"
+CONFLICT, PERMISSION = "conflict_error", "permission_error"
 
 
 class ApiError(Exception):
@@ -65,6 +65,18 @@ def not_finite(message: str) -> ApiError:
 def aborted(message: str) -> ApiError:
     """503: somebody who controls the server gave the request up."""
     return ApiError(503, message, SERVER, code="aborted")
+
+
+def plain(status: int, detail: str, method: str, path: str) -> ApiError:
+    """What the frameworks refuse by themselves: no such path, another method."""
+    return ApiError(
+        status, f"{detail}: {method} {path:.80}; see /openapi.json", NOT_FOUND if status == 404 else INVALID
+    )
+
+
+def unexpected(error: Exception) -> ApiError:
+    """500: nobody has thought of this error, which belongs in the log."""
+    return ApiError(500, f"this request failed ({type(error).__name__}); the server's log says why", SERVER)
 
 
 def timed_out(seconds: float) -> ApiError:

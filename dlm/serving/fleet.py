@@ -41,7 +41,6 @@ class Worker:
         process: it; None before the first start, and for another fleet's.
         ready: it has answered that it is.
         looked: `time.monotonic()` of the last look at another fleet's.
-        restarts: how often it was started again.
         failures: deaths since it was last ready.
         not_before: `time.monotonic()` before which it is not started again.
     """
@@ -52,7 +51,6 @@ class Worker:
     process: subprocess.Popen[bytes] | None = None
     ready: bool = False
     looked: float = -math.inf
-    restarts: int = 0
     failures: int = 0
     not_before: float = 0.0
 
@@ -156,7 +154,6 @@ class Fleet:
             code, worker.process = worker.process.returncode, None
             worker.failures += 0 if worker.ready else 1
             worker.ready = False
-            worker.restarts += 1
             worker.not_before = now + min(10.0, worker.failures * 1.0)
             print(f"worker {worker.index} ended with {code}; starting it again", file=sys.stderr, flush=True)
             self._tell(self._status())
@@ -168,7 +165,7 @@ class Fleet:
 
     def _start(self, worker: Worker) -> None:
         settings = self.settings
-        identity = Identity(worker.index, len(settings.peers), settings.peers, worker.restarts, os.getpid())
+        identity = Identity(worker.index, len(settings.peers), settings.peers, os.getpid())
         environment = {**os.environ, IDENTITY_VARIABLE: identity.text()}
         device = worker.index - settings.first_worker
         if settings.gpu_ids:

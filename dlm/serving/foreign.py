@@ -8,6 +8,7 @@ sends as false: what is shown ends before the end token.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from reprlib import Repr
 from typing import Any
 
 from dlm.serving.errors import ApiError
@@ -46,6 +47,9 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 """By field: values that change nothing here, besides null."""
 SHOWN = 40
 """Characters of a refused value that are shown."""
+BRIEF = Repr()
+"""Looks at the beginning of a value alone, which may be as large as a body."""
+BRIEF.maxstring = BRIEF.maxother = BRIEF.maxlong = 5 * SHOWN
 
 
 def refuse_foreign(unknown: Mapping[str, Any], neutrals: Mapping[str, tuple[Any, ...]] = NEUTRAL) -> None:
@@ -60,4 +64,4 @@ def refuse_foreign(unknown: Mapping[str, Any], neutrals: Mapping[str, tuple[Any,
         if value is None or value in neutral:
             continue
         others = f", or send {' or '.join(map(repr, neutral))}" if neutral else ""
-        raise ApiError(400, f"{name}={value!r:.{SHOWN}} is not supported; leave it out{others}", param=name)
+        raise ApiError(400, f"{name}={BRIEF.repr(value):.{SHOWN}} is not supported; leave it out{others}", param=name)

@@ -17,6 +17,7 @@ from socket import socket
 import httpx
 import uvicorn
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -24,10 +25,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from dlm.serving.disconnect import ClientGone, until_gone
-from dlm.serving.errors import SERVER, ApiError
-from dlm.serving.middleware import Limited, cross_origin
+from dlm.serving.errors import SERVER, ApiError, plain
+from dlm.serving.hosts import own_names
+from dlm.serving.middleware import Answered, Limited, cross_origin
 from dlm.serving.patience import patient_for
-from dlm.serving.settings import FleetSettings
+from dlm.serving.settings import FleetSettings, api_key
 
 ROUTED = {("POST", "/v1/chat/completions"), ("POST", "/v1/completions")}
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -67,10 +69,12 @@ class Gate:
         app = Starlette(
             routes=[Route("/{path:path}", self._answer, methods=METHODS)],
             middleware=[
+                Middleware(Answered),
+                *own_names(settings.host, api_key()),
                 *cross_origin(settings.cors_origins),
-                Middleware(Limited, max_bytes=int(settings.max_body_mib * 2**20), seconds=settings.header_timeout),
+                Middleware(Limited, max_bytes=settings.max_body_bytes, seconds=settings.header_timeout),
             ],
-            exception_handlers={ApiError: _refuse, ClientGone: _gone},
+            exception_handlers={ApiError: _refuse, ClientGone: _gone, HTTPException: _plain},
         )
         config = uvicorn.Config(
             app,
@@ -121,7 +125,7 @@ class Gate:
             ApiError: no worker is ready.
             httpx.HTTPError: the workers that are ready cannot be reached, or one was lost while it answered.
         """
-        routed = (request.method, request.url.path) in ROUTED
+        routed = (request.method, request.scope["path"]) in ROUTED
         if routed:
             found = await self._ask_router(request, body)
             if found is not None:
@@ -153,7 +157,13 @@ class Gate:
         return None
 
     async def _send(self, base: str, request: Request, body: bytes) -> httpx.Response:
-        url = httpx.URL(base).copy_with(raw_path=_target(request))
+        target = _target(request)
+        try:
+            url = httpx.URL(base).copy_with(raw_path=target)
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise ApiError(
+                400, f"{target!r:.80} is no path of a URL ({error!s:.80}); write odd characters as %XX"
+            ) from error
         headers = [(key, value) for key, value in request.headers.raw if not _dropped(key)]
         return await self._client.send(
             self._client.build_request(request.method, url, headers=headers, content=body or None), stream=True
@@ -175,7 +185,7 @@ def _dropped(header: bytes) -> bool:
 
 def _target(request: Request) -> bytes:
     """Path and query as the client wrote them."""
-    path: bytes = request.scope.get("raw_path") or request.url.path.encode()
+    path: bytes = request.scope["raw_path"]
     query: bytes = request.scope.get("query_string", b"")
     return path + b"?" + query if query else path
 
@@ -210,6 +220,12 @@ class Passed(StreamingResponse):
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)  # what the handler is for
     return JSONResponse(error.body, error.status, headers=error.headers)
+
+
+async def _plain(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # what the handler is for
+    shown = plain(error.status_code, error.detail, request.method, request.scope["path"])
+    return JSONResponse(shown.body, shown.status, headers=error.headers)
 
 
 async def _gone(request: Request, error: Exception) -> Response:

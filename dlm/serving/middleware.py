@@ -1,6 +1,7 @@
-"""What every request passes through, as plain ASGI: id, log line and figures; key; limits of the body.
+"""What every request passes through, as plain ASGI: id, log line and figures; an answer whatever happens; key; limits
+of the body.
 
-The order from outside: `Observed`, `CORS`, `Guarded`, `Limited`.
+The order from outside: `Observed`, `Answered`, `OwnNames` of `dlm.serving.hosts`, `CORS`, `Guarded`, `Limited`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dlm.serving.errors import AUTHENTICATION, TIMEOUT, ApiError
+from dlm.serving.errors import AUTHENTICATION, TIMEOUT, ApiError, unexpected
 from dlm.serving.metrics import Metrics
 
-access = logging.getLogger("dlm.access")
+access, log = logging.getLogger("dlm.access"), logging.getLogger("dlm.serving")
 
 OPEN = ("/health", "/health/", "/ready", "/v1/health", "/")
 """Paths that need no key: probes, and the page (with its files), which holds nothing of anybody."""
@@ -88,6 +89,30 @@ class Observed:
             level = logging.INFO if scope["method"] == "POST" or status >= 400 else logging.DEBUG
             facts = {"request_id": request_id, "method": scope["method"], "route": route, "status": status}
             access.log(level, "request", extra={"facts": {**facts, "seconds": round(seconds, 4)}})
+
+
+class Answered:
+    """Answers what nobody has thought of with 500, and the connection goes on; starlette's own handler raises the error
+    again, for which uvicorn closes it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception as error:
+            if begun:
+                raise  # what was sent is no whole answer, and the client has to see that
+            log.error("a request failed", exc_info=error)
+            await send_error(unexpected(error), scope, receive, send)
 
 
 def outcome(status: int) -> str:

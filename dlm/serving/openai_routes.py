@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from dlm.serving.answers import Header, Lead, Sample, chat_answer, text_answer
+from dlm.serving.bodies import body_route
 from dlm.serving.chunks import Chunks
 from dlm.serving.disconnect import EventStream, until_gone
 from dlm.serving.document import OF_DECODING, told
@@ -21,13 +22,10 @@ from dlm.serving.shapes import ChatAnswer, TextAnswer
 ROLES = {"developer": "system"}
 """Roles that chat templates know by another name."""
 
-MOST_PROMPTS = 256
-"""Prompts of one request."""
-
 
 def openai_routes(service: Service) -> APIRouter:
     """The routes."""
-    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=body_route(service.bodies))
 
     chat = told(ChatAnswer, 404, *OF_DECODING, streams=True)
     text = told(TextAnswer, 404, *OF_DECODING, streams=True)
@@ -200,11 +198,9 @@ def plain(index: int, message: Message) -> dict[str, str]:
 
 
 def several(prompt: Any) -> list[str | list[int]]:
-    """The prompts of a request. Raises `ApiError` (400) for none, an empty one, or too many."""
+    """The prompts of a request. Raises `ApiError` (400) for none, or an empty one."""
     one = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
     prompts: list[str | list[int]] = [prompt] if one else prompt
     if not prompts or not all(prompts):
         raise ApiError(400, "prompt is empty; give a text or token ids", param="prompt")
-    if len(prompts) > MOST_PROMPTS:
-        raise ApiError(400, f"{len(prompts)} prompts; a request takes {MOST_PROMPTS}", param="prompt")
     return prompts

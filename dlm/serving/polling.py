@@ -1,32 +1,38 @@
 """Submit and poll: `/v1/generate`, `/v1/generate_batch`, `/v1/result/{id}`, `/v1/health`.
 
-Ids are whole numbers whose remainder by the number of workers is the index of the worker that has the result; a worker
-asked for another's fetches it, so that polling works through a router.
+Ids are drawn, so that nobody can read what another client has submitted. They are whole numbers whose remainder by the
+number of workers is the index of the worker that has the result; a worker asked for another's fetches it, so that
+polling works through a router.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import logging
+import secrets
 import time
 from collections import deque
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from dlm.serving.answers import Sample, usage
+from dlm.serving.bodies import body_route
 from dlm.serving.call import Call
 from dlm.serving.document import OF_BODIES, told
-from dlm.serving.errors import NOT_FOUND, SERVER, ApiError
+from dlm.serving.errors import NOT_FOUND, SERVER, ApiError, draining, unexpected
 from dlm.serving.foreign import refuse_foreign
+from dlm.serving.probes import PROBES, health_of
 from dlm.serving.protocol import SubmitBatchRequest, SubmitRequest
 from dlm.serving.service import Prepared, Service
-from dlm.serving.shapes import Result, Status, Tickets
+from dlm.serving.shapes import Result, Tickets
 
-LIFE = 10**9
-"""Ids of one life of a worker: a client of the life before never gets another's result."""
-MOST_PROMPTS = 1024
+log = logging.getLogger("dlm.serving")
+
+ID_BITS = 128
+"""Drawn for each id."""
 PEER_TIMEOUT = 10.0
 
 
@@ -35,12 +41,10 @@ class Results:
 
     Args:
         index, workers: which worker this is, and of how many.
-        restarts: lives of this worker before this one.
         ttl: seconds that a result is kept.
     """
 
-    def __init__(self, index: int, workers: int, restarts: int, ttl: float) -> None:
-        self._numbers = itertools.count(restarts * LIFE)
+    def __init__(self, index: int, workers: int, ttl: float) -> None:
         self._index, self._workers, self._ttl = index, workers, ttl
         self._kept: dict[int, dict[str, Any]] = {}
         """What a poll is told."""
@@ -50,7 +54,7 @@ class Results:
     def open(self) -> int:
         """A new id."""
         self._sweep()
-        request_id = next(self._numbers) * self._workers + self._index
+        request_id = secrets.randbits(ID_BITS) * self._workers + self._index
         self._kept[request_id] = {"request_id": request_id, "status": "running", "text": None}
         return request_id
 
@@ -77,30 +81,24 @@ class Results:
 def polling_routes(service: Service) -> APIRouter:
     """The routes."""
     settings = service.settings
-    router = APIRouter(prefix="/v1", tags=["submit and poll"])
-    results = Results(settings.index, settings.workers, settings.restarts, settings.result_ttl)
+    router = APIRouter(prefix="/v1", tags=["submit and poll"], route_class=body_route(service.bodies))
+    results = Results(settings.index, settings.workers, settings.result_ttl)
     running: set[asyncio.Task[None]] = set()
 
     async def submit(body: SubmitRequest | SubmitBatchRequest, prompts: list[Any]) -> dict[str, Any]:
         refuse_foreign(body.unknown)
         if body.sampling().get("n", 1) != 1:
             raise ApiError(400, "n: a submitted request has one sample; submit it several times", param="n")
-        if len(prompts) > MOST_PROMPTS:
-            raise ApiError(400, f"{len(prompts)} prompts; a batch takes {MOST_PROMPTS}", param="prompts")
         if not all(prompts):
             raise ApiError(400, "an empty prompt; give a text or token ids", param="prompt")
         params = service.defaults.params(service.given(body), body.max_tokens)
         prepared = [await service.in_text_thread(service.prepare, prompt, params) for prompt in prompts]
         calls = [service.call([one]) for one in prepared]
-        submitted: list[Call] = []
-        try:
+        with ExitStack() as submitted:
             for call in calls:
                 call.submit()
-                submitted.append(call)
-        except ApiError:
-            for call in submitted:
-                call.cancel()
-            raise
+                submitted.callback(call.cancel)
+            submitted.pop_all()
         ids = []
         for call, one in zip(calls, prepared, strict=True):
             ids.append(results.open())
@@ -110,25 +108,21 @@ def polling_routes(service: Service) -> APIRouter:
         return {"request_ids": ids, "status": "submitted"}
 
     async def follow(request_id: int, call: Call, prepared: Prepared) -> None:
+        """Wait for a request to end, however it does."""
+        outcome = failed(draining())  # where this task is cancelled
         try:
             [[completion]] = await call.completions()
+            sample = Sample.of(completion, prepared, service.codec, call.weight_versions[0])
+            service.metrics.count_answer(sample.prompt_tokens, len(sample.token_ids), sample.nfe)
+            outcome = finished(sample)
         except ApiError as error:
+            outcome = failed(error)
+        except Exception as error:
+            log.error("a submitted request failed", exc_info=error)
+            outcome = failed(unexpected(error))
+        finally:
             call.cancel()
-            results.close(request_id, status="failed", error=error.body["error"])
-            return
-        sample = Sample.of(completion, prepared, service.codec, call.weight_versions[0])
-        service.metrics.count_answer(sample.prompt_tokens, len(sample.token_ids), sample.nfe)
-        results.close(
-            request_id,
-            status="finished",
-            text=sample.text,
-            token_ids=list(sample.token_ids),
-            finish_reason=sample.finish_reason,
-            nfe=sample.nfe,
-            seed=sample.seed,
-            weight_version=sample.weight_version,
-            usage=usage([[sample]]),
-        )
+            results.close(request_id, **outcome)
 
     @router.post("/generate", response_model=None, responses=told(Tickets, *OF_BODIES, 429, 503))
     async def generate(body: SubmitRequest) -> dict[str, Any]:
@@ -141,8 +135,6 @@ def polling_routes(service: Service) -> APIRouter:
     @router.get("/result/{request_id}", response_model=None, responses=told(Result, 400, 404, 503))
     async def result(request_id: int, request: Request) -> dict[str, Any]:
         unknown = ApiError(404, f"request_id={request_id} is unknown or has expired", NOT_FOUND, param="request_id")
-        if not 0 <= request_id < 2**63:
-            raise unknown
         owner = results.owner(request_id)
         if owner != settings.index and settings.peers:
             return await fetch(settings.peers[owner], request_id, request, unknown)
@@ -157,17 +149,36 @@ def polling_routes(service: Service) -> APIRouter:
         try:
             async with httpx.AsyncClient(timeout=PEER_TIMEOUT, trust_env=False) as client:
                 answer = await client.get(f"{peer}/v1/result/{request_id}", headers=headers)
-        except httpx.HTTPError as error:
+            if answer.status_code == 404:
+                raise unknown
+            found: dict[str, Any] = answer.raise_for_status().json()
+        except (httpx.HTTPError, ValueError) as error:
             raise ApiError(
                 503, f"the worker that has request_id={request_id} does not answer; try again", SERVER
             ) from error
-        if answer.status_code != 200:
-            raise unknown
-        found: dict[str, Any] = answer.json()
         return found
 
-    @router.get("/health", response_model=Status)
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    @router.get("/health", responses=PROBES)
+    async def health() -> Response:
+        return health_of(service)
 
     return router
+
+
+def finished(sample: Sample) -> dict[str, Any]:
+    """What is kept of an answer."""
+    return {
+        "status": "finished",
+        "text": sample.text,
+        "token_ids": list(sample.token_ids),
+        "finish_reason": sample.finish_reason,
+        "nfe": sample.nfe,
+        "seed": sample.seed,
+        "weight_version": sample.weight_version,
+        "usage": usage([[sample]]),
+    }
+
+
+def failed(error: ApiError) -> dict[str, Any]:
+    """What is kept of a request without an answer."""
+    return {"status": "failed", "error": error.body["error"]}

@@ -14,7 +14,6 @@ from dlm.likelihood.estimates import Scored
 from dlm.serving.control_bodies import SequencesRequest
 from dlm.serving.errors import ApiError
 from dlm.serving.foreign import refuse_foreign
-from dlm.serving.openai_routes import MOST_PROMPTS
 from dlm.serving.service import Service
 
 
@@ -34,8 +33,6 @@ def check_sequences(service: Service, body: SequencesRequest) -> None:
             "one at least",
             param="prompt_lengths",
         )  # fmt: skip
-    if len(body.sequences) > MOST_PROMPTS:
-        raise ApiError(400, f"{len(body.sequences)} sequences; a request takes {MOST_PROMPTS}", param="sequences")
     vocabulary = service.architecture.vocab_size
     for index, (ids, length) in enumerate(zip(body.sequences, body.prompt_lengths, strict=True)):
         where = f"sequences[{index}]"

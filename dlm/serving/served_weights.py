@@ -6,7 +6,6 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +40,8 @@ class ThreadControl(WeightControl):
         self._thread = thread
 
     def _drop_decoder(self) -> None:
+        if WEIGHTS in self.asleep:  # nothing was decoded since it was made, and a new one would look at the weights
+            return
         old = self._thread.decoder
         self._thread.decoder = Decoder(old.backbone, old.special, old.options, backend=old.backend)
         self._thread.decoder.stats = old.stats
@@ -124,12 +125,17 @@ class ServedWeights:
             raise explained(error) from error
 
     async def update_from_disk(self, folder: str, version: int | None, **how: Any) -> None:
-        """Take the weights of a folder; `version` None is the next number. Raises as `change`."""
+        """Take the weights of a folder; `version` None is the next number. Raises as `change`; what can be seen of a
+        folder that cannot be taken is looked for before anything waits for it or is given up for it."""
 
         def change(control: ThreadControl) -> None:
             control.check_awake()
-            control.update_weights_from_disk(Path(folder), version=following(control, version))
+            control.update_weights_from_disk(folder, version=following(control, version))
 
+        try:
+            await asyncio.to_thread(self.control.check_disk, folder)
+        except CheckpointError as error:
+            raise explained(error) from error
         await self.change(change, **how)
 
     async def add(

@@ -21,6 +21,7 @@ from dlm.memory import Limits, budget, plan_memory, records
 from dlm.models.loading import Checkpoint
 from dlm.pipeline.model_source import ModelSource
 from dlm.sampling import SamplingParams
+from dlm.serving.bodies import BodyReader
 from dlm.serving.call import Call
 from dlm.serving.decoder_thread import DecoderThread
 from dlm.serving.defaults import Defaults, refused
@@ -67,6 +68,7 @@ class Service:
 
     Attributes:
         weights: for routes that change them; None where `weight_control` is off.
+        bodies: reads the bodies of requests.
     """
 
     def __init__(self, checkpoint: Checkpoint, codec: TextCodec, decoder: Decoder, settings: ServerSettings) -> None:
@@ -92,6 +94,7 @@ class Service:
             self.weights = ServedWeights(checkpoint, self.thread, settings.request_timeout)
         self._numbers = itertools.count()
         self._text = ThreadPoolExecutor(1, thread_name_prefix="text")
+        self.bodies = BodyReader(settings.max_body_bytes)
 
     @classmethod
     def open(cls, source: ModelSource, settings: ServerSettings) -> Service:
@@ -120,6 +123,7 @@ class Service:
     def close(self) -> None:
         """Let go of the threads."""
         self._text.shutdown(wait=False, cancel_futures=True)
+        self.bodies.close()
 
     # Requests in
 
@@ -134,7 +138,7 @@ class Service:
         if name is not None and name not in self.settings.names:
             known = ", ".join(self.settings.names)
             raise ApiError(
-                404, f"model={name!r} is not served here; served: {known}", NOT_FOUND, param="model",
+                404, f"model={name!r:.80} is not served here; served: {known}", NOT_FOUND, param="model",
                 code="model_not_found",
             )  # fmt: skip
         return name or self.settings.names[0]

@@ -8,6 +8,8 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+from dlm.errors import ConfigError
+
 KEY_VARIABLE = "DLM_API_KEY"
 IDENTITY_VARIABLE = "DLM_WORKER"
 """Tells a worker process which one of a fleet it is."""
@@ -22,6 +24,7 @@ class ServerSettings:
     """One worker.
 
     Attributes:
+        host: where it listens.
         algorithm: of requests that name none; `auto` is the family's default.
         generation: defaults of requests by field names of `dlm.sampling.SamplingParams`; None counts as not given.
             Parameters of an algorithm are defaults of `algorithm` alone.
@@ -45,10 +48,10 @@ class ServerSettings:
         log_format: `text` or `json`.
         index, workers: which worker this is, and of how many.
         peers: URLs of all workers, this one among them; empty for one alone.
-        restarts: how often the worker was started again.
         behind_router: requests come through the router, whose own keys in bodies are no wishes of the client.
     """
 
+    host: str = "127.0.0.1"
     algorithm: str = "auto"
     generation: dict[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] = ("model",)
@@ -71,8 +74,12 @@ class ServerSettings:
     index: int = 0
     workers: int = 1
     peers: tuple[str, ...] = ()
-    restarts: int = 0
     behind_router: bool = False
+
+    @property
+    def max_body_bytes(self) -> int:
+        """`max_body_mib` in bytes."""
+        return int(self.max_body_mib * 2**20)
 
 
 @dataclass(frozen=True)
@@ -80,14 +87,13 @@ class Identity:
     """Which worker of a fleet a process is.
 
     Attributes:
-        index, workers, peers, restarts: as in `ServerSettings`.
+        index, workers, peers: as in `ServerSettings`.
         parent: process whose end ends this one.
     """
 
     index: int
     workers: int
     peers: tuple[str, ...]
-    restarts: int
     parent: int
 
     def text(self) -> str:
@@ -149,6 +155,11 @@ class FleetSettings:
     """Keys that the workers do not get."""
 
     @property
+    def max_body_bytes(self) -> int:
+        """`max_body_mib` in bytes."""
+        return int(self.max_body_mib * 2**20)
+
+    @property
     def url(self) -> str:
         """Where clients on this machine are let in."""
         return near(self.host, self.port)
@@ -195,5 +206,22 @@ def near(host: str, port: int) -> str:
 
 
 def api_key() -> str | None:
-    """The key that clients must show; None where the variable is unset or empty."""
-    return os.environ.get(KEY_VARIABLE) or None
+    """The key that clients must show; None where the variable is unset or empty.
+
+    Raises `ConfigError` for one that no client could send in a header as it is; the message does not show the key.
+    """
+    key = os.environ.get(KEY_VARIABLE) or None
+    if key is None:
+        return None
+    if key != key.strip():
+        raise ConfigError(
+            f"{KEY_VARIABLE} begins or ends with white space, which clients cannot send; a file's last line end is "
+            f"left out by {KEY_VARIABLE}=$(cat file)"
+        )
+    odd = next((place for place, one in enumerate(key, 1) if not " " <= one <= "~"), None)
+    if odd is not None:
+        raise ConfigError(
+            f"{KEY_VARIABLE}: character {odd} of {len(key)} is {key[odd - 1]!a}; use letters, digits and signs of "
+            "ASCII, which every client sends alike"
+        )
+    return key

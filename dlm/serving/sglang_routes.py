@@ -12,6 +12,7 @@ from fastapi import APIRouter, Body
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dlm.serving.bodies import body_route
 from dlm.serving.control_bodies import ChangeRequest, DiskRequest, MemoryRequest, PauseRequest, TensorRequest
 from dlm.serving.control_shapes import Changed, Paused
 from dlm.serving.document import OF_CHANGES, told
@@ -27,7 +28,7 @@ PICKLE = b"\x80"
 
 def sglang_routes(service: Service, weights: ServedWeights) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["SGLang's control"])
+    router = APIRouter(tags=["SGLang's control"], route_class=body_route(service.bodies))
     thread, control = service.thread, weights.control
 
     def changed(message: str) -> dict[str, Any]:

@@ -220,7 +220,7 @@ class FleetStats(Shape):
 
 
 class Tickets(Shape):
-    """Ids to poll with, in the order of the prompts."""
+    """Ids to poll with, in the order of the prompts: drawn numbers of more than 64 bits, which nobody can guess."""
 
     request_ids: list[int]
     status: Literal["submitted"]

@@ -51,19 +51,24 @@ class Channel:
             raise ApiError(400, f"world_size={world_size} must be {SIZE}: a server and a client", param="world_size")
         if self._opened:
             raise ApiError(409, "there is a group already; POST /close_communicator/ first", CONFLICT)
-        check_free(host, port)
         self._opened, self._fault = True, None
+        try:
+            await asyncio.to_thread(check_free, host, port)  # a name is looked up, which may take long
+        except BaseException:
+            self._opened = False
+            raise
         self._follow(self._join(host, port))
 
     async def expect(self, name: str, dtype: str, shape: Sequence[int]) -> None:
         """Receive a tensor, which the client sends once it is told that it may. Raises `ApiError`: 400, 409, 503."""
-        if not self._opened:
-            raise ApiError(409, "there is no group to receive weights over; POST /init_communicator/ first", CONFLICT)
-        await self.settled()
         kind = getattr(torch, dtype.removeprefix("torch."), None)
         if not isinstance(kind, torch.dtype):
             raise ApiError(400, f"dtype={dtype!r:.40} is unknown; write torch.bfloat16 and the like", param="dtype")
         await self._weights.check(name, shape, kind)
+        if not self._opened:
+            raise ApiError(409, "there is no group to receive weights over; POST /init_communicator/ first", CONFLICT)
+        await self.settled()
+        await self._weights.check(name, shape, kind)  # it may be what has come meanwhile
         self._follow(self._receive(name, kind, shape))
 
     async def settled(self) -> None:
@@ -117,11 +122,14 @@ class Channel:
 
 
 def check_free(host: str, port: int) -> None:
-    """Raise `ApiError` (409) unless something can listen there."""
+    """Raise `ApiError` unless something can listen there: 400 for what is no name of a host, else 409."""
     try:
-        with socket.create_server((host, port)):
-            return
-    except (OSError, UnicodeError) as error:
+        with socket.socket() as found:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind((host, port))
+    except (TypeError, ValueError) as error:
+        raise ApiError(400, f"host={host!r:.80} is no name or address of a host ({error})", param="host") from error
+    except OSError as error:
         raise ApiError(
             409, f"cannot listen on {host:.80}:{port} ({error}); choose another group_port", CONFLICT
         ) from error

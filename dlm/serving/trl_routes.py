@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from dlm.decoding.request import Completion
 from dlm.likelihood.schemes import Ar
 from dlm.serving.answers import Sample, finite
+from dlm.serving.bodies import body_route
 from dlm.serving.control_bodies import (
     CommunicatorRequest,
     ConversationsRequest,
@@ -25,11 +26,11 @@ from dlm.serving.document import OF_BODIES, OF_CHANGES, OF_DECODING, told
 from dlm.serving.echo import Scoring, Scorings
 from dlm.serving.errors import ApiError
 from dlm.serving.foreign import NEUTRAL, refuse_foreign
-from dlm.serving.openai_routes import MOST_PROMPTS, plain
+from dlm.serving.openai_routes import plain
+from dlm.serving.probes import PROBES, health_of
 from dlm.serving.sequence_logprobs import Row, arrays, check_sequences, lists
 from dlm.serving.served_weights import ServedWeights
 from dlm.serving.service import Prepared, Service
-from dlm.serving.shapes import Status
 from dlm.serving.trl_channel import Channel
 
 PATHS = (
@@ -49,12 +50,12 @@ FOREIGN = {
 
 def trl_routes(service: Service, weights: ServedWeights) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["TRL's client"])
+    router = APIRouter(tags=["TRL's client"], route_class=body_route(service.bodies))
     channel = Channel(weights)
 
-    @router.get("/health/", response_model=None, responses=told(Status))
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    @router.get("/health/", responses=PROBES)
+    async def health() -> Response:
+        return health_of(service)
 
     @router.get("/get_world_size/", response_model=None, responses=told(WorldSize))
     async def get_world_size() -> dict[str, int]:
@@ -74,13 +75,11 @@ def trl_routes(service: Service, weights: ServedWeights) -> APIRouter:
     ) -> dict[str, Any]:
         if not prompts or not all(prompts):
             raise ApiError(400, f"{field}: none, or an empty one; give at least one, with something in it", param=field)
-        if len(prompts) > MOST_PROMPTS:
-            raise ApiError(400, f"{len(prompts)} {field}; a request takes {MOST_PROMPTS}", param=field)
         given, limit, logprobs = wishes(service, body)
         params = service.defaults.params(given, limit, record=logprobs)
-        await channel.settled()
         prepared = [await service.in_text_thread(service.prepare, prompt, params, chat=chat) for prompt in prompts]
         prepared = [replace(one, request=replace(one.request, measures=logprobs)) for one in prepared]
+        await channel.settled()
         with service.call(prepared) as call:
             completions = await until_gone(request, call.completions())
         end_ids = service.thread.decoder.special.end_ids
@@ -102,8 +101,7 @@ def trl_routes(service: Service, weights: ServedWeights) -> APIRouter:
 
     @router.post("/get_sequence_logprobs/", response_model=None, responses=logprobs_told)
     async def get_sequence_logprobs(body: SequencesRequest, request: Request) -> dict[str, Any]:
-        check_sequences(service, body)
-        await channel.settled()
+        await service.in_text_thread(check_sequences, service, body)
         scored = [
             (ids, max(1, length)) for ids, length in zip(body.sequences, body.prompt_lengths, strict=True)
             if max(1, length) < len(ids)
@@ -112,6 +110,7 @@ def trl_routes(service: Service, weights: ServedWeights) -> APIRouter:
             await service.in_text_thread(Scoring(Ar(), length, 0).slices, service.likelihood.score_in_slices, ids)
             for ids, length in scored
         ]
+        await channel.settled()
         scorings = Scorings(service.thread, slices)
         found = iter(await until_gone(request, scorings.results(service.settings.request_timeout)))
         rows = [

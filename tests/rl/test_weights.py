@@ -15,7 +15,9 @@ from torch import Tensor
 
 from dlm.errors import CheckpointError, DLMError, RequestError, RunError
 from dlm.models.loading import Checkpoint, load_checkpoint, save_checkpoint
+from dlm.models.lora import Lora, LoraOptions
 from dlm.rl import Rollouts
+from dlm.rl.weights import own_parameters
 from tests.rl.subjects import FAMILIES, OPTIONS, PROMPTS, WARM, bits, equal, fresh, rollouts_of, stored
 from tests.running import TIMEOUT, environment, torchrun
 
@@ -51,6 +53,25 @@ def test_after_an_update_rollouts_are_those_of_a_fresh_load(name: str, tmp_path:
         assert {one.weight_version for one in after} == {rollouts.weight_version} == {7}
         assert [one.replay_token_ids for one in after] != [one.replay_token_ids for one in before]
         assert equal(bits(rollouts.checkpoint.backbone), bits(trained.backbone))
+
+
+@pytest.mark.parametrize("naming", ["family", "own"])
+def test_an_adapter_beside_the_weights_is_none_of_what_an_update_brings(naming: str) -> None:
+    trained, checkpoint = fresh(stirred=0.3), fresh()
+    lora = Lora(checkpoint.backbone, checkpoint.family, LoraOptions(rank=4))
+    added = {name: values.clone() for name, values in lora.state_dict().items()}
+    given = stored(trained) if naming == "family" else own_parameters(trained.backbone)
+    Rollouts(checkpoint, options=OPTIONS).update_weights(given, version=1)
+    assert equal(own_parameters(checkpoint.backbone), own_parameters(trained.backbone))
+    assert own_parameters(checkpoint.backbone).keys() == lora.weights.keys()
+    assert equal(lora.state_dict(), added)
+
+
+@pytest.mark.parametrize("folder", ["a" * 300, "a/" * 3000, "a\0b", "~nobody-here/a", "/dev/null/a", "\ud800"])
+def test_a_folder_that_cannot_be_looked_at_is_named(folder: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        rollouts_of("llada").update_weights_from_disk(folder, version=1)
+    assert len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize(

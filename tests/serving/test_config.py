@@ -7,6 +7,7 @@ import pytest
 from dlm.command_line import compose_config
 from dlm.errors import ConfigError
 from dlm.serving.config import register, to_fleet, to_settings
+from dlm.serving.settings import KEY_VARIABLE, api_key
 
 TWO = "worker_urls=[http://a:8001,http://b:8001]"
 
@@ -33,6 +34,8 @@ FAULTS = {
     "port=70000": "port=70000: must be 0..65535",
     "batch_size=0": "batch_size=0: must be at least 1",
     "generation.temperature=3": "generation.temperature=3",
+    "request_timeout=inf": "request_timeout=inf: must be above 0, and finite",
+    "max_body_mib=nan": "max_body_mib=nan: must be above 0, and finite",
     "log_format=xml": "log_format=xml: choose one of text, json",
 }
 
@@ -49,6 +52,42 @@ def test_all_faults_are_told_at_once() -> None:
     register()
     with pytest.raises(ConfigError, match=r"(?s)port=-1.*policy=best"):
         to_settings(compose_config("serve", ["port=-1", "policy=best"]))
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("k ", "begins or ends with white space"),
+        ("\tk", "begins or ends with white space"),
+        ("k\n", "begins or ends with white space"),
+        (" ", "begins or ends with white space"),
+        ("k\xa0", "begins or ends with white space"),
+        ("k\u00e9y", r"character 2 of 3 is '\xe9'"),
+        ("k\udce9y", r"character 2 of 3 is '\udce9'"),
+        ("k\x7fy", r"character 2 of 3 is '\x7f'"),
+        ("k\x01y", r"character 2 of 3 is '\x01'"),
+        ("\U0001f511", "character 1 of 1 is"),
+    ],
+)
+def test_a_key_that_no_client_can_send_is_refused_at_the_start(
+    key: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register()
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    for given in ([], ["weight_control=true"]):
+        with pytest.raises(ConfigError, match="cannot be started") as caught:
+            to_settings(compose_config("serve", given))
+        assert f"{KEY_VARIABLE}" in str(caught.value)
+        assert said in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 2
+
+
+def test_keys_that_clients_can_send_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("k", "a b", "~!@#$%^&*()_+-=[]{};:'\"<>,.?/|", "x" * 4096):
+        monkeypatch.setenv(KEY_VARIABLE, key)
+        assert api_key() == key
+    monkeypatch.setenv(KEY_VARIABLE, "")
+    assert api_key() is None
 
 
 @pytest.mark.parametrize(

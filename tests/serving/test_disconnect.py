@@ -49,7 +49,7 @@ def test_a_client_that_leaves_frees_its_canvas_within_a_forward(
     place = httpx.URL(server.url)
     with server.held() as held:
         with socket.create_connection((place.host, place.port or 0)) as client:
-            head = f"Host: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
             client.sendall(f"POST /v1/chat/completions HTTP/1.1\r\n{head}".encode() + body)
             held.wait()
             held.step(forwards)

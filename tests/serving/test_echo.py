@@ -164,7 +164,7 @@ def test_a_client_that_leaves_is_not_scored_for() -> None:
         place = httpx.URL(inside.url)
         with inside.held() as held:
             with socket.create_connection((place.host, place.port or 0)) as client:
-                head = f"Host: a\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+                head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
                 client.sendall(f"POST {PLAIN} HTTP/1.1\r\n{head}".encode() + content)
                 held.wait()
                 held.step(3)

@@ -139,7 +139,7 @@ def test_connections_that_say_nothing_are_closed_and_keep_nobody_out(small: Serv
             answers = list(pool.map(lambda _: httpx.post(small.url + CHAT, json=QUICK, headers=AUTHORIZED), range(4)))
         assert [answer.status_code for answer in answers] == [200] * 4
         silent.append(socket.create_connection(address, TIMEOUT))
-        silent[-1].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+        silent[-1].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
         for one in silent:
             assert one.recv(100) in (b"", b"HTTP/1.1 408 Request Timeout\r\n")
     finally:
@@ -150,7 +150,9 @@ def test_connections_that_say_nothing_are_closed_and_keep_nobody_out(small: Serv
 def test_a_body_that_does_not_come_is_not_waited_for(small: Server) -> None:
     place = urlsplit(small.url)
     with socket.create_connection((str(place.hostname), int(place.port or 0)), TIMEOUT) as one:
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\nAuthorization: Bearer {KEY}\r\n\r\n{{"
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\nAuthorization: Bearer {KEY}\r\n\r\n{{"
+        )
         one.sendall(head.encode())
         assert one.recv(1000).startswith(b"HTTP/1.1 408")
 

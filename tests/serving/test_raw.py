@@ -30,7 +30,7 @@ def shown(sent: bytes) -> str:
 
 
 def get(path: bytes, *headers: bytes) -> bytes:
-    lines = (b"GET " + path + b" HTTP/1.1", b"Host: a", b"Connection: close", *headers, b"", b"")
+    lines = (b"GET " + path + b" HTTP/1.1", b"Host: localhost", b"Connection: close", *headers, b"", b"")
     return b"\r\n".join(lines)
 
 
@@ -99,9 +99,9 @@ def test_a_path_puts_nothing_into_the_answer_s_head_or_the_log(server: Server, p
         b"NONSENSE\r\n\r\n",
         b"GET /health HTTP/1.1\r\nno colon\r\n\r\n",
         b"GET /health HTTP/1.1\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n{}",
-        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n{}",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
     ids=shown,
 )

@@ -49,7 +49,7 @@ def asked(server: Inside, method: str, path: str, body: Any = None) -> Iterator[
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(TIMEOUT)
         client.connect((url.host, url.port))
-        head = f"Host: a\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
         client.sendall(f"{method} {path} HTTP/1.1\r\n{head}".encode() + content)
         yield client
 
@@ -121,6 +121,6 @@ def test_an_answer_that_is_never_read_does_not_keep_its_connection(server: Insid
 def test_a_connection_serves_several_requests_and_is_closed_when_none_comes(server: Inside) -> None:
     url = httpx.URL(server.url)
     with socket.create_connection((url.host, url.port or 0), TIMEOUT) as client:
-        client.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n" * 8)
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 8)
         found = read_to_the_end(client)
     assert found.count(b'{"status":"ok"}') == 8

@@ -30,7 +30,7 @@ def error(answer: httpx.Response) -> dict[str, Any]:
     [
         ({}, "messages", "Field required"),
         ({"messages": []}, "messages", "give at least one"),
-        ({"messages": "Hi"}, "messages", "list"),
+        ({"messages": "Hi"}, "messages", "array"),
         ({"messages": [{"role": "king", "content": "Hi"}]}, "messages.0.role", "user"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "'image_url'"),
@@ -39,7 +39,7 @@ def error(answer: httpx.Response) -> dict[str, Any]:
         ({"messages": HI, "max_tokens": 8192}, "max_tokens", "positions"),
         ({"messages": HI, "max_tokens": 8, "max_completion_tokens": 9}, "max_completion_tokens", "disagree"),
         ({"messages": HI, "temperature": 3}, "temperature", "at most 2"),
-        ({"messages": HI, "temperature": "hot"}, "temperature", "integer"),
+        ({"messages": HI, "temperature": "hot"}, "temperature", "number"),
         ({"messages": HI, "top_p": 0}, "top_p", "above 0"),
         ({"messages": HI, "seed": -1}, "seed", "0.."),
         ({"messages": HI, "n": 0}, "n", "at least 1"),
@@ -81,7 +81,7 @@ def test_a_wrong_chat_is_told_what_is_wrong(server: Server, body: dict[str, Any]
         ({"prompt": "a", "best_of": 3}, "best_of=3"),
         ({"prompt": "a", "logprobs": 5}, "logprobs=5"),
         ({"prompt": "a", "echo": True, "stream": True}, "echo"),
-        ({"prompt": ["a"] * 300}, "300 prompts"),
+        ({"prompt": ["a"] * 300}, "at most 256 items"),
     ],
 )
 def test_a_wrong_completion_is_told_what_is_wrong(server: Server, body: dict[str, Any], said: str) -> None:
@@ -120,8 +120,9 @@ def test_what_is_not_there_is_not_found(server: Server, path: str) -> None:
 
 
 def test_a_wrong_method_is_told(server: Server) -> None:
-    assert httpx.get(server.url + "/v1/generate").status_code in (404, 405)
-    assert httpx.put(server.url + CHAT, json={}).status_code in (404, 405)
+    for answer in (httpx.get(server.url + "/v1/generate"), httpx.put(server.url + CHAT, json={})):
+        assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+        assert "Method Not Allowed" in error(answer)["message"]
 
 
 def test_a_request_id_is_given_back_and_a_broken_one_replaced(server: Server) -> None:

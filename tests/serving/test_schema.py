@@ -18,7 +18,9 @@ from tests.running import python, run
 from tests.serving.controlled import HEADERS, KEY
 from tests.serving.server import Server, serving
 
-CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+CHECKS = ("--checks", "all", "--exclude-checks", "positive_data_acceptance,allow_header_conformance")
+"""A schema cannot say which fields go together, what an algorithm takes, or how long a model's prompts may be; and of a
+path with two routes (/flush_cache) starlette names the methods of the first."""
 HARMLESS = "generate/|chat/|get_sequence_logprobs|update_|flush_cache|reset_prefix_cache|world_size|close_|continue_"
 """Routes of a controlled server after which it goes on answering."""
 DECODED = ("/v1/chat/completions", "/v1/completions", "/v1/generate", "/v1/generate_batch")
@@ -34,7 +36,7 @@ def short_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.mark.slow
 def test_generated_requests_are_answered_as_documented(short: Server, tmp_path: Path) -> None:
     phases = ("--phases", "examples,coverage,fuzzing", "--max-examples", "25", "--generation-deterministic")
-    command = python("schemathesis.cli", "run", f"{short.url}/openapi.json", "--checks", CHECKS, *phases, "--no-color")
+    command = python("schemathesis.cli", "run", f"{short.url}/openapi.json", *CHECKS, *phases, "--no-color")
     result = run(command, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     found = re.search(r"(\d+) generated, (\d+) passed", result.stdout)
@@ -64,7 +66,7 @@ def test_generated_requests_to_a_controlled_server_are_answered_as_documented(
     phases = ("--phases", "examples,coverage,fuzzing", "--max-examples", "25", "--generation-deterministic")
     chosen = ("--include-path-regex", HARMLESS, "-H", f"Authorization: {HEADERS['Authorization']}")
     url = f"{controlled.url}/openapi.json"
-    result = run(python("schemathesis.cli", "run", url, "--checks", CHECKS, *phases, *chosen, "--no-color"), tmp_path)
+    result = run(python("schemathesis.cli", "run", url, *CHECKS, *phases, *chosen, "--no-color"), tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     found = re.search(r"(\d+) generated, (\d+) passed", result.stdout)
     assert found, result.stdout

@@ -263,6 +263,33 @@ def test_a_group_that_cannot_be_is_refused(server: tuple[Inside, httpx.Client]) 
         assert (answer.status_code, message in answer.text) == (status, True), answer.text
 
 
+def test_wrong_input_is_refused_while_a_client_is_waited_for_that_never_joins(
+    server: tuple[Inside, httpx.Client], new: tuple[dict[str, torch.Tensor], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def waits(*_: object) -> None:
+        raise AssertionError("it waited")
+
+    _, http = server
+    port, name = free_ports(1), next(iter(new[0]))
+    body = {"host": "0.0.0.0", "port": port, "world_size": 2, "backend": "gloo"}
+    assert http.post("/init_communicator/", json=body).status_code == 200
+    monkeypatch.setattr(Channel, "settled", waits)
+    for path, wrong in (
+        ("/update_named_param/", {"name": "odd", "dtype": "torch.float32", "shape": [2]}),
+        ("/update_named_param/", {"name": name, "dtype": "torch.float32", "shape": [2]}),
+        ("/update_named_param/", {"name": name, "dtype": "float33", "shape": list(new[0][name].shape)}),
+        ("/update_named_param/", {"name": name, "dtype": "torch.int8", "shape": list(new[0][name].shape)}),
+        ("/generate/", {"prompts": ["a" * 10**6]}),
+        ("/generate/", {"prompts": [[10**6]]}),
+        ("/get_sequence_logprobs/", {"sequences": [[10**6]], "prompt_lengths": [0], "top_logprobs": 1}),
+    ):
+        answer = http.post(path, json=wrong)
+        assert answer.status_code == 400, answer.text
+    monkeypatch.undo()
+    assert http.post("/close_communicator/").status_code == 200
+    Communicator("127.0.0.1", port, 1, 2)  # so that nobody waits for it any longer
+
+
 def test_who_waits_for_a_client_that_does_not_come_goes_on_when_the_group_is_closed(
     server: tuple[Inside, httpx.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:

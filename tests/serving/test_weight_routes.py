@@ -195,11 +195,11 @@ def wrong_updates(folder: Path, tensors: dict[str, torch.Tensor]) -> Iterator[tu
     yield TENSOR, {files: ["%%%"]}, "serialized_named_tensors[0] is no safetensors file", f"{files}[0]"
     unread = b64encode(pickle.dumps({first: 1})).decode()
     yield TENSOR, {files: [unread]}, "is a pickle, which could run any code here", f"{files}[0]"
-    yield TENSOR, {files: "text"}, "list", files
+    yield TENSOR, {files: "text"}, "array", files
     yield "/pause_generation", {"mode": "retract"}, "mode='retract' is not supported", "mode"
     yield "/pause_generation", {"mode": "never"}, "mode", "mode"
-    yield "/release_memory_occupation", {"tags": ["cuda_graph"]}, "'cuda_graph' is unknown", "tags"
-    yield "/resume_memory_occupation", {"tags": ["x"]}, "'x' is unknown", "tags"
+    yield "/release_memory_occupation", {"tags": ["cuda_graph"]}, "'weights' or 'kv_cache'", "tags.0"
+    yield "/resume_memory_occupation", {"tags": ["x"]}, "'weights' or 'kv_cache'", "tags.0"
 
 
 def test_wrong_updates_are_named_and_change_nothing(
@@ -362,6 +362,21 @@ def test_a_pause_gives_up_what_runs_unless_told_otherwise(
     assert waiting.result() == (before, 0)
 
 
+def test_a_folder_that_cannot_be_taken_is_refused_before_anything_waits_or_is_given_up(
+    server: tuple[Inside, httpx.Client], meanwhile: ThreadPoolExecutor
+) -> None:
+    inside, client = server
+    with inside.held() as held:
+        running = meanwhile.submit(asked, client)
+        held.wait()
+        for path in ("/nowhere", "a" * 300):
+            answer = client.post(DISK, json={"model_path": path, "abort_all_requests": True})
+            assert answer.status_code == 400, answer.text
+        assert held.begun == 1  # the same forward is still going on
+        held.release()
+        assert running.result()[1] == 0
+
+
 # Sleep
 
 
@@ -371,7 +386,9 @@ def test_asleep_the_server_says_so_and_awake_it_is_as_before(
     inside, client = server
     assert asked(client) == (before, 0)
     backbone = inside.service.weights.control.checkpoint.backbone  # type: ignore[union-attr]  # it is on
-    assert client.post("/release_memory_occupation").json()["asleep"] == ["kv_cache", "weights"]
+    for _ in range(2):
+        assert client.post("/release_memory_occupation").json()["asleep"] == ["kv_cache", "weights"]
+        assert client.post("/flush_cache").status_code == 200
     assert sum(parameter.numel() for parameter in backbone.parameters()) == 0
     assert inside.service.thread.decoder.arena.keys is None
     answer = client.post("/v1/chat/completions", json=ASK)

@@ -48,7 +48,7 @@ WRONG: tuple[tuple[str, str, Any, int], ...] = (
     ("GET", "/v1/result/123456789012", None, 404),
     ("GET", "/nothing", None, 404),
     ("GET", "/static/../app.py", None, 404),
-    ("PUT", CHAT, {}, 404),
+    ("PUT", CHAT, {}, 405),
 )
 """Requests that must be refused: method, path, body, status."""
 
@@ -241,7 +241,7 @@ class Traffic:
     async def _breaks_off_its_request(self) -> str:
         place = httpx.URL(self.url)
         _, writer = await asyncio.open_connection(place.host, place.port)
-        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{{".encode())
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{{".encode())
         await writer.drain()
         await asyncio.sleep(self.chance.random() / 2)
         writer.close()
