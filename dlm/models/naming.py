@@ -13,6 +13,7 @@ from torch import Tensor
 from dlm.errors import CheckpointError
 from dlm.models.backbone import Backbone, BackboneConfig
 from dlm.models.families import Family
+from dlm.models.quoting import named, quoted
 from dlm.models.sources import NameSource, TensorSource
 
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -29,6 +30,9 @@ TRAINING_STATE = frozenset(
 
 OPTIMIZER_SLOTS = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "master_param", "step"})
 """Last parts of names that belong to an optimizer."""
+
+MAX_NAME = 1024
+"""Characters of a tensor's name."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,13 @@ def match(source: TensorSource, family: Family, config: BackboneConfig, prefix: 
     for name, stored in found.stored.items():
         if source.shape(stored) != shapes[name]:
             raise CheckpointError(
-                f"{source.label}: {stored} has shape {list(source.shape(stored))}, config.json makes it "
+                f"{source.label}: {named(stored)} has shape {list(source.shape(stored))}, config.json makes it "
                 f"{list(shapes[name])}"
+            )
+        if not source.dtype(stored).is_floating_point:
+            raise CheckpointError(
+                f"{source.label}: {named(stored)} holds {source.dtype(stored)}; weights are floating-point numbers. "
+                "Quantized checkpoints are not supported: fetch the unquantized one"
             )
     source.verify((*found.stored.values(), *found.tied))
     _check_ties(source, found, family, config)
@@ -70,9 +79,10 @@ def _check_ties(source: TensorSource, found: Match, family: Family, config: Back
     """A tied weight that is stored twice must be the same twice."""
     embedding = found.stored[family.weights(config)["embedding.weight"][0].name]
     for copy in found.tied:
-        if not torch.equal(source.read(copy), source.read(embedding)):
+        same = source.shape(copy) == source.shape(embedding)
+        if not same or not torch.equal(source.read(copy), source.read(embedding)):
             raise CheckpointError(
-                f"{source.label}: config.json ties {copy} to {embedding}, and the two differ; was the model trained "
+                f"{source.label}: config.json ties {named(copy)} to {named(embedding)}, and the two differ; was the model trained "
                 "with untied embeddings?"
             )
 
@@ -122,9 +132,9 @@ def find_names(
         and not _is_training_state(name.removeprefix(root))
     )
     if missing or foreign:
-        under = f" under the prefix {chosen!r}" if chosen != head else ""
+        under = f" under the prefix {quoted(chosen)}" if chosen != head else ""
         faults = ", ".join(
-            f"{len(names)} {what} ({', '.join(names[:3])})"
+            f"{len(names)} {what} ({', '.join(map(named, names[:3]))})"
             for what, names in (("missing", missing), ("unknown", foreign))
             if names
         )
@@ -140,9 +150,11 @@ def _without_wrappers(source: NameSource) -> dict[str, str]:
     """Name without wrappers -> stored name."""
     clean: dict[str, str] = {}
     for stored in source.names():
+        if len(stored) > MAX_NAME:
+            raise CheckpointError(f"{source.label}: {named(stored)} has {len(stored)} characters; no weight is called so")
         name = ".".join(part for part in stored.split(".") if part not in WRAPPERS)
         if name in clean:
-            raise CheckpointError(f"{source.label}: {clean[name]} and {stored} are one name without their wrappers")
+            raise CheckpointError(f"{source.label}: {named(clean[name])} and {named(stored)} are one name without their wrappers")
         clean[name] = stored
     return clean
 
@@ -157,9 +169,10 @@ def common_head(names: Iterable[str]) -> str:
 def _prefixes(names: Iterable[str], short: Collection[str]) -> Counter[str]:
     """How many of the `short` names stand behind each prefix."""
     votes: Counter[str] = Counter()
+    deepest = max((name.count(".") + 1 for name in short), default=0)
     for name in names:
         parts = name.split(".")
-        for start in range(len(parts)):
+        for start in range(max(0, len(parts) - deepest), len(parts)):
             if ".".join(parts[start:]) in short:
                 votes["".join(f"{part}." for part in parts[:start])] += 1
     return votes
@@ -171,7 +184,7 @@ def _choose(fitting: Sequence[str], head: str, source: NameSource) -> str:
     choices = plain or fitting
     if len(choices) > 1:
         raise CheckpointError(
-            f"{source.label} holds several sets of weights that fit, behind {', '.join(map(repr, choices))}; choose "
+            f"{source.label} holds several sets of weights that fit, behind {', '.join(map(quoted, choices[:5]))}; choose "
             "one with model.dcp_prefix="
         )
     return choices[0]
