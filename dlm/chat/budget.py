@@ -1,19 +1,25 @@
 """What a rendering may cost, counted in characters that are handled rather than in seconds.
 
-Sizes are of values written out: a list that holds one list twice counts it twice, as its text would, so that a few lines
-of a template cannot stand for more than they may write.
+Sizes are of values written out: a list that holds one list twice counts it twice, as its text would, so that a few
+lines of a template cannot stand for more than they may write.
 """
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterable, KeysView, Mapping, Sequence, Set, ValuesView
+from collections.abc import Iterable
 from typing import Any
 
 STEP = 64
 """Units for one loop iteration, call, filter or operation, whatever it handles."""
 
+ITEM = 16
+"""Units for looking at one item of a list."""
+
 MAX_BITS = 4096
 """Size of an integer."""
+
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
 
 
 class TemplateLimit(Exception):
@@ -43,20 +49,21 @@ class Budget:
             return 1 + value.bit_length() // 8
         if isinstance(value, range):
             return 2 * len(value)
-        if isinstance(value, KeysView | ValuesView | ItemsView):
-            return self._sum(value)
-        if not isinstance(value, Mapping | Sequence | Set):
-            return 8
         known = self._sizes.get(id(value))
-        if known is None:
-            known = value, self._sum(value.items() if isinstance(value, Mapping) else value)
-            self._sizes[id(value)] = known
-        return known[1]
+        if known is not None:
+            return known[1]
+        if isinstance(value, _VIEWS):
+            return self._sum(value)
+        if not isinstance(value, _CONTAINERS):
+            return 8
+        size = self._sum(value.items() if isinstance(value, dict) else value)
+        self._sizes[id(value)] = value, size
+        return size
 
     def _sum(self, values: Iterable[Any]) -> int:
         total = 1
         for value in values:
-            self.spend(1)
+            self.spend(ITEM)
             total += self.size(value)
         if total > self._whole:
             raise TemplateLimit(f"it makes a value of more than {self._whole} characters")

@@ -1,7 +1,7 @@
 """Jinja's sandbox with a budget: every loop, call, operator, filter and output of a template pays for what it does.
 
-The template's syntax tree is changed before it is compiled: loops and macros begin with a step, and what is written out,
-joined or compared is sized. Constants are not folded, so that nothing runs while a template is compiled.
+The template's syntax tree is changed before it is compiled: loops and macros begin with a step, and what is written
+out, joined or compared is sized. Constants are not folded, so that nothing runs while a template is compiled.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _check_name(name: object) -> None:
 class Generation(Extension):
     """`{% generation %}`, which marks what the assistant wrote, for training; its content is rendered as it is."""
 
-    tags = {"generation"}
+    tags = frozenset({"generation"})  # type: ignore[assignment]  # the parent's is a set that may be changed
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -91,16 +91,19 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         budget.spend(STEP)
         if isinstance(target, types.BuiltinMethodType):
             result = call_method(budget, target, args, kwargs)
-        elif isinstance(target, Macro | LoopContext | Undefined) or any(
-            target is known for known in self.globals.values()
-        ):
-            result = context.call(target, *args, **kwargs)
-        elif isinstance(target, types.MethodType) and isinstance(target.__self__, LoopContext):
+        elif self._may_call(target):
             result = context.call(target, *args, **kwargs)
         else:
             raise SecurityError(f"a {type(target).__name__} cannot be called in a chat template")
         budget.size(result)
         return result
+
+    def _may_call(self, target: Any) -> bool:
+        """Whether this is a macro, a loop or one of its methods, or a function of ours; undefined ones say so."""
+        owner = target.__self__ if isinstance(target, types.MethodType) else target
+        if isinstance(owner, LoopContext) or isinstance(target, Macro | Undefined):
+            return True
+        return any(target is known for known in self.globals.values())
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         budget = BUDGET.get()
@@ -126,9 +129,9 @@ def _binop_price(budget: Budget, operator: str, left: Any, right: Any) -> int:
         for values, times in ((left, right), (right, left)):
             if isinstance(values, str | list | tuple) and isinstance(times, int):
                 return budget.size(values) * max(0, times)
-    if operator == "**" and isinstance(left, int) and isinstance(right, int):
-        if left.bit_length() * abs(right) > MAX_BITS:
-            raise TemplateLimit(f"it makes a number of more than {MAX_BITS} bits")
+    whole = isinstance(left, int) and isinstance(right, int)
+    if operator == "**" and whole and left.bit_length() * abs(right) > MAX_BITS:
+        raise TemplateLimit(f"it makes a number of more than {MAX_BITS} bits")
     return sizes
 
 
@@ -152,9 +155,7 @@ class _Metered(NodeTransformer):
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
         self.generic_visit(node)
-        node.nodes = [
-            each if isinstance(each, nodes.TemplateData) else _filtered(each, _OUTPUT) for each in node.nodes
-        ]
+        node.nodes = [each if isinstance(each, nodes.TemplateData) else _filtered(each, _OUTPUT) for each in node.nodes]
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -187,7 +186,7 @@ def fits(key: str, value: Any) -> bool:
     """Whether a rank (`r`) or an alpha is a number of the size that adapters have."""
     if key == "r":
         return type(value) is int and 1 <= value <= MAX_RANK
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= MAX_ALPHA
+    return type(value) in (int, float) and abs(value) <= MAX_ALPHA
 
 
 def _patterns(folder: Path, settings: Mapping[str, Any], key: str) -> NamePatterns:
@@ -210,12 +209,15 @@ def _modules(source: SafetensorsSource) -> list[str]:
         matched = re.fullmatch(re.escape(ROOT) + r"(.+)\.lora_([AB])\.weight", name)
         if matched is None:
             raise CheckpointError(
-                f"{source.label}: {named(name)} is not {ROOT}<module>.lora_A.weight or .lora_B.weight; nothing else is merged"
+                f"{source.label}: {named(name)} is not {ROOT}<module>.lora_A.weight or .lora_B.weight; nothing else is "
+                "merged"
             )
         found.setdefault(matched[1], set()).add(matched[2])
     for module, halves in found.items():
         if len(halves) < 2:
-            raise CheckpointError(f"{source.label}: {named(module)} has lora_{halves.pop()} alone; the file is incomplete")
+            raise CheckpointError(
+                f"{source.label}: {named(module)} has lora_{halves.pop()} alone; the file is incomplete"
+            )
     if not found:
         raise CheckpointError(f"{source.label}: {WEIGHTS} holds no tensor")
     return sorted(found)

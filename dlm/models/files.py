@@ -37,7 +37,7 @@ def check_regular(path: Path) -> int:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A file for reading; errors as `check_regular`. Opening never blocks, whatever takes the file's place meanwhile."""
+    """A file for reading; errors as `check_regular`. Opening never blocks, whatever takes its place meanwhile."""
     check_regular(path)
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -53,15 +53,16 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """The content of a file of at most `limit` bytes; errors as `open_regular`, and `CheckpointError` for a larger one."""
+    """The content of a file; errors as `open_regular`, and `CheckpointError` where it has more than `limit` bytes."""
     try:
         with open_regular(path) as file:
-            content = file.read(limit + 1)
+            large = os.fstat(file.fileno()).st_size > limit
+            content = b"" if large else file.read(limit + 1)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({reason(error)})") from None
-    if len(content) > limit:
+    if large or len(content) > limit:
         raise CheckpointError(f"{path} has more than {limit // MIB} MiB, the most that is read of such a file")
     return content
 

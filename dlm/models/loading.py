@@ -21,8 +21,8 @@ from dlm.models.families import FAMILIES, LLADA, Family, SpecialTokens, family_o
 from dlm.models.files import read_json
 from dlm.models.naming import family_places
 from dlm.models.parallel import Cut, Shard
-from dlm.models.sizes import SIZES, family_of_size
 from dlm.models.quoting import quoted
+from dlm.models.sizes import SIZES, family_of_size
 from dlm.models.sources import SINGLE, SafetensorsSource, TensorSource
 from dlm.models.weights import ModelTensors
 

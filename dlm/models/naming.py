@@ -82,8 +82,8 @@ def _check_ties(source: TensorSource, found: Match, family: Family, config: Back
         same = source.shape(copy) == source.shape(embedding)
         if not same or not torch.equal(source.read(copy), source.read(embedding)):
             raise CheckpointError(
-                f"{source.label}: config.json ties {named(copy)} to {named(embedding)}, and the two differ; was the model trained "
-                "with untied embeddings?"
+                f"{source.label}: config.json ties {named(copy)} to {named(embedding)}, and the two differ; was the model "
+                "trained with untied embeddings?"
             )
 
 
@@ -151,10 +151,14 @@ def _without_wrappers(source: NameSource) -> dict[str, str]:
     clean: dict[str, str] = {}
     for stored in source.names():
         if len(stored) > MAX_NAME:
-            raise CheckpointError(f"{source.label}: {named(stored)} has {len(stored)} characters; no weight is called so")
+            raise CheckpointError(
+                f"{source.label}: {named(stored)} has {len(stored)} characters; no weight is called so"
+            )
         name = ".".join(part for part in stored.split(".") if part not in WRAPPERS)
         if name in clean:
-            raise CheckpointError(f"{source.label}: {named(clean[name])} and {named(stored)} are one name without their wrappers")
+            raise CheckpointError(
+                f"{source.label}: {named(clean[name])} and {named(stored)} are one name without their wrappers"
+            )
         clean[name] = stored
     return clean
 
@@ -184,8 +188,8 @@ def _choose(fitting: Sequence[str], head: str, source: NameSource) -> str:
     choices = plain or fitting
     if len(choices) > 1:
         raise CheckpointError(
-            f"{source.label} holds several sets of weights that fit, behind {', '.join(map(quoted, choices[:5]))}; choose "
-            "one with model.dcp_prefix="
+            f"{source.label} holds several sets of weights that fit, behind {', '.join(map(quoted, choices[:5]))}; "
+            "choose one with model.dcp_prefix="
         )
     return choices[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 
@@ -10,10 +11,14 @@ import regex
 from dlm.errors import CheckpointError
 from dlm.models.quoting import quoted, reason
 
-MAX_PATTERN, MAX_PATTERNS = 512, 10_000
+MAX_PATTERN, MAX_PATTERNS = 512, 2_000
+
+_COSTLY = re.compile(r"\(\?(?!:)|[)}*+?]\s*\{|\{[\d,]{4,}\}")
+"""What makes compiling costly: a counted repetition of a group or of another repetition, or a large one. Flags and
+look-arounds, which no module name needs, would hide it."""
 
 SECONDS = 3.0
-"""All matching of one adapter. Real patterns take some microseconds a module; a regular expression can take for ever."""
+"""All matching of one adapter. Real patterns take microseconds a module; some take for ever."""
 
 
 class NamePatterns:
@@ -36,6 +41,10 @@ class NamePatterns:
     def _compiled(self, pattern: str) -> regex.Pattern[str]:
         if len(pattern) > MAX_PATTERN:
             raise CheckpointError(f"{self._label}: the pattern {quoted(pattern)} has {len(pattern)} characters")
+        if _COSTLY.search(pattern):
+            raise CheckpointError(
+                f"{self._label}: the pattern {quoted(pattern)} repeats too much; write plain module names"
+            )
         try:
             return regex.compile(rf"(?:.*\.)?(?:{pattern})")
         except (regex.error, ValueError, RecursionError, OverflowError) as error:

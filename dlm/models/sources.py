@@ -119,7 +119,9 @@ class SafetensorsSource:
         if single.name == SINGLE and index.exists():
             weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict):
-                raise CheckpointError(f"{index}: weight_map is {quoted(weight_map)}, not an object of tensors and files")
+                raise CheckpointError(
+                    f"{index}: weight_map is {quoted(weight_map)}, not an object of tensors and files"
+                )
             return {name: beside(self.folder, file, index) for name, file in weight_map.items()}
         if not single.exists():
             choices = f"neither {SINGLE} nor {INDEX}" if single.name == SINGLE else f"no {single.name}"
@@ -147,7 +149,7 @@ class SafetensorsSource:
                 raise CheckpointError(
                     f"{path} is named by the index and does not exist; the download is incomplete"
                 ) from None
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, MemoryError) as error:
                 raise CheckpointError(
                     f"{path} cannot be read as safetensors ({reason(error)}); it may be truncated: fetch it again"
                 ) from None

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer: its files are checked before transformers and tokenizers read them, and whatever those raise
+"""A checkpoint's tokenizer: its files are checked before transformers and tokenizers read them, and what those raise
 becomes an error of ours.
 
 A tokenizer is data with effects: a normalizer or decoder that replaces a letter by a page, several times over, turns a
@@ -89,7 +89,9 @@ def _check_settings(path: Path) -> None:
 
 
 def _is_token(number: str, token: Any) -> bool:
-    return number.isascii() and number.isdigit() and len(number) < 9 and int(number) < MAX_ID and isinstance(token, dict)
+    return (
+        number.isascii() and number.isdigit() and len(number) < 9 and int(number) < MAX_ID and isinstance(token, dict)
+    )
 
 
 def _check_pipeline(path: Path) -> None:
