@@ -42,8 +42,9 @@ SECONDS = 5.0
 
 WATCHED: tuple[Any, ...] = (
     pathlib.PosixPath, pathlib.PurePosixPath, pathlib.Path, pathlib.PurePath, torch.Size,
-    torch.serialization._get_layout, metadata, metadata.Metadata, metadata.MetadataIndex, metadata.TensorStorageMetadata, metadata.StorageMeta,
-    metadata.BytesStorageMetadata, metadata.ChunkStorageMetadata, metadata.TensorProperties, filesystem._StorageInfo,
+    torch.serialization._get_layout, metadata, metadata.Metadata, metadata.MetadataIndex,
+    metadata.TensorStorageMetadata, metadata.StorageMeta, metadata.BytesStorageMetadata, metadata.ChunkStorageMetadata,
+    metadata.TensorProperties, filesystem._StorageInfo,
     metadata._MEM_FORMAT_ENCODING, collections.OrderedDict, enum.Enum, builtins, pickle, torch.Tensor,
 )  # fmt: skip
 

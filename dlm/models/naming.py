@@ -82,8 +82,8 @@ def _check_ties(source: TensorSource, found: Match, family: Family, config: Back
         same = source.shape(copy) == source.shape(embedding)
         if not same or not torch.equal(source.read(copy), source.read(embedding)):
             raise CheckpointError(
-                f"{source.label}: config.json ties {named(copy)} to {named(embedding)}, and the two differ; was the model "
-                "trained with untied embeddings?"
+                f"{source.label}: config.json ties {named(copy)} to {named(embedding)}, and the two differ; was the "
+                "model trained with untied embeddings?"
             )
 
 

@@ -43,7 +43,7 @@ class Name:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Made:
     """What the pickle wants made.
 
@@ -57,19 +57,28 @@ class Made:
     arguments: tuple[Any, ...]
     state: Any = None
 
+    def __repr__(self) -> str:
+        return f"{self.name}(...)"
 
-@dataclass(eq=False, slots=True)
+
+@dataclass(eq=False, repr=False, slots=True)
 class Pairs:
     """A dictionary as the pickle writes it: its keys may be anything, and one may stand there twice."""
 
     pairs: list[tuple[Any, Any]]
 
+    def __repr__(self) -> str:
+        return "{...}"
 
-@dataclass(frozen=True, eq=False, slots=True)
+
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Persistent:
     """Something that lies beside the pickle."""
 
     key: Any
+
+    def __repr__(self) -> str:
+        return "storage(...)"
 
 
 ORDERED = Name("collections", "OrderedDict")

@@ -112,7 +112,8 @@ class SpecialFile(Kind):
 
     def make(self, rng: random.Random, bases: Bases, folder: Path) -> None:
         base = self.base(bases)
-        chosen = rng.choice(sorted(path.name for path in base.iterdir()) + ["added_tokens.json", "adapter_config.json"])
+        names = sorted(path.name for path in base.iterdir())
+        chosen = rng.choice([*names, "added_tokens.json", "adapter_config.json"])
         folder.mkdir()
         for path in base.iterdir():
             if path.name != chosen:
@@ -175,8 +176,9 @@ def _changed_tokenizer(rng: random.Random, bases: Bases, content: bytes) -> byte
     changed = mutations.mutated_json(rng, small, values)
     changed["model"] = whole["model"]
     if rng.random() < 0.3:
-        changed["model"] = {**whole["model"], **rng.choice(({"vocab": {"a": 0}}, {"merges": [["x", "y"]]},
-                            {"type": "Unigram"}, {"continuing_subword_prefix": "x" * 99}, {"dropout": 5}, {"unk_token": 3}))}  # fmt: skip
+        parts = ({"vocab": {"a": 0}}, {"merges": [["x", "y"]]}, {"type": "Unigram"}, {"dropout": 5}, {"unk_token": 3},
+                 {"continuing_subword_prefix": "x" * 99})  # fmt: skip
+        changed["model"] = {**whole["model"], **rng.choice(parts)}
     return mutations.written(rng, changed)
 
 
