@@ -90,7 +90,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         budget = BUDGET.get()
         budget.spend(STEP)
         if isinstance(target, types.BuiltinMethodType):
-            result = call_method(budget, target, args, kwargs)
+            named = {key: value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")}  # Jinja's
+            result = call_method(budget, target, args, named)
         elif self._may_call(target):
             result = context.call(target, *args, **kwargs)
         else:

@@ -17,7 +17,7 @@ _COSTLY = re.compile(r"\(\?(?!:)|[)}*+?]\s*\{|\{[\d,]{4,}\}")
 """What makes compiling costly: a counted repetition of a group or of another repetition, or a large one. Flags and
 look-arounds, which no module name needs, would hide it."""
 
-SECONDS = 3.0
+SECONDS = 1.0
 """All matching of one adapter. Real patterns take microseconds a module; some take for ever."""
 
 
