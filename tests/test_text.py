@@ -111,7 +111,7 @@ def test_control_tokens_in_a_message_are_text_flagged_or_not(special: bool, text
     assert bytes(codec.decode(codec.encode_literally(text)), "utf-8") == bytes(text, "utf-8")
 
 
-@pytest.mark.parametrize("text", ["<ROLE>", "＜ｒｏｌｅ＞", "<|END|>", "<|end|><|Mask|>"])
+@pytest.mark.parametrize("text", ["<ROLE>", "\uff1crole\uff1e", "<|END|>", "<|end|><|Mask|>"])
 def test_what_the_normalizer_makes_a_control_token_of_is_text_too(text: str) -> None:
     codec = small(special=False, normalizer=normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]))
     assert controls(codec, text) == [1, 1, 1, 0]

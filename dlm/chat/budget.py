@@ -19,7 +19,7 @@ MAX_BITS = 4096
 """Size of an integer."""
 
 _CONTAINERS = (list, tuple, dict, set, frozenset)
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple[type, ...] = tuple(type(view) for view in ({}.keys(), {}.values(), {}.items()))
 
 
 class TemplateLimit(Exception):

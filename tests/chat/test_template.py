@@ -28,19 +28,22 @@ TEMPLATES = [
     WHOLE,
     # ChatML with a default system prompt
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nHi"
-    "<|im_end|>\n' }}{% endif %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
     # namespaces, slices, tests, methods, tojson, as in models that think and call tools
     "{%- set ns = namespace(last=messages|length - 1, seen=false) %}{%- for message in messages[::-1] %}"
-    "{%- set index = (messages|length - 1) - loop.index0 %}{%- if not ns.seen and message.role == 'user' and message.content "
-    "is string and not (message.content.startswith('<tool>') and message.content.endswith('</tool>')) %}"
+    "{%- set index = (messages|length - 1) - loop.index0 %}{%- if not ns.seen and message.role == 'user' and "
+    "message.content is string and not (message.content.startswith('<t>') and message.content.endswith('</tool>')) %}"
     "{%- set ns.seen = true %}{%- set ns.last = index %}{%- endif %}{%- endfor %}{%- for message in messages %}"
     "{%- set content = message.content %}{%- if message.role == 'assistant' %}{%- if '</think>' in content %}"
     "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}{% generation %}{{ content }}"
     "{% endgeneration %}{%- else %}{{ message|tojson }}{{ message | tojson(indent=4) }}{%- endif %}{%- endfor %}"
-    "{{ ns.last ~ '/' ~ messages|selectattr('role', 'equalto', 'user')|map(attribute='content')|map('trim')|join(', ') }}",
+    "{{ ns.last ~ '/' ~ messages|selectattr('role', 'equalto', 'user')|map(attribute='content')|map('trim')"
+    "|join(', ') }}",
     # macros, loop controls, dictionaries, formatting, arithmetic
-    "{% macro show(m, mark='*') %}{{ mark * 3 }}{{ m.role|upper }}{{ '%s|%d' % (m.content|length, 7 // 2) }}{% endmacro %}"
+    "{% macro show(m, mark='*') %}{{ mark * 3 }}{{ m.role|upper }}{{ '%s|%d' % (m.content|length, 7 // 2) }}"
+    "{% endmacro %}"
     "{% set names = {'user': 'U', 'system': 'S'} %}{% for m in messages if m.role != 'system' %}"
     "{% if loop.index > 2 %}{% break %}{% endif %}{{ show(m) }}{{ names.get(m.role, '?') }}{{ loop.cycle('a', 'b') }}"
     "{% for k, v in m.items() %}{{ k }}={{ v|replace('3', 'three')|indent(2) }};{% endfor %}{% endfor %}"
@@ -79,7 +82,7 @@ def doubled(start: str, step: str, use: str = "{{ x }}") -> str:
 
 COSTLY = {
     "nested loops": "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
-    "a loop that finds nothing": "{% for i in range(9999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}",
+    "a loop that finds nothing": "{% for i in range(9999) %}{% for j in range(99999) if 0 %}{% endfor %}{% endfor %}",
     "a long text": "{{ 'a' * 100000000 }}",
     "a longer text": "{% set x = 'a' * 3000000000 %}",
     "a list": "{{ [1] * 3000000000 }}",
@@ -97,10 +100,10 @@ COSTLY = {
     "tuples as a key": doubled("(1, 1)", "(x, x)", "{{ {x: 1} }}"),
     "lists in JSON": doubled("[1, 1]", "[x, x]", "{{ x|tojson }}"),
     "dictionaries": doubled("{}", "{'a': x, 'b': x}"),
-    "a namespace": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
+    "a namespace": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}",
     "a macro": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "plain text in a loop": "{% for i in range(100000) %}" + "x" * 10_000 + "{% endfor %}",
-    "text in a set block": "{% set b = 'a' * 99999 %}{% set y %}{% for i in range(99999) %}{{ b }}{% endfor %}{% endset %}",
+    "text in a set block": "{% set b = 'a' * 9999 %}{% set y %}{% for i in range(9999) %}{{ b }}{% endfor %}{% endset %}",
     "a width": "{{ 'a'|center(3000000000) }}",
     "a width of a method": "{{ 'a'.center(3000000000) }}",
     "an indent": "{{ ('a\n' * 99999)|indent(9999) }}",
@@ -114,7 +117,7 @@ COSTLY = {
 
 @pytest.mark.parametrize("source", COSTLY.values(), ids=list(COSTLY))
 def test_a_template_that_takes_for_ever_is_refused_when_it_is_loaded(source: str) -> None:
-    with pytest.raises(CheckpointError, match="the chat template cannot be used: it (takes|makes|asks)"):
+    with pytest.raises(CheckpointError, match=r"the chat template cannot be used: it (takes|makes|asks)"):
         ChatTemplate(source)
 
 
@@ -175,5 +178,7 @@ def test_any_template_renders_or_fails_within_its_bounds(rng: Any) -> None:
         ChatTemplate(template(rng)).render(CHAT, add_generation_prompt=True)
     except (CheckpointError, TemplateLimit):
         return
-    except Exception as error:  # what the template itself does wrong, such as 1 + 'a'
-        assert not isinstance(error, MemoryError)
+    except MemoryError:
+        raise
+    except Exception:  # what the template itself does wrong, such as 1 + 'a'
+        return

@@ -114,11 +114,13 @@ def test_a_file_that_is_larger_than_any_metadata_is_not_read(folder: Path) -> No
 def test_any_names_with_any_opcodes_make_data_or_an_error(seed: int, count: int) -> None:
     before, rng = state(), random.Random(seed)
     content = b"\x80\x04" + b"".join(attack(rng) for _ in range(count)) + b"."
+    said = ""
     try:
         PickleReader(content, NAMES).read()
     except PickleError as error:
-        assert str(error).isprintable()
-        assert len(str(error)) < 400
+        said = str(error)
+    assert said == "" or said.isprintable()
+    assert len(said) < 400
     assert state() == before
 
 

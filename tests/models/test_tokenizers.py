@@ -42,7 +42,7 @@ def split(regex: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"normalizer": {"type": "Sequence", "normalizers": [replace("a", "a" * 50)] * 9}}, "normalizer makes more than"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [replace("a", "a" * 50)] * 9}}, "normalizer makes more"),
         ({"decoder": {"type": "Sequence", "decoders": [replace("a", "aa")] * 40}}, "decoder makes more than 64"),
         ({"normalizer": replace("a", "b" * 5000)}, "Replace in normalizer adds 'bbb"),
         ({"normalizer": {"type": "Prepend", "prepend": "b" * 5000}}, "Prepend in normalizer adds 'bbb"),
@@ -129,7 +129,7 @@ def test_a_text_that_the_tokenizer_cannot_take_is_a_fault_of_the_request() -> No
     Panic.__name__ = "PanicException"
 
     class Panicking:
-        chat_template, added_tokens_decoder = None, {}  # noqa: RUF012
+        chat_template, added_tokens_decoder = None, {}
 
         def __call__(self, text: str) -> None:
             raise Panic("range end index 9 out of range")
@@ -138,7 +138,7 @@ def test_a_text_that_the_tokenizer_cannot_take_is_a_fault_of_the_request() -> No
 
     codec = TextCodec(Panicking())
     for use in (codec.encode, codec.encode_literally):
-        with pytest.raises(RequestError, match="cannot encode the text .PanicException: 'range end"):
+        with pytest.raises(RequestError, match=r"cannot encode the text .PanicException: 'range end"):
             use("a")
     with pytest.raises(KeyboardInterrupt), guarded(RequestError):
         raise KeyboardInterrupt
