@@ -103,7 +103,8 @@ COSTLY = {
     "a namespace": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}",
     "a macro": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "plain text in a loop": "{% for i in range(100000) %}" + "x" * 10_000 + "{% endfor %}",
-    "text in a set block": "{% set b = 'a' * 9999 %}{% set y %}{% for i in range(9999) %}{{ b }}{% endfor %}{% endset %}",
+    "text in a set block": "{% set b = 'a' * 9999 %}{% set y %}{% for i in range(9999) %}{{ b }}{% endfor %}"
+    "{% endset %}",
     "a width": "{{ 'a'|center(3000000000) }}",
     "a width of a method": "{{ 'a'.center(3000000000) }}",
     "an indent": "{{ ('a\n' * 99999)|indent(9999) }}",
