@@ -84,9 +84,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         changed: nodes.Template = _Metered().visit(tree)
         return changed
 
-    def call(  # type: ignore[override]  # the names of the parent's arguments are private to it
-        self, context: Context, target: Any, /, *args: Any, **kwargs: Any
-    ) -> Any:
+    def call(self, context: Context, target: Any, /, *args: Any, **kwargs: Any) -> Any:
         budget = BUDGET.get()
         budget.spend(STEP)
         if isinstance(target, types.BuiltinMethodType):

@@ -121,7 +121,8 @@ def percent(budget: Budget, text: str, args: Any) -> str:
     if "%" in _FORMAT.sub("", text):
         raise SecurityError("chat templates format with plain fields alone, such as %s")
     budget.spend(len(text) + REPR * budget.size(args))
-    return text % args
+    made: str = text % args
+    return made
 
 
 def made_json(

@@ -116,7 +116,7 @@ def read_saved_tensor(file: Span) -> Tensor:
             raise PickleError(f"a storage of {stored.file_size} bytes for {layout.numel} numbers")
         storage = torch.empty(layout.numel, dtype=layout.dtype)
         with archive.open(stored) as data:
-            _fill(data, memoryview(storage.view(torch.uint8).numpy()))
+            _fill(data, storage.view(torch.uint8).numpy().data)
     return storage.as_strided(layout.sizes, layout.strides, layout.offset)
 
 

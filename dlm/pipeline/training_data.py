@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import IterableDataset
@@ -58,10 +59,9 @@ class CanvasBuilder:
 
     def token_ids(self, prompts: Sequence[str], answers: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
         """Token ids of each prompt in the chat template, and of its answer with its end token."""
+        special: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
         texts = [
-            self._template.render(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, **self.tokenizer.special_tokens_map
-            )
+            self._template.render([{"role": "user", "content": prompt}], add_generation_prompt=True, **special)
             for prompt in prompts
         ]
         heads = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
