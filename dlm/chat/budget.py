@@ -19,7 +19,8 @@ MAX_BITS = 4096
 """Size of an integer."""
 
 _CONTAINERS = (list, tuple, dict, set, frozenset)
-_VIEWS: tuple[type, ...] = tuple(type(view) for view in ({}.keys(), {}.values(), {}.items()))
+_EMPTY: dict[Any, Any] = {}
+_VIEWS = (type(_EMPTY.keys()), type(_EMPTY.values()), type(_EMPTY.items()))
 
 
 class TemplateLimit(Exception):

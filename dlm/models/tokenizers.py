@@ -30,6 +30,8 @@ MAX_ID = 1 << 24
 
 _CLASS = re.compile(r"(?!Auto)\w{0,100}Token\w{0,100}")
 
+_TOKEN_KEYS = frozenset({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"})
+
 _PROBE = "a" * 48 + " " + "1" * 48 + "\n  <" + "!" * 48 + "> Zoë's 数学\t" + " " * 48
 
 
@@ -89,9 +91,9 @@ def _check_settings(path: Path) -> None:
 
 
 def _is_token(number: str, token: Any) -> bool:
-    return (
-        number.isascii() and number.isdigit() and len(number) < 9 and int(number) < MAX_ID and isinstance(token, dict)
-    )
+    """Whether this is an id and a token of known keys; of others the library prints the names as they are."""
+    known = isinstance(token, dict) and token.keys() <= _TOKEN_KEYS
+    return known and number.isascii() and number.isdigit() and len(number) < 9 and int(number) < MAX_ID
 
 
 def _check_pipeline(path: Path) -> None:
