@@ -30,7 +30,7 @@ MAX_ID = 1 << 24
 
 _CLASS = re.compile(r"(?!Auto)\w{0,100}Token\w{0,100}")
 
-_TOKEN_KEYS = frozenset({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"})
+_TOKEN_KEYS = frozenset({"__type", "id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"})
 
 _PROBE = "a" * 48 + " " + "1" * 48 + "\n  <" + "!" * 48 + "> Zoë's 数学\t" + " " * 48
 
