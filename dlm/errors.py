@@ -14,32 +14,6 @@ DLMError
 
 from __future__ import annotations
 
-from reprlib import Repr
-
-MOST_SHOWN = 80
-"""Characters of a value in a message."""
-
-
-class _Short(Repr):
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = self.maxlong = MOST_SHOWN
-        self.maxlevel = 4
-
-    def repr_int(self, x: int, level: int) -> str:
-        """Python writes no whole number of more than a few thousand digits."""
-        return f"<a whole number of {x.bit_length()} bits>" if x.bit_length() > 128 else repr(x)
-
-
-_SHORT = _Short()
-
-
-def excerpt(value: object) -> str:
-    """A value from outside as a message shows it: quoted, on one line, and cut in the middle where it is long."""
-    text = _SHORT.repr(value)
-    half = MOST_SHOWN // 2
-    return text if len(text) <= MOST_SHOWN + 2 else f"{text[:half]}...{text[-half:]}"
-
 
 class DLMError(Exception):
     """Base of all errors raised on purpose by this package."""

@@ -15,7 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from dlm.errors import ConfigError, excerpt
+from dlm.errors import ConfigError
+from dlm.quoting import quoted
 
 KEY = re.compile(r"(?:\+{1,2}|~)?[A-Za-z_$][\w$@:./-]*", re.ASCII)
 SEVERAL = "a comma separates the values of a sweep, which are for -m alone"
@@ -36,7 +37,7 @@ def check_overrides(overrides: Sequence[str], sweeps: bool) -> None:
     for override in overrides:
         reason = _fault(parser, override, sweeps)
         if reason is not None:
-            faults.append(f"{excerpt(override)} {reason}{_remedy(parser, override)}")
+            faults.append(f"{quoted(override)} {reason}{_remedy(parser, override)}")
     if faults:
         raise ConfigError("; ".join(faults))
 
@@ -52,7 +53,7 @@ def _fault(parser: OverridesParser, override: str, sweeps: bool) -> str | None:
     if not equals and not override.startswith("~"):
         return "is no key=value: everything is set as key=value; see --help"
     if not KEY.fullmatch(key):
-        return f"cannot be read: {excerpt(key)} is no key; see --help"
+        return f"cannot be read: {quoted(key)} is no key; see --help"
     parsed = _parsed(parser, override)
     if isinstance(parsed, str):
         return f"cannot be read ({parsed})"

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from dlm.errors import RequestError, excerpt
+from dlm.errors import RequestError
+from dlm.quoting import quoted
 
 if TYPE_CHECKING:
     from dlm.decoding.engines import Engine
@@ -126,7 +127,7 @@ def _whole(found: list[str], name: str, value: object, low: int, high: int, why:
     if not good:
         above = isinstance(value, int) and value > high
         bound = f"at least {low}" if high == MAX_WHOLE and not above else f"{low}..{high}"
-        found.append(f"{name}={excerpt(value)} must be a whole number, {bound}{f' ({why})' if why else ''}")
+        found.append(f"{name}={quoted(value)} must be a whole number, {bound}{f' ({why})' if why else ''}")
 
 
 def _real(
@@ -148,7 +149,7 @@ def _real(
     if not good:
         bound = f"{'above' if open_low else 'at least'} {low}" + ("" if high is None else f" and at most {high}")
         bound += f", and not between {low} and {least}" if least else ""
-        found.append(f"{name}={excerpt(value)} must be a finite number, {bound}")
+        found.append(f"{name}={quoted(value)} must be a finite number, {bound}")
 
 
 def _expansion(found: list[str], params: SamplingParams) -> None:

@@ -16,12 +16,13 @@ from string import ascii_uppercase
 from typing import Any, ClassVar, Protocol
 
 from dlm.demo.tasks import check as check_demo
-from dlm.errors import ConfigError, DataError, excerpt
+from dlm.errors import ConfigError, DataError
 from dlm.evaluation.choices import choice_letter
 from dlm.evaluation.mathematics import boxed, same
 from dlm.evaluation.numbers import final_number
 from dlm.evaluation.programs import Program, humaneval_program, mbpp_program
 from dlm.evaluation.sandbox import Sandbox
+from dlm.quoting import quoted
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def place_of(reference: Any, count: int) -> int:
     if text.isdecimal() and len(text) <= len(str(count)) and int(text) < count and not isinstance(reference, bool):
         return int(text)
     raise DataError(
-        f"the reference {excerpt(reference)} is neither a letter of {letters} nor a place from 0 to {count - 1}"
+        f"the reference {quoted(reference)} is neither a letter of {letters} nor a place from 0 to {count - 1}"
     )
 
 

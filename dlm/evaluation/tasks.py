@@ -11,11 +11,12 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
-from dlm.errors import ConfigError, DataError, excerpt
+from dlm.errors import ConfigError, DataError
 from dlm.evaluation.checkers import Checker, Choice, checker_of, place_of
 from dlm.evaluation.sandbox import Sandbox
 from dlm.evaluation.shots import Shots, filled
 from dlm.pipeline.prompts import Fault, HfPrompts, JsonlPrompts, Prompt, PromptSource, require_prompts
+from dlm.quoting import quoted
 
 MOST_CHOICES = len(ascii_uppercase)
 
@@ -115,7 +116,7 @@ class Task(ABC):
             value = prompt.row.get(self.group_field or "")
             if isinstance(value, list | dict):
                 raise DataError(
-                    f"task.only={list(only)}: {self.group_field} of row {excerpt(prompt.id)} is {excerpt(value)}, "
+                    f"task.only={list(only)}: {self.group_field} of row {quoted(prompt.id)} is {quoted(value)}, "
                     "not one value; name a field of single values as task.group_field, or leave task.only out"
                 )
             there.add(value)

@@ -24,8 +24,11 @@ from torch import Tensor
 from dlm.errors import CheckpointError
 from dlm.models.backbone import BackboneConfig
 from dlm.models.families import Family
+from dlm.models.files import read_json
 from dlm.models.naming import family_shapes
-from dlm.models.sources import SafetensorsSource, read_json
+from dlm.models.patterns import NamePatterns
+from dlm.models.sources import SafetensorsSource
+from dlm.quoting import named, quoted
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ROOT = "base_model.model."
@@ -47,6 +50,12 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "loftq_config": ({}, None),
 }
 """Values that plain LoRA has; other initial values (pissa, olora, corda, loftq) change the weights of the base too."""
+
+MAX_RANK, MAX_ALPHA = 1 << 16, 1e6
+RANGES = {"r": f"whole numbers from 1 to {MAX_RANK}", "lora_alpha": f"numbers from {-MAX_ALPHA:g} to {MAX_ALPHA:g}"}
+
+NAMED = 8
+"""Faults that one message names."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +79,10 @@ class LoraAdapter:
             raise CheckpointError(f"{key}={folder}: no such folder; it holds {CONFIG} and {WEIGHTS}")
         settings = read_json(folder / CONFIG)
         _refuse_unsupported(folder, settings)
+        ranks, alphas = (_patterns(folder, settings, key) for key in ("rank_pattern", "alpha_pattern"))
         if settings.get("base_model_name_or_path"):
-            logging.getLogger(__name__).info("%s was trained on %s", folder, settings["base_model_name_or_path"])
+            base = quoted(settings["base_model_name_or_path"])
+            logging.getLogger(__name__).info("%s was trained on %s", folder, base)
         source = SafetensorsSource(folder, single=WEIGHTS)
         modules = _modules(source)
         shapes = family_shapes(family, config)
@@ -79,13 +90,15 @@ class LoraAdapter:
         if foreign:
             raise CheckpointError(
                 f"{folder}: the adapter changes {len(foreign)} modules that the {family.name} family does not have "
-                f"({', '.join(foreign[:3])}); was it trained on another model?"
+                f"({', '.join(map(named, foreign[:3]))}); was it trained on another model?"
             )
         scales = {}
         for module in modules:
-            rank, scale = _rank_and_scale(settings, module)
-            _check_shapes(source, module, rank, shapes[f"{module}.weight"])
-            scales[f"{module}.weight"] = scale
+            rank = ranks.value(module, settings["r"])
+            _check_tensors(source, module, int(rank), shapes[f"{module}.weight"])
+            # alpha / sqrt(r) with `use_rslora` (arXiv 2312.03732)
+            alpha = alphas.value(module, settings["lora_alpha"])
+            scales[f"{module}.weight"] = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
         return cls(source, scales)
 
     def rank(self, name: str) -> int:
@@ -150,16 +163,43 @@ def _names(module: str) -> tuple[str, str]:
 def _refuse_unsupported(folder: Path, settings: Mapping[str, Any]) -> None:
     faults = []
     if settings.get("peft_type") != "LORA":
-        faults.append(f"peft_type={settings.get('peft_type')!r} (supported: 'LORA')")
-    faults += [f"{key} is missing" for key in ("r", "lora_alpha") if not isinstance(settings.get(key), int | float)]
+        faults.append(f"peft_type={quoted(settings.get('peft_type'))} (supported: 'LORA')")
+    for key in ("r", "lora_alpha"):
+        if settings.get(key) is None:
+            faults.append(f"{key} is missing")
+        elif not fits(key, settings[key]):
+            faults.append(f"{key}={quoted(settings[key])} (supported: {RANGES[key]})")
+    if not isinstance(settings.get("use_rslora"), bool | None):
+        faults.append(f"use_rslora={quoted(settings['use_rslora'])} (supported: true, false)")
     for key, value in settings.items():
         if key in PLAIN:
             if value not in PLAIN[key]:
-                faults.append(f"{key}={value!r} (supported: {', '.join(map(repr, PLAIN[key]))})")
+                faults.append(f"{key}={quoted(value)} (supported: {', '.join(map(repr, PLAIN[key]))})")
         elif value and key not in USED | WITHOUT_EFFECT:
-            faults.append(f"{key}={value!r} (supported: left out)")
+            faults.append(f"{named(key)}={quoted(value)} (supported: left out)")
     if faults:
-        raise CheckpointError(f"{folder / CONFIG}: the adapter is not plain LoRA: {'; '.join(faults)}")
+        more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
+        raise CheckpointError(f"{folder / CONFIG}: the adapter is not plain LoRA: {'; '.join(faults[:NAMED])}{more}")
+
+
+def fits(key: str, value: Any) -> bool:
+    """Whether a rank (`r`) or an alpha is a number of the size that adapters have."""
+    if key == "r":
+        return type(value) is int and 1 <= value <= MAX_RANK
+    return type(value) in (int, float) and abs(value) <= MAX_ALPHA
+
+
+def _patterns(folder: Path, settings: Mapping[str, Any], key: str) -> NamePatterns:
+    """`rank_pattern` or `alpha_pattern`, every value of it checked."""
+    values, kind = settings.get(key) or {}, "r" if key == "rank_pattern" else "lora_alpha"
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{folder / CONFIG}: {key} is {quoted(values)}, not an object of patterns and numbers")
+    for pattern, value in values.items():
+        if not fits(kind, value):
+            raise CheckpointError(
+                f"{folder / CONFIG}: {key} has {quoted(value)} for {quoted(pattern)} (supported: {RANGES[kind]})"
+            )
+    return NamePatterns(values, f"{folder / CONFIG}: {key}")
 
 
 def _modules(source: SafetensorsSource) -> list[str]:
@@ -169,39 +209,21 @@ def _modules(source: SafetensorsSource) -> list[str]:
         matched = re.fullmatch(re.escape(ROOT) + r"(.+)\.lora_([AB])\.weight", name)
         if matched is None:
             raise CheckpointError(
-                f"{source.label}: {name} is not {ROOT}<module>.lora_A.weight or .lora_B.weight; nothing else is merged"
+                f"{source.label}: {named(name)} is not {ROOT}<module>.lora_A.weight or .lora_B.weight; nothing else is "
+                "merged"
             )
         found.setdefault(matched[1], set()).add(matched[2])
     for module, halves in found.items():
         if len(halves) < 2:
-            raise CheckpointError(f"{source.label}: {module} has lora_{halves.pop()} alone; the file is incomplete")
+            raise CheckpointError(
+                f"{source.label}: {named(module)} has lora_{halves.pop()} alone; the file is incomplete"
+            )
     if not found:
         raise CheckpointError(f"{source.label}: {WEIGHTS} holds no tensor")
     return sorted(found)
 
 
-def _rank_and_scale(settings: Mapping[str, Any], module: str) -> tuple[int, float]:
-    """Rank and scale of a module: alpha / r, or alpha / sqrt(r) with `use_rslora` (arXiv 2312.03732)."""
-    rank = int(_pattern(settings.get("rank_pattern"), module, settings["r"]))
-    alpha = float(_pattern(settings.get("alpha_pattern"), module, settings["lora_alpha"]))
-    if rank < 1:
-        raise CheckpointError(f"{CONFIG}: the rank of {module} is {rank}; it must be at least 1")
-    return rank, alpha / (rank**0.5 if settings.get("use_rslora") else rank)
-
-
-def _pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first pattern that is the end of the module's name, as PEFT chooses it."""
-    for pattern, value in (patterns or {}).items():
-        try:
-            fits = re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module)
-        except re.error as error:
-            raise CheckpointError(f"{CONFIG}: the pattern {pattern!r} is no regular expression: {error}") from None
-        if fits:
-            return value
-    return default
-
-
-def _check_shapes(source: SafetensorsSource, module: str, rank: int, weight: tuple[int, ...]) -> None:
+def _check_tensors(source: SafetensorsSource, module: str, rank: int, weight: tuple[int, ...]) -> None:
     if len(weight) != 2:
         raise CheckpointError(f"{source.label}: {module} has a weight of shape {list(weight)}; LoRA is for matrices")
     expected = ((rank, weight[1]), (weight[0], rank))
@@ -210,4 +232,8 @@ def _check_shapes(source: SafetensorsSource, module: str, rank: int, weight: tup
             raise CheckpointError(
                 f"{source.label}: {name} has shape {list(source.shape(name))}; rank {rank} on a weight of "
                 f"{list(weight)} makes it {list(shape)}"
+            )
+        if not source.dtype(name).is_floating_point:
+            raise CheckpointError(
+                f"{source.label}: {name} holds {source.dtype(name)}; weights are floating-point numbers"
             )

@@ -20,9 +20,11 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from dlm.errors import CheckpointError
+from dlm.models.files import read_json
 from dlm.models.hub import CONFIG_FILES
-from dlm.models.sources import INDEX, SAFETENSORS_DTYPES, SINGLE, read_json
+from dlm.models.sources import INDEX, SAFETENSORS_DTYPES, SINGLE
 from dlm.models.weights import ModelTensors
+from dlm.quoting import named
 
 Say = Callable[[str], None]
 """Takes a line about what has been written."""
@@ -100,7 +102,7 @@ def _write_safetensors_file(tensors: ModelTensors, names: Sequence[str], path: P
         end = offset + tensors.num_bytes(name)
         shape, dtype = list(tensors.shape(name)), tensors.dtype(name)
         if dtype not in dtypes:
-            raise CheckpointError(f"{tensors.label}: {name} has dtype {dtype}, which safetensors do not have")
+            raise CheckpointError(f"{tensors.label}: {named(name)} has dtype {dtype}, which safetensors do not have")
         header[name] = {"dtype": dtypes[dtype], "shape": shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -18,12 +18,13 @@ from dlm.errors import CheckpointError
 from dlm.models.backbone import Backbone, BackboneConfig
 from dlm.models.drafter import Drafter
 from dlm.models.families import FAMILIES, LLADA, Family, SpecialTokens, family_of
-from dlm.models.families.keys import quoted
+from dlm.models.files import read_json
 from dlm.models.naming import family_places
 from dlm.models.parallel import Cut, Shard
 from dlm.models.sizes import SIZES, family_of_size
-from dlm.models.sources import SINGLE, SafetensorsSource, TensorSource, read_json
+from dlm.models.sources import SINGLE, SafetensorsSource, TensorSource
 from dlm.models.weights import ModelTensors
+from dlm.quoting import quoted
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -93,14 +94,13 @@ def _token_id(folder: Path, text: str | None) -> int | None:
     if text is None or not path.exists():
         return None
     tokens = read_json(path).get("added_tokens") or []
-    if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
-        raise CheckpointError(f"{path}: added_tokens={quoted(tokens)} must be a list of objects")
-    for token in tokens:
+    for token in tokens if isinstance(tokens, list) else [tokens]:
+        if not isinstance(token, dict):
+            raise CheckpointError(f"{path}: added_tokens holds {quoted(token)}, not objects with content and id")
         if token.get("content") == text:
-            found = token.get("id")
-            if not isinstance(found, int) or isinstance(found, bool):
-                raise CheckpointError(f"{path}: the id of {text} is {quoted(found)}; it must be an integer")
-            return found
+            if type(token.get("id")) is not int:
+                raise CheckpointError(f"{path}: the token {text} has the id {quoted(token.get('id'))}, not a number")
+            return int(token["id"])
     return None
 
 
@@ -137,7 +137,7 @@ def load_checkpoint(
     config = read_checkpoint_config(folder, special)
     name = config.dtype if dtype == "auto" else dtype
     if name not in DTYPES:
-        raise CheckpointError(f"{folder}: dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
+        raise CheckpointError(f"{folder}: dtype {quoted(name)} is not one of auto, {', '.join(DTYPES)}")
     tensors = ModelTensors.find(
         SafetensorsSource(folder) if weights is None else weights,
         config.family,

@@ -14,6 +14,7 @@ from dlm.errors import CheckpointError
 from dlm.models.backbone import Backbone, BackboneConfig
 from dlm.models.families import Family
 from dlm.models.sources import NameSource, TensorSource
+from dlm.quoting import named, quoted
 
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Parts that compiling, sharding and checkpointing put anywhere inside a name."""
@@ -35,6 +36,9 @@ READABLE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float1
 
 FEW_TENSORS = 1000
 """A model of this many tensors at most is made without weights, only to name those that are missing."""
+
+MAX_NAME = 1024
+"""Characters of a tensor's name."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,14 @@ def match(source: TensorSource, family: Family, config: BackboneConfig, prefix: 
     found = find_names(source, family, config, shapes, prefix)
     for name, stored in found.stored.items():
         if source.dtype(stored) not in READABLE:
+            dtype = str(source.dtype(stored)).removeprefix("torch.")
             raise CheckpointError(
-                f"{source.label}: {stored} is stored as {str(source.dtype(stored)).removeprefix('torch.')}; quantised "
-                "weights are not read: convert the model to bfloat16 or float32"
+                f"{source.label}: {named(stored)} is stored as {dtype}; quantised weights are not read: convert the "
+                "model to bfloat16 or float32"
             )
         if source.shape(stored) != shapes[name]:
             raise CheckpointError(
-                f"{source.label}: {stored} has shape {list(source.shape(stored))}, config.json makes it "
+                f"{source.label}: {named(stored)} has shape {list(source.shape(stored))}, config.json makes it "
                 f"{list(shapes[name])}"
             )
     source.verify((*found.stored.values(), *found.tied))
@@ -103,10 +108,11 @@ def _check_ties(source: TensorSource, found: Match, family: Family, config: Back
     """A tied weight that is stored twice must be the same twice."""
     embedding = found.stored[family.weights(config)["embedding.weight"][0].name]
     for copy in found.tied:
-        if not torch.equal(source.read(copy), source.read(embedding)):
+        same = source.shape(copy) == source.shape(embedding)
+        if not same or not torch.equal(source.read(copy), source.read(embedding)):
             raise CheckpointError(
-                f"{source.label}: config.json ties {copy} to {embedding}, and the two differ; was the model trained "
-                "with untied embeddings?"
+                f"{source.label}: config.json ties {named(copy)} to {named(embedding)}, and the two differ; was the "
+                "model trained with untied embeddings?"
             )
 
 
@@ -155,9 +161,9 @@ def find_names(
         and not _is_training_state(name.removeprefix(root))
     )
     if missing or foreign:
-        under = f" under the prefix {chosen!r}" if chosen != head else ""
+        under = f" under the prefix {quoted(chosen)}" if chosen != head else ""
         faults = ", ".join(
-            f"{len(names)} {what} ({', '.join(names[:3])})"
+            f"{len(names)} {what} ({', '.join(map(named, names[:3]))})"
             for what, names in (("missing", missing), ("unknown", foreign))
             if names
         )
@@ -173,9 +179,15 @@ def _without_wrappers(source: NameSource) -> dict[str, str]:
     """Name without wrappers -> stored name."""
     clean: dict[str, str] = {}
     for stored in source.names():
+        if len(stored) > MAX_NAME:
+            raise CheckpointError(
+                f"{source.label}: {named(stored)} has {len(stored)} characters; no weight is called so"
+            )
         name = ".".join(part for part in stored.split(".") if part not in WRAPPERS)
         if name in clean:
-            raise CheckpointError(f"{source.label}: {clean[name]} and {stored} are one name without their wrappers")
+            raise CheckpointError(
+                f"{source.label}: {named(clean[name])} and {named(stored)} are one name without their wrappers"
+            )
         clean[name] = stored
     return clean
 
@@ -190,9 +202,10 @@ def common_head(names: Iterable[str]) -> str:
 def _prefixes(names: Iterable[str], short: Collection[str]) -> Counter[str]:
     """How many of the `short` names stand behind each prefix."""
     votes: Counter[str] = Counter()
+    deepest = max((name.count(".") + 1 for name in short), default=0)
     for name in names:
         parts = name.split(".")
-        for start in range(len(parts)):
+        for start in range(max(0, len(parts) - deepest), len(parts)):
             if ".".join(parts[start:]) in short:
                 votes["".join(f"{part}." for part in parts[:start])] += 1
     return votes
@@ -204,8 +217,8 @@ def _choose(fitting: Sequence[str], head: str, source: NameSource) -> str:
     choices = plain or fitting
     if len(choices) > 1:
         raise CheckpointError(
-            f"{source.label} holds several sets of weights that fit, behind {', '.join(map(repr, choices))}; choose "
-            "one with model.dcp_prefix="
+            f"{source.label} holds several sets of weights that fit, behind {', '.join(map(quoted, choices[:5]))}; "
+            "choose one with model.dcp_prefix="
         )
     return choices[0]
 

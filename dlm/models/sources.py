@@ -6,7 +6,6 @@ executed: safetensors hold no code, and `dlm.models.dcp` says how it treats what
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dlm.errors import CheckpointError
+from dlm.models.files import MIB, beside, open_regular, read_json
+from dlm.quoting import named, quoted, reason
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -34,6 +35,9 @@ SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
 }
 """The names that the safetensors format has for dtypes."""
+
+MAX_HEADER = 32 * MIB
+"""Bytes of the list of tensors of one file; it has a hundred or so for each."""
 
 
 class NameSource(Protocol):
@@ -63,19 +67,6 @@ class TensorSource(NameSource, Protocol):
         """A tensor on the CPU in its stored dtype and shape; the caller drops it before it reads the next."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object from a file; `CheckpointError` says what is wrong with it."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; a checkpoint folder holds config.json and safetensors") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, not an object")
-    return value
-
-
 class SafetensorsSource:
     """The safetensors of a folder: one file, or shards with an index. One file is open (mapped) at a time.
 
@@ -103,7 +94,9 @@ class SafetensorsSource:
     def dtype(self, name: str) -> torch.dtype:
         stored = self._slice(name).get_dtype()
         if stored not in SAFETENSORS_DTYPES:
-            raise CheckpointError(f"{self._files[name]}: {name} has dtype {stored}, which is not supported")
+            raise CheckpointError(
+                f"{self._files[name]}: {named(name)} has dtype {named(stored)}, which is not supported"
+            )
         return SAFETENSORS_DTYPES[stored]
 
     def verify(self, names: Iterable[str]) -> None:
@@ -126,11 +119,10 @@ class SafetensorsSource:
         if single.name == SINGLE and index.exists():
             weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict):
-                raise CheckpointError(f"{index} has no weight_map")
-            outside = next((file for file in weight_map.values() if Path(file).name != file), None)
-            if outside is not None:
-                raise CheckpointError(f"{index} names {outside!r}, which is not a file beside it")
-            return {name: self.folder / file for name, file in weight_map.items()}
+                raise CheckpointError(
+                    f"{index}: weight_map is {quoted(weight_map)}, not an object of tensors and files"
+                )
+            return {name: beside(self.folder, file, index) for name, file in weight_map.items()}
         if not single.exists():
             choices = f"neither {SINGLE} nor {INDEX}" if single.name == SINGLE else f"no {single.name}"
             raise CheckpointError(f"{self.folder} has {choices}; only safetensors are read")
@@ -142,20 +134,24 @@ class SafetensorsSource:
         try:
             return file.get_slice(name)
         except SafetensorError:
-            raise CheckpointError(f"{path} lacks {name}, which the index says it holds") from None
+            raise CheckpointError(f"{path} lacks {named(name)}, which the index says it holds") from None
 
     def _open(self, path: Path) -> Any:
         if path != self._path:
             self._path, self._file = None, None
             try:
+                with open_regular(path) as file:
+                    header = int.from_bytes(file.read(8), "little")
+                if header > MAX_HEADER:
+                    raise CheckpointError(f"{path} cannot be read as safetensors: a header of {header} bytes")
                 self._file = safe_open(path, framework="pt", device="cpu")
             except FileNotFoundError:
                 raise CheckpointError(
                     f"{path} is named by the index and does not exist; the download is incomplete"
                 ) from None
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, MemoryError) as error:
                 raise CheckpointError(
-                    f"{path} cannot be read as safetensors ({error}); it may be truncated: fetch it again"
-                ) from error
+                    f"{path} cannot be read as safetensors ({reason(error)}); it may be truncated: fetch it again"
+                ) from None
             self._path = path
         return self._file

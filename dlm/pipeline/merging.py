@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from dlm.errors import DataError, IncompleteRunError, excerpt
+from dlm.errors import DataError, IncompleteRunError
 from dlm.pipeline.run_folder import RunFolder
 from dlm.pipeline.shards import Answered, read_answers, read_rows
 from dlm.pipeline.whole_files import remove_drafts, replace
+from dlm.quoting import quoted
 
 NAMED = 5
 """How many missing ids a message names."""
@@ -38,7 +39,7 @@ class Merged:
         first = next((row for _, row in read_rows(self.path) if "error" in row), None)
         if first is not None:
             raise DataError(
-                f"none of the {self.prompts} prompts has an answer. The first, {excerpt(first['id'])}: "
+                f"none of the {self.prompts} prompts has an answer. The first, {quoted(first['id'])}: "
                 f"{first['error']['message']}. All are in {self.path}"
             )
 
@@ -71,7 +72,7 @@ def merge(folder: RunFolder, resume: str) -> Merged:
 
 def _named(id: str) -> str:
     """An id as a message has it: as it is where it is short and plain."""
-    return id if len(id) <= LONGEST_ID and id.isprintable() else excerpt(id)
+    return id if len(id) <= LONGEST_ID and id.isprintable() else quoted(id)
 
 
 def _lines(ids: list[str], answered: Answered) -> Iterator[bytes]:

@@ -14,7 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dlm.errors import DataError, excerpt
+from dlm.errors import DataError
+from dlm.quoting import quoted
 
 Parsed = dict[str, Any] | str
 """A row, or why it is none."""
@@ -103,7 +104,7 @@ def unusable(row: dict[str, Any]) -> str | None:
     for name, value in row.items():
         reason = _odd([name, value])
         if reason is not None:
-            return f"field {excerpt(name)}: {reason}"
+            return f"field {quoted(name)}: {reason}"
     return None
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dlm.demo import PROMPTS
-from dlm.errors import DataError, MissingExtraError, excerpt
+from dlm.errors import DataError, MissingExtraError
 from dlm.pipeline.prompt_file import Parsed, read_rows, unusable
+from dlm.quoting import quoted
 
 Messages = list[dict[str, str]]
 
@@ -199,7 +200,7 @@ def require_prompts(prompts: Sequence[Prompt], what: str = "rows can be decoded"
     """Raise `DataError`, with the first reason, where every prompt has a fault."""
     first = prompts[0]
     if first.fault is not None and all(prompt.fault is not None for prompt in prompts):
-        raise DataError(f"none of the {len(prompts)} {what}. The first, {excerpt(first.id)}: {first.fault.message}")
+        raise DataError(f"none of the {len(prompts)} {what}. The first, {quoted(first.id)}: {first.fault.message}")
 
 
 def digest(prompts: Iterable[Prompt]) -> str:
@@ -238,7 +239,7 @@ def _prompts(rows: Iterable[tuple[str, Parsed]], prompt_field: str, id_field: st
             given = given if _is_id(given) and unusable({id_field: given}) is None else None
         if _is_id(given) and str(given) in seen:
             fault = fault or Fault(
-                "DataError", f"duplicate {id_field} {excerpt(given)}; the first row with it is decoded"
+                "DataError", f"duplicate {id_field} {quoted(given)}; the first row with it is decoded"
             )
             given = None
         id = str(given) if _is_id(given) else _unused(place, taken)
@@ -264,14 +265,14 @@ def _content_fault(row: dict[str, Any], name: str) -> Fault | None:
 
 def _names(row: dict[str, Any]) -> str:
     """The first few fields of a row, for a message."""
-    names = [excerpt(name) for name in itertools.islice(row, NAMED)]
+    names = [quoted(name) for name in itertools.islice(row, NAMED)]
     return ", ".join([*names, *(["..."] if len(row) > NAMED else [])]) or "none"
 
 
 def _id_fault(given: Any, name: str) -> Fault | None:
     if given is None or _is_id(given):
         return None
-    return Fault("DataError", f"field {name!r} is {excerpt(given)}; an id is text or a whole number")
+    return Fault("DataError", f"field {name!r} is {quoted(given)}; an id is text or a whole number")
 
 
 def _is_id(given: Any) -> bool:

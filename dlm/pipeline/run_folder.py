@@ -15,8 +15,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dlm.errors import CheckpointError, ConfigError, DataError, RunError, excerpt
+from dlm.errors import CheckpointError, ConfigError, DataError, RunError
 from dlm.pipeline.whole_files import publish, remove_drafts, replace, try_to_write
+from dlm.quoting import quoted
 
 FREE = (
     "trainer", "logger", "decoder", "progress", "run_dir", "trace", "allow_code_execution", "checking", "published",
@@ -238,7 +239,7 @@ class Index:
         if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids) or len(set(ids)) != len(ids):
             raise damaged(path, "ids are no list of different texts")
         if not isinstance(self.samples, int) or self.samples < 1 or not isinstance(self.digest, str):
-            raise damaged(path, f"samples={excerpt(self.samples)}, digest={excerpt(self.digest)}")
+            raise damaged(path, f"samples={quoted(self.samples)}, digest={quoted(self.digest)}")
 
 
 def read_json(path: Path) -> Any:

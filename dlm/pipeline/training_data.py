@@ -9,11 +9,13 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from dlm.chat import ChatTemplate
 from dlm.errors import CheckpointError, DataError
 from dlm.models.families import SpecialTokens
 from dlm.pipeline.masking import Canvas, MaskedBatch, Masker
@@ -46,20 +48,23 @@ class CanvasBuilder:
     """Prompt and answer texts to canvases: chat template, answer, end of turn, padding to the generation length.
 
     Raises:
-        CheckpointError: the tokenizer has no chat template, or the model no token that ends an answer.
+        CheckpointError: the tokenizer has no usable chat template, or the model no token that ends an answer.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> None:
         if not special.end_ids or tokenizer.chat_template is None:
             raise CheckpointError("training needs a tokenizer with a chat template and a token that ends an answer")
-        self.tokenizer = tokenizer
+        self.tokenizer, self._template = tokenizer, ChatTemplate(tokenizer.get_chat_template())
         self.padding_id = special.end_ids[0]
         self.end_id = self.padding_id if special.eot_id is None else special.eot_id
 
     def token_ids(self, prompts: Sequence[str], answers: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
         """Token ids of each prompt in the chat template, and of its answer with its end token."""
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        texts = self.tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+        special: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
+        texts = [
+            self._template.render([{"role": "user", "content": prompt}], add_generation_prompt=True, **special)
+            for prompt in prompts
+        ]
         heads = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         tails = self.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
         for head, tail in zip(heads, tails, strict=True):

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from dlm.errors import CheckpointError
 from dlm.models.backbone import Backbone
-from dlm.models.dcp import METADATA, DcpSource
+from dlm.models.dcp import DcpSource
+from dlm.models.dcp_metadata import METADATA
 from dlm.models.families import Family, family_of
+from dlm.models.files import read_json
 from dlm.models.naming import family_places, find_names
-from dlm.models.sources import SafetensorsSource, TensorSource, read_json
+from dlm.models.sources import SafetensorsSource, TensorSource
 
 LABEL = "update_weights"
 NAMED = 8

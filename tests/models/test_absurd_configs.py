@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from dlm.errors import CheckpointError
 from dlm.models.architecture import BackboneConfig
 from dlm.models.families import FAMILIES, family_of
-from dlm.models.families.keys import quoted
 from dlm.models.families.rope import WHOLE, RopeTable
 from dlm.models.loading import load_checkpoint, read_checkpoint_config
 from dlm.models.rotary import Rotary
+from dlm.quoting import quoted
 from tests.models.configs import CONFIGS, NAMES, SPECIAL, family_named, read, refusal, weights_of, write
 from tests.models.windows import logits_of
 

@@ -16,6 +16,7 @@ from dlm import convert
 from dlm.command_line import compose_config
 from dlm.errors import CheckpointError
 from dlm.models.loading import load_checkpoint
+from dlm.models.patterns import NamePatterns
 from dlm.pipeline.model_source import CheckpointSource
 from tests.models.checkpoints import copy_golden, golden_tensors
 from tests.rounding import of_products
@@ -236,3 +237,61 @@ def test_what_peft_itself_writes_is_merged_as_peft_merges_it(base: Path, tmp_pat
         assert not torch.equal(found[name], golden_tensors()[name]), name
         rounding = of_products(torch.float32, config.r, 2) * float(weight.detach().abs().max())
         torch.testing.assert_close(found[name], weight.detach(), rtol=0, atol=rounding)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern is ['q_proj'], not an object"),
+        ({"alpha_pattern": 5}, "alpha_pattern is 5, not an object"),
+        ({"rank_pattern": {"(?:.|.)*[0-9][^a-z]": 2}}, "takes too long; write plain module names"),
+        ({"rank_pattern": {"(?:(?:a{999}){999}){999}": 2}}, "repeats too much; write plain module names"),
+        ({"rank_pattern": {"(": 2}}, "'(' is no regular expression"),
+        ({"rank_pattern": {"x" * 600: 2}}, "has 600 characters"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern has 0 for 'q_proj' (supported: whole numbers from 1"),
+        ({"rank_pattern": {"q_proj": "x"}}, "rank_pattern has 'x' for 'q_proj'"),
+        ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern has None for 'q_proj'"),
+        ({"alpha_pattern": {"q_proj": math.nan}}, "alpha_pattern has nan for 'q_proj'"),
+        ({"r": True}, "r=True (supported: whole numbers from 1 to 65536)"),
+        ({"r": 10**400}, "r=an integer of 1329 bits (supported: whole"),
+        ({"r": -4}, "r=-4"),
+        ({"r": 4.5}, "r=4.5"),
+        ({"r": "4"}, "r='4'"),
+        ({"lora_alpha": math.nan}, "lora_alpha=nan (supported: numbers from -1e+06 to 1e+06)"),
+        ({"lora_alpha": math.inf}, "lora_alpha=inf"),
+        ({"lora_alpha": 1e300}, "lora_alpha=1e+300"),
+        ({"lora_alpha": [16]}, "lora_alpha=[16]"),
+        ({"use_rslora": "yes"}, "use_rslora='yes' (supported: true, false)"),
+        ({"\x1b[31m\n": 1}, r"'\x1b[31m\n'=1 (supported: left out)"),
+        ({"bias": "all\n" * 500}, "bias='all"),
+    ],
+)
+def test_absurd_settings_are_refused_by_name(base: Path, tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    folder = write_adapter(tmp_path / "lora", halves(MODULES), **settings)
+    with pytest.raises(CheckpointError) as raised:
+        load_checkpoint(base, adapter=folder)
+    message = str(raised.value)
+    assert said in message
+    assert "adapter_config.json" in message
+    assert message.isprintable()
+    assert len(message) < 700
+
+
+def test_patterns_with_anchors_and_alternatives_count(base: Path, tmp_path: Path) -> None:
+    """As PEFT itself writes them: anchors, alternatives, classes."""
+    query = BLOCK.format(0, "q_proj")
+    pattern = r"^model\.transformer\.blocks\.(?:0|[2-9])\..*q_proj$"
+    folder = write_adapter(tmp_path / "lora", halves([query], {query: 2}), rank_pattern={pattern: 2})
+    assert_merged(base, folder, {query: 8.0})
+
+
+@pytest.mark.parametrize("pattern", ["((.*)*)*x", "(a|a)*" * 20 + "b", "(.*)" * 12 + "x", "(a+)+$"])
+def test_patterns_that_backtrack_without_end_elsewhere_match_in_no_time(pattern: str) -> None:
+    patterns = NamePatterns({pattern: 2}, "rank_pattern")
+    assert patterns.value("model.transformer.blocks.0.q_proj", 4) == 4
+
+
+def test_an_adapter_of_integers_is_refused(base: Path, tmp_path: Path) -> None:
+    tensors = {name: tensor.to(torch.int8) for name, tensor in halves(MODULES).items()}
+    with pytest.raises(CheckpointError, match=r"holds torch.int8; weights are floating-point numbers"):
+        load_checkpoint(base, adapter=write_adapter(tmp_path / "lora", tensors))

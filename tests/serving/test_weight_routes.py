@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from dlm.rl.weights import WeightWriter
 from dlm.serving.config import register, to_settings
 from dlm.serving.settings import KEY_VARIABLE
 from dlm.serving.trl_routes import PATHS
+from tests.fuzzing.pickles import named, text
 from tests.running import TIMEOUT, wait_until
 from tests.serving.controlled import ASK, HEADERS, KEY, asked, content, controlled, saved, stirred, tensors_of
 from tests.serving.inside import Inside, serving_inside
@@ -200,6 +202,32 @@ def wrong_updates(folder: Path, tensors: dict[str, torch.Tensor]) -> Iterator[tu
     yield "/pause_generation", {"mode": "never"}, "mode", "mode"
     yield "/release_memory_occupation", {"tags": ["cuda_graph"]}, "'weights' or 'kv_cache'", "tags.0"
     yield "/resume_memory_occupation", {"tags": ["x"]}, "'weights' or 'kv_cache'", "tags.0"
+
+
+@pytest.mark.parametrize("slot", ["__truediv__", "exists", "_str"])
+def test_a_hostile_folder_leaves_the_server_as_it_was(
+    server: tuple[Inside, httpx.Client],
+    new: tuple[Path, dict[str, torch.Tensor]],
+    expected: str,
+    before: str,
+    tmp_path: Path,
+    slot: str,
+) -> None:
+    """Metadata that set attributes of the class of all paths: the update is refused, and the next one is right."""
+    _, client = server
+    setting = named("pathlib.PosixPath") + b"N}" + text(slot) + named("pathlib.PosixPath") + b"s\x86b."
+    (tmp_path / "hostile").mkdir()
+    (tmp_path / "hostile" / ".metadata").write_bytes(b"\x80\x04" + setting)
+    os.mkfifo(tmp_path / "hostile" / "__0_0.distcp")
+    own = {name: id(value) for name, value in vars(type(tmp_path)).items()}
+    answer = client.post(DISK, json={"model_path": str(tmp_path / "hostile")})
+    assert answer.status_code == 400
+    assert ".metadata cannot be used" in answer.json()["error"]["message"]
+    assert {name: id(value) for name, value in vars(type(tmp_path)).items()} == own
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hostile"]
+    assert asked(client) == (before, 0)
+    assert client.post(DISK, json={"model_path": str(new[0])}).status_code == 200
+    assert asked(client) == (expected, 1)
 
 
 def test_wrong_updates_are_named_and_change_nothing(

@@ -78,16 +78,9 @@ class Texts:
         """
         if not self.codec.chat:
             raise RequestError("--apply_chat_template: the tokenizer has no chat template; leave it out")
-        try:
-            text: str = self.tokenizer.apply_chat_template(
-                list(messages),
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        except Exception as error:  # jinja2's errors, and whatever a template raises
-            raise RequestError(f"the chat template refuses the messages: {error}") from error
-        return text
+        return self.codec.render(
+            messages, add_generation_prompt=add_generation_prompt, continue_final_message=not add_generation_prompt
+        )
 
     def _ids(self, text: str, *, special: bool) -> TokenIds:
         return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])

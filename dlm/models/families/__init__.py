@@ -11,12 +11,12 @@ from typing import Any
 from dlm.errors import CheckpointError
 from dlm.models.families.base import Family, NamedIds, SpecialTokens, WeightPart
 from dlm.models.families.dream import DREAM
-from dlm.models.families.keys import quoted
 from dlm.models.families.llada import LLADA
 from dlm.models.families.llada2 import LLADA2
 from dlm.models.families.llada_moe import LLADA_MOE
 from dlm.models.families.nemotron import NEMOTRON
 from dlm.models.families.sdar import SDAR
+from dlm.quoting import quoted
 
 __all__ = [
     "DREAM", "FAMILIES", "LLADA", "LLADA2", "LLADA_MOE", "NEMOTRON", "SDAR", "Family", "NamedIds", "SpecialTokens",

@@ -5,13 +5,13 @@ Knows no family. A family declares its keys in a `Schema`; nothing is built from
 
 from __future__ import annotations
 
-import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dlm.errors import CheckpointError
+from dlm.quoting import quoted
 
 MOST_FAULTS = 12
 """Faults of a file that are listed; the others are counted."""
@@ -24,16 +24,6 @@ MOST_ITEMS = 4096
 
 Values = Mapping[str, Any]
 """What a config.json holds, by key: checked, with defaults in the place of what is left out."""
-
-
-def quoted(value: object) -> str:
-    """A value from a file as messages show it: quoted, on one line, and cut."""
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"<integer of about {value.bit_length() * 30103 // 100000 + 1} digits>"
-    writer = reprlib.Repr()
-    writer.maxlevel, writer.maxdict, writer.maxlist, writer.maxstring, writer.maxother = 2, 4, 4, 60, 60
-    text = writer.repr(value)
-    return text if len(text) <= 120 else f"{text[:58]}...{text[-58:]}"
 
 
 class Kind(ABC):

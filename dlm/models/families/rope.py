@@ -11,7 +11,8 @@ from typing import Any
 
 from dlm.models.architecture import BackboneConfig, YarnConfig
 from dlm.models.families.common import POSITIONS, ROTARY_TABLE
-from dlm.models.families.keys import Key, Kind, Only, Real, Relation, Schema, Values, lacking, quoted
+from dlm.models.families.keys import Key, Kind, Only, Real, Relation, Schema, Values, lacking
+from dlm.quoting import quoted
 
 THETA = Real(1.001, 1e12)
 WHOLE = Only(1)

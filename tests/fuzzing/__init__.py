@@ -1,0 +1,1 @@
+"""Inputs that an attacker might give, made from valid ones by mutation; `tests.fuzz_checkpoints` runs them."""
