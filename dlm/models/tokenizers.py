@@ -32,6 +32,9 @@ _CLASS = re.compile(r"(?!Auto)\w{0,100}Token\w{0,100}")
 
 _TOKEN_KEYS = frozenset({"__type", "id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"})
 
+_TABLES = frozenset({"extra_special_tokens", "model_specific_special_tokens"})
+"""Keys of tokenizer_config.json that hold tokens by name."""
+
 _PROBE = "a" * 48 + " " + "1" * 48 + "\n  <" + "!" * 48 + "> Zoë's 数学\t" + " " * 48
 
 
@@ -61,6 +64,8 @@ def load_tokenizer(folder: Path) -> Any:
     check_folder(folder, TEMPLATES, MIB)
     if (folder / "tokenizer_config.json").exists():
         _check_settings(folder / "tokenizer_config.json")
+    if (folder / "special_tokens_map.json").exists():
+        _check_tokens(folder / "special_tokens_map.json", read_json(folder / "special_tokens_map.json"))
     if (folder / "tokenizer.json").exists():
         _check_pipeline(folder / "tokenizer.json")
     # Without a config transformers reads the model's own and warns that it does not know its type.
@@ -88,10 +93,26 @@ def _check_settings(path: Path) -> None:
     tokens = settings.get("added_tokens_decoder") or {}
     if not isinstance(tokens, dict) or not all(_is_token(number, token) for number, token in tokens.items()):
         raise CheckpointError(f"{path}: added_tokens_decoder is {quoted(tokens)}; ids and tokens are expected")
+    given = {key: value for key, value in settings.items() if key.endswith(("_token", "_tokens"))}
+    _check_tokens(path, given)
+    _check_tokens(path, {key: value for key, value in settings.items() if _has_type(value)})
+
+
+def _has_type(value: Any) -> bool:
+    return isinstance(value, dict) and "__type" in value
+
+
+def _check_tokens(path: Path, given: Mapping[str, Any]) -> None:
+    """Refuse tokens with keys that the library does not know, whose names it prints as they are."""
+    for key, value in given.items():
+        tokens = list(value.values()) if isinstance(value, dict) and key in _TABLES else value
+        for token in tokens if isinstance(tokens, list) else [tokens]:
+            if isinstance(token, dict) and token.keys() - _TOKEN_KEYS:
+                raise CheckpointError(f"{path}: {named(key)} has a token {quoted(token)}, which is none")
 
 
 def _is_token(number: str, token: Any) -> bool:
-    """Whether this is an id and a token of known keys; of others the library prints the names as they are."""
+    """Whether this is an id and a token of known keys."""
     known = isinstance(token, dict) and token.keys() <= _TOKEN_KEYS
     return known and number.isascii() and number.isdigit() and len(number) < 9 and int(number) < MAX_ID
 
@@ -99,6 +120,7 @@ def _is_token(number: str, token: Any) -> bool:
 def _check_pipeline(path: Path) -> None:
     """Refuse a tokenizer.json of which a short text could become a huge one."""
     pipeline = read_json(path)
+    _check_tokens(path, {"added_tokens": pipeline.get("added_tokens")})
     for key in ("normalizer", "decoder"):
         if _growth(path, key, pipeline.get(key)) > MAX_GROWTH:
             raise CheckpointError(f"{path}: {key} makes more than {MAX_GROWTH} characters of one")

@@ -142,8 +142,8 @@ def test_all_faults_of_a_file_are_told_at_once_and_cut(name: str) -> None:
 
 def test_a_value_is_quoted_on_one_line_and_cut() -> None:
     assert quoted("a\nb\x1b[31m\u202e\ud800") == repr("a\nb\x1b[31m\u202e\ud800")
-    assert quoted(10**400) == "<integer of about 401 digits>"
-    assert quoted(-(10**5000)).startswith("<integer of about 5001")
+    assert quoted(10**400) == "an integer of 1329 bits"
+    assert quoted(-(10**5000)) == "an integer of 16610 bits"
     assert len(quoted([["z" * 1000] * 1000] * 1000)) < 130
     assert quoted(4.0) == "4.0"
 

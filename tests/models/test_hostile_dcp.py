@@ -185,7 +185,7 @@ def set_chunks(*chunks: Any) -> Callable[[Metadata], None]:
         (lambda metadata: setattr(metadata.state_dict_metadata[WEIGHT], "size", (2.0, True)), "whole numbers from 0"),
         (lambda metadata: setattr(metadata.state_dict_metadata[WEIGHT], "chunks", None), "chunks is None"),
         (lambda metadata: setattr(metadata.state_dict_metadata[WEIGHT].properties, "dtype", "x"), "has the dtype 'x'"),
-        (lambda metadata: setattr(metadata.state_dict_metadata[WEIGHT].properties, "dtype", torch.int8), "torch.int8"),
+        (lambda metadata: setattr(metadata.state_dict_metadata[WEIGHT].properties, "dtype", torch.int8), "as int8"),
         (lambda metadata: setattr(metadata.state_dict_metadata[WEIGHT].properties, "dtype", torch.float64), "float64"),
         (lambda metadata: setattr(metadata.storage_data[index_of(metadata)], "relative_path", "a\0b"),
          r"names 'a\\x00b', which is not a file beside it"),
