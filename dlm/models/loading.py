@@ -94,9 +94,9 @@ def _token_id(folder: Path, text: str | None) -> int | None:
     if text is None or not path.exists():
         return None
     tokens = read_json(path).get("added_tokens") or []
-    for token in tokens if isinstance(tokens, list) else [tokens]:
-        if not isinstance(token, dict):
-            raise CheckpointError(f"{path}: added_tokens holds {quoted(token)}, not objects with content and id")
+    if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
+        raise CheckpointError(f"{path}: added_tokens is {quoted(tokens)}, not a list of objects with content and id")
+    for token in tokens:
         if token.get("content") == text:
             if type(token.get("id")) is not int:
                 raise CheckpointError(f"{path}: the token {text} has the id {quoted(token.get('id'))}, not a number")

@@ -160,7 +160,7 @@ def test_ids_that_the_tokenizer_names_are_checked_too(tmp_path: Path) -> None:
             read_checkpoint_config(tmp_path)
     for tokens in (5, {"a": 1}, [5], [None]):
         (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
-        with pytest.raises(CheckpointError, match="added_tokens holds .*, not objects with content and id"):
+        with pytest.raises(CheckpointError, match=r"added_tokens is .*, not a list of objects"):
             read_checkpoint_config(tmp_path)
     with pytest.raises(CheckpointError, match=r"special ids \[600\] are outside the vocabulary of 512"):
         read_checkpoint_config(tmp_path, SpecialTokens(600, 5))
