@@ -349,7 +349,7 @@ def test_samplers_that_remember_positions_go_on_after_growth() -> None:
     [
         ({"initial_gen_length": 65}, r"initial_gen_length=65 .* 1\.\.64 \(gen_length is the ceiling\)"),
         ({"initial_gen_length": 0}, "initial_gen_length=0"),
-        ({"initial_gen_length": 8, "expansion_factor": 1}, "expansion_factor=1 must be .* at least 2"),
+        ({"initial_gen_length": 8, "expansion_factor": 1}, r"expansion_factor=1 must be .* 2\.\.8192"),
         ({"initial_gen_length": 8, "low_conf_threshold": 1.5}, "low_conf_threshold=1.5"),
         ({"initial_gen_length": 8, "logits_eos_inf": True}, "logits_eos_inf=True takes away"),
         ({"expansion_factor": 4, "eos_check_tokens": 8}, "expansion_factor, eos_check_tokens: no answer grows"),

@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from dlm import LLM, SamplingParams
 from dlm.bench.config import register as register_bench
 from dlm.command_line import compose_config
+from dlm.evaluation.config import register as register_evaluate
+from dlm.evaluation.sandbox import Sandbox
 from dlm.report.config import register as register_report
 from dlm.rl.grpo.config import register as register_grpo
 from dlm.serving.config import register as register_serve
@@ -56,7 +58,7 @@ def table(path: Path, *header: str) -> Iterator[list[str]]:
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
-    for register in (register_serve, register_bench, register_grpo, register_report):
+    for register in (register_serve, register_bench, register_grpo, register_report, register_evaluate):
         register()
     return compose_config(name, overrides)
 
@@ -73,7 +75,12 @@ def test_keys_exist_and_files_are_short(path: Path) -> None:
     known = {*keys_of(composed("serve", "model=checkpoint")), *keys_of(composed("bench", "target=server"))}
     known |= set(keys_of(composed("predict", "data=jsonl")))
     known |= {*keys_of(composed("grpo", "reward=function")), *keys_of(composed("report", "runs=folder"))}
-    known |= {*inspect.signature(LLM).parameters, *(one.name for one in fields(SamplingParams))}
+    known |= {*keys_of(composed("evaluate", "task=humaneval")), *inspect.signature(Sandbox).parameters}
+    known |= {
+        *inspect.signature(Sandbox.run).parameters,
+        *inspect.signature(LLM).parameters,
+        *(one.name for one in fields(SamplingParams)),
+    }
     found = {match[1] for span in spans(path) for match in re.finditer(r"(?:^|[\s(])([a-z_]+(?:\.[a-z_]+)*)=", span)}
     assert found or path == API, "the pattern finds nothing"
     assert found - known - NO_KEYS == set()

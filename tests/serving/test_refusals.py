@@ -42,7 +42,7 @@ def error(answer: httpx.Response) -> dict[str, Any]:
         ({"messages": HI, "temperature": "hot"}, "temperature", "number"),
         ({"messages": HI, "top_p": 0}, "top_p", "above 0"),
         ({"messages": HI, "seed": -1}, "seed", "0.."),
-        ({"messages": HI, "n": 0}, "n", "at least 1"),
+        ({"messages": HI, "n": 0}, "n", "a whole number, 1..65536"),
         ({"messages": HI, "n": 1000}, "n", "1..128"),
         ({"messages": HI, "stop": [""]}, "stop", "none of them empty"),
         ({"messages": HI, "steps": 9000}, "steps", "1..8192"),

@@ -355,7 +355,7 @@ def test_prompts_that_do_not_fit_are_named_before_the_first_step(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_weights_that_are_no_numbers_are_not_kept(tmp_path):
-    with pytest.raises(RunError, match=r"the gradient of step \d is not finite: nan; lower optimizer.lr"):
+    with pytest.raises(RunError, match=r"could not be decoded: the logits of position .* are not finite"):
         train(tmp_path, "optimizer.lr=1e30", "keep_every=1")
     state = torch.load(Record(tmp_path).state, weights_only=True)
     assert state["step"] >= 1
