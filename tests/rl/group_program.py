@@ -48,6 +48,7 @@ def main() -> None:
         rollouts.wake()
         assert rollouts.generate(PROMPTS, WARM) == expected
     (Path(sys.argv[1]) / f"rank{rank}").touch()
+    dist.barrier()  # gloo may abort a process that leaves while others still compute
     dist.destroy_process_group()
 
 
