@@ -92,6 +92,7 @@ class DcpSource:
                 found = read_saved_tensor(Span(file, place.start, place.length))
         except FileNotFoundError:
             raise CheckpointError(f"{path} does not exist; copy every .distcp file") from None
+        # zipfile raises NotImplementedError for methods that it does not know, and RuntimeError for what is encrypted.
         except (PickleError, zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path}: {named(name)} cannot be read ({quoted(str(error))}): the file is damaged, or holds something "

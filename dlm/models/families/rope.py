@@ -12,7 +12,7 @@ from typing import Any
 from dlm.models.architecture import BackboneConfig, YarnConfig
 from dlm.models.families.common import POSITIONS, ROTARY_TABLE
 from dlm.models.families.keys import Key, Kind, Only, Real, Relation, Schema, Values, lacking
-from dlm.quoting import quoted
+from dlm.quoting import named, quoted
 
 THETA = Real(1.001, 1e12)
 WHOLE = Only(1)
@@ -101,7 +101,8 @@ def rope_stated() -> Relation:
         if older is not None and newer is not None:
             both = [key for key in older.keys() & newer.keys() if older[key] is not None and newer[key] is not None]
             for key in sorted(key for key in both if older[key] != newer[key]):
-                yield f"rope_scaling.{key}={older[key]!r} and rope_parameters.{key}={newer[key]!r} must be the same"
+                old, new = quoted(older[key]), quoted(newer[key])
+                yield f"rope_scaling.{named(key)}={old} and rope_parameters.{named(key)}={new} must be the same"
         if _first(values, "rope_theta") is None:
             yield lacking(["rope_theta"])
 
