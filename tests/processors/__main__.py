@@ -1,7 +1,11 @@
-"""`python -m tests.processors [pytest arguments]`: the tests of bits as on other processors."""
+"""`python -m tests.processors [--only WORDS] [pytest arguments]`: the tests of bits as on other processors.
+
+`--only Intel` takes the settings whose names contain the word.
+"""
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -12,12 +16,19 @@ from tests.processors.settings import changed, digests, environment, settings
 
 
 def main() -> int:
-    arguments = sys.argv[1:] or ["tests"]
+    parser = argparse.ArgumentParser(prog="python -m tests.processors", allow_abbrev=False)
+    parser.add_argument("--only", default="", metavar="WORDS", help="settings whose names contain this")
+    options, arguments = parser.parse_known_args()
+    arguments = arguments or ["tests"]
     pytest = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-m", "bits and not long"]
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         plain = digests({})
-        for name, chosen in {"as it is": {}, **settings(Path(folder))}.items():
+        known = {"as it is": {}, **settings(Path(folder))}
+        taken = {name: chosen for name, chosen in known.items() if options.only in name}
+        if not taken:
+            parser.error(f"no setting's name contains {options.only!r}; there are {', '.join(known)}")
+        for name, chosen in taken.items():
             what = changed(chosen, plain) if chosen else ["nothing to compare with"]
             if not what:
                 print(f"{name}: changes nothing here", flush=True)
