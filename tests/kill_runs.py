@@ -22,7 +22,6 @@ from typing import Any
 
 from tests import running
 
-PROMPTS = 240
 VICTIMS = ((1,), (0,), (0, 1))
 
 
@@ -35,9 +34,9 @@ class Undisturbed:
     answers: list[dict[str, Any]]
 
 
-def undisturbed(folder: Path) -> Undisturbed:
-    """Make the run that nobody kills."""
-    prompts = running.write_prompts(folder / "prompts.jsonl", PROMPTS)
+def undisturbed(folder: Path, count: int = 240) -> Undisturbed:
+    """Make the run that nobody kills, of `count` prompts."""
+    prompts = running.write_prompts(folder / "prompts.jsonl", count)
     arguments = [*running.TINY, f"data.path={prompts}", "decoder.max_num_seqs=8"]
     whole = folder / "whole"
     done = running.run(running.python("dlm.predict", *arguments, f"run_dir={whole}"), folder)
@@ -48,11 +47,12 @@ def undisturbed(folder: Path) -> Undisturbed:
 def trial(whole: Undisturbed, victims: tuple[int, ...], rng: random.Random) -> str:
     """One kill and what follows; returns a line about it."""
     folder, arguments, expected = whole.folder, whole.arguments, whole.answers
+    count = len(expected)
     run_dir = folder / f"killed-{rng.getrandbits(32):08x}"
     command = running.python("dlm.predict", *arguments, f"run_dir={run_dir}")
     with running.started([*command, "trainer=ddp", "trainer.devices=2"], folder) as process:
         running.wait_until(lambda: _started(run_dir), "decoding", process)
-        enough = rng.randrange(PROMPTS)
+        enough = rng.randrange(count)
         running.wait_until(lambda: _written(run_dir) >= enough, f"{enough} rows", process)
         killed = [_kill(run_dir, rank) for rank in victims]
         code = running.finish(process).returncode
@@ -65,17 +65,15 @@ def trial(whole: Undisturbed, victims: tuple[int, ...], rng: random.Random) -> s
     for row in rows:
         row.pop("seconds")
         assert row == by_id[row["id"]], f"torn or wrong row {row}"
-    assert code != 0 or len(rows) == PROMPTS, f"exit code 0 with {PROMPTS - len(rows)} missing"
+    assert code != 0 or len(rows) == count, f"exit code 0 with {count - len(rows)} missing"
 
     world = rng.choice(([], ["trainer=ddp", "trainer.devices=2"]))
     resumed = running.run([*command, *world], folder)
     assert resumed.returncode == 0, resumed.stderr
     assert running.answers(run_dir) == expected
     resumed_rows = len(running.shard_rows(run_dir))
-    assert resumed_rows == PROMPTS, f"{resumed_rows} rows after the resume"
-    return (
-        f"killed {victims} (alive: {killed}): exit {code}, {len(rows)}/{PROMPTS} kept, resumed on {2 if world else 1}"
-    )
+    assert resumed_rows == count, f"{resumed_rows} rows after the resume"
+    return f"killed {victims} (alive: {killed}): exit {code}, {len(rows)}/{count} kept, resumed on {2 if world else 1}"
 
 
 def _statuses(run_dir: Path) -> dict[str, dict[str, object]]:

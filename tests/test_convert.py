@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from dlm import convert
+from dlm import convert, predict
 from dlm.command_line import compose_config
 from dlm.demo import CHECKPOINT
 from dlm.errors import CheckpointError, ConfigError, RunError
@@ -65,8 +65,7 @@ def test_there_and_back_gives_equal_tensors_and_text(tmp_path: Path) -> None:
     rows = {}
     for name, overrides in routes.items():
         arguments = [*overrides, "data=demo", "data.limit=3", f"run_dir={tmp_path / name}"]
-        result = run(python("dlm.predict", *arguments), tmp_path)
-        assert result.returncode == 0, result.stderr
+        assert predict.run(compose_config("predict", arguments), arguments) == 0
         rows[name] = answers(tmp_path / name)
     assert len(rows["demo"]) == 3
     assert all(found == rows["demo"] for found in rows.values())

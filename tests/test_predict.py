@@ -314,4 +314,4 @@ def test_a_killed_run_loses_nothing_finished_and_is_resumed(
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> kill_runs.Undisturbed:
-    return kill_runs.undisturbed(tmp_path_factory.mktemp("killed"))
+    return kill_runs.undisturbed(tmp_path_factory.mktemp("killed"), 96)

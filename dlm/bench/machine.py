@@ -13,6 +13,9 @@ from dlm.bench.processor import load_average, processor
 from dlm.bench.rates import Probe, memory_block
 from dlm.bench.stopwatch import Stopwatch
 
+SIDE = {"cpu": 2048, "cuda": 8192}
+"""Of the square matrices whose product is the peak rate, by device."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -47,7 +50,7 @@ class Yardstick:
 
     def __init__(self, now: Stopwatch, dtypes: Mapping[str, torch.dtype]) -> None:
         self._now, self._load = now, load_average()
-        self._side = 2048 if now.device.type == "cpu" else 8192
+        self._side = SIDE[now.device.type]
         block, self._bytes = memory_block(now.device)
         self._memory = Probe(lambda: block.sum())
         self._matmuls = {}

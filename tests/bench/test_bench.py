@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from dlm.bench import rates, task
+from dlm.bench import machine, rates, task
 from dlm.bench.config import SpeedConfig, register, to_bench
 from dlm.bench.profile import PARTS
 from dlm.bench.report import shortfalls
@@ -41,6 +41,7 @@ def run(tmp: Path, *overrides: str) -> dict[str, Any]:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rates, "PROBE_SECONDS", 1e-9)  # one call each
+        patch.setitem(machine.SIDE, "cpu", 256)
         return run(tmp_path_factory.mktemp("bench"), "workload=smoke", "profile=true")
 
 
