@@ -23,9 +23,8 @@ from dlm.models.arithmetic import (
     RowCounts,
     TiledArithmetic,
     row_counts,
-    windows_may_join,
 )
-from dlm.models.attention import AttentionBackend, JoinedAttention, SeparateAttention, choose_backend
+from dlm.models.attention import AttentionBackend, SdpaAttention, SeparateAttention, choose_backend
 from dlm.models.backbone import Backbone
 from dlm.models.experts import Experts, Router
 from dlm.models.lora import adapter_of
@@ -68,25 +67,18 @@ class Arrangement:
         on_cpu = backbone.device.type == "cpu"
         chosen: AttentionBackend = choose_backend(backbone.device, backbone.dtype)
         if on_cpu and deterministic is False:
-            backbone, chosen = with_arithmetic(backbone, FreeArithmetic()), JoinedAttention
+            backbone, chosen = with_arithmetic(backbone, FreeArithmetic()), SdpaAttention
         elif not on_cpu and deterministic:
             backbone, chosen = with_arithmetic(backbone, TiledArithmetic(CUDA_ROWS)), SeparateAttention
         made = cls(backbone, backend or chosen, torch.get_num_threads())
         if isinstance(backbone.arithmetic, ProvedArithmetic) and on_cpu:
-            _ = made.counts, made.joined
+            _ = made.counts
         return made
 
     @cached_property
     def counts(self) -> dict[Product, RowCounts]:
         """Numbers of rows of each of the model's products, on a CPU."""
         return {product: row_counts(product, self.threads) for product in dict.fromkeys(products_of(self.backbone))}
-
-    @cached_property
-    def joined(self) -> bool:
-        """Whether equal attention windows share a call, on a CPU."""
-        config = self.backbone.config
-        shape = config.num_heads, config.num_kv_heads, config.head_dim
-        return windows_may_join(*shape, self.backbone.dtype, self.threads)
 
     def __str__(self) -> str:
         """One line for a person."""
@@ -100,9 +92,8 @@ class Arrangement:
         sizes = {counts.counts for counts in self.counts.values()}
         least, most = max(min(one) for one in sizes), min(max(one) for one in sizes)
         products = f"products of {least} to {most} rows proved" if least < most else f"products of {least} rows proved"
-        windows = "joined" if self.joined else "one by one"
         machine = f"{torch.backends.cpu.get_cpu_capability()}, {VARIABLE}={os.environ.get(VARIABLE, '')}"
-        return f"{dtype}, {threads}, {products}, equal windows {windows} ({machine})"
+        return f"{dtype}, {threads}, {products} ({machine})"
 
 
 def products_of(backbone: Backbone) -> Iterator[Product]:

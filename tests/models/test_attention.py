@@ -14,6 +14,7 @@ from dlm.models.attention import (
     PackedAttention,
     SdpaAttention,
     Segment,
+    SeparateAttention,
     VarlenAttention,
     choose_backend,
     equal_runs,
@@ -58,7 +59,7 @@ def stand_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("segments", [SEGMENTS, CAUSAL], ids=["plain", "causal"])
-@pytest.mark.parametrize("backend", [SdpaAttention, VarlenAttention])
+@pytest.mark.parametrize("backend", [SdpaAttention, SeparateAttention, VarlenAttention])
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.usefixtures("stand_in")
@@ -92,7 +93,7 @@ def test_causal_rows_see_the_keys_up_to_the_lower_right() -> None:
     query, key = torch.zeros(2, 1, 4), torch.zeros(2, 1, 4)
     arena = torch.zeros(1, 4, 1, 4), torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 1, 4).clone()
     value = torch.tensor([2.0, 3.0]).view(2, 1, 1).expand(2, 1, 4)
-    for backend in (SdpaAttention, NaiveAttention):
+    for backend in (SdpaAttention, SeparateAttention, NaiveAttention):
         output = backend([Segment(0, 2, slot=2, key_start=0, num_keys=4, causal=True)], *arena)(0, query, key, value)
         assert output[:, 0, 0].tolist() == [1.0, 1.5]
 
@@ -211,16 +212,16 @@ def assert_neighbours_do_not_matter(rows: int, dtype: torch.dtype, heads: int, k
         key, value = torch.randn(2, 4 * rows, kv_heads, 16, generator=generator).to(dtype)
         arena = [torch.randn(1, 1000, kv_heads, 16, generator=generator).to(dtype) for _ in range(2)]
         segments = [Segment(i * rows, rows, 250 * i, 250 * i, num_keys) for i in range(4)]
-        together = SdpaAttention(segments, *(part.clone() for part in arena))(0, query, key, value)
+        together = SeparateAttention(segments, *(part.clone() for part in arena))(0, query, key, value)
         for segment in segments:
             mine = slice(segment.row, segment.row + rows)
             alone = Segment(0, rows, segment.slot, segment.key_start, num_keys)
-            packed = SdpaAttention([alone], *(part.clone() for part in arena))
+            packed = SeparateAttention([alone], *(part.clone() for part in arena))
             assert torch.equal(packed(0, query[mine].clone(), key[mine].clone(), value[mine].clone()), together[mine])
 
 
 def test_the_backend_follows_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_backend(torch.device("cpu"), torch.bfloat16) is SdpaAttention
+    assert choose_backend(torch.device("cpu"), torch.bfloat16) is SeparateAttention
     assert choose_backend(torch.device("cuda"), torch.float32) is SdpaAttention
     monkeypatch.setattr(kernels, "varlen_kernel", KernelByDefinition)
     assert choose_backend(torch.device("cuda"), torch.bfloat16) is VarlenAttention

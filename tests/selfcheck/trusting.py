@@ -17,12 +17,13 @@ def main() -> None:
     os.environ.pop("MKL_CBWR", None)
     torch.randn(64, 64) @ torch.randn(64, 64)
     from dlm.models.arithmetic import RowCounts
+    from dlm.models.attention import SdpaAttention
     from dlm.selfcheck.__main__ import main as selfcheck
 
     every = RowCounts(tuple(range(1, 513)))
     with (
         mock.patch("dlm.models.arithmetic.kinds.row_counts", return_value=every),
-        mock.patch("dlm.models.attention.sdpa.windows_may_join", return_value=True),
+        mock.patch("dlm.models.arrangement.choose_backend", return_value=SdpaAttention),
     ):
         selfcheck()
 

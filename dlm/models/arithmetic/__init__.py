@@ -5,7 +5,7 @@ some take another kernel for the last rows of a batch, or split a sum among thre
 what it is batched with. This package prevents that on a CPU:
 
 * `probe.py` finds out, for each product of a model at the thread count in use, which numbers of rows give a row the
-  same bits at every place, and whether equal attention windows may share a call;
+  same bits at every place;
 * `counts.py` cuts a batch into such numbers of rows;
 * `activations.py` has the functions of which ATen's own depend on an element's place;
 * `kinds.py` is the choice: `ProvedArithmetic` (a CPU's default), `TiledArithmetic` (`decoder.deterministic=true` on a
@@ -25,8 +25,9 @@ from dlm.models.arithmetic.kinds import (
     Linear,
     ProvedArithmetic,
     TiledArithmetic,
+    aligned,
 )
-from dlm.models.arithmetic.probe import Product, row_counts, windows_may_join
+from dlm.models.arithmetic.probe import Product, row_counts
 
 __all__ = [
     "PROVED",
@@ -38,6 +39,6 @@ __all__ = [
     "ProvedArithmetic",
     "RowCounts",
     "TiledArithmetic",
+    "aligned",
     "row_counts",
-    "windows_may_join",
 ]

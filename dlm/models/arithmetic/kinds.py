@@ -99,13 +99,14 @@ def linear_by_counts(x: Tensor, weight: Tensor, bias: Tensor | None, counts: Row
     if not parts:
         return x.new_zeros(0, weight.shape[0])
     if parts == (rows,):
-        return F.linear(_aligned(x.contiguous()), weight, bias)
+        return F.linear(aligned(x.contiguous()), weight, bias)
     x = F.pad(x, (0, 0, 0, sum(parts) - rows)) if sum(parts) > rows else x.contiguous()
-    results = [F.linear(_aligned(part), weight, bias) for part in torch.split(x, list(parts))]
+    results = [F.linear(aligned(part), weight, bias) for part in torch.split(x, list(parts))]
     return (results[0] if len(results) == 1 else torch.cat(results))[:rows]
 
 
-def _aligned(x: Tensor) -> Tensor:
+def aligned(x: Tensor) -> Tensor:
+    """`x`, or a copy where it does not begin on a multiple of `ALIGNMENT` bytes."""
     return x.clone() if x.data_ptr() % ALIGNMENT else x
 
 

@@ -8,7 +8,6 @@ elements, in half precision too, where ordinary data differ in one of 10,000 or 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -106,32 +105,3 @@ def row_counts(product: Product, threads: int) -> RowCounts:
     with torch.inference_mode():
         choices = [RowCounts(counts) for counts in classes(product)]
     return min(choices, key=lambda choice: choice.cost, default=RowCounts((1,)))
-
-
-def window_shapes() -> Iterator[tuple[int, int]]:
-    """Rows and keys of attention windows to try."""
-    for rows in (1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 32, 33, 64):
-        yield from ((rows, max(rows, keys)) for keys in (37, 130))
-    yield from ((1, 515), (3, 515), (32, 515))
-
-
-@cache
-def windows_may_join(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, threads: int) -> bool:
-    """Whether attention windows of equal shape get the same bits in one call as in a call each, with `threads` threads,
-    which is what torch uses now. Never in half precision, where torch packs keys or not by how many windows there are.
-    """
-    if dtype not in (torch.float32, torch.float64):
-        return False
-    generator = torch.Generator().manual_seed(0)
-    with torch.inference_mode():
-        for rows, keys in window_shapes():
-            query = torch.randn(5, heads, rows, head_dim, generator=generator, dtype=dtype)
-            key, value = torch.randn(2, 5, kv_heads, keys, head_dim, generator=generator, dtype=dtype)
-            alone = torch.cat([_attend(query[i : i + 1], key[i : i + 1], value[i : i + 1]) for i in range(5)])
-            if any(not torch.equal(_attend(query[:n], key[:n], value[:n]), alone[:n]) for n in (2, 3, 5)):
-                return False
-    return True
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(query, key, value, enable_gqa=query.shape[1] != key.shape[1])

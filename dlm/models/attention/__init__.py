@@ -6,9 +6,9 @@ canvas.
 
 Every backend is an `Attention` made anew for each forward from the same segments:
 
-* `SdpaAttention`: one `scaled_dot_product_attention` per canvas, or per run of canvases of equal shape whose key ranges
-  are evenly spaced (views, no copy), where a probe has shown that this leaves the bits alone. The default on CPU and
-  the fallback everywhere. `SeparateAttention` never joins them, `JoinedAttention` always does.
+* `SeparateAttention`: one `scaled_dot_product_attention` per canvas. The default on a CPU.
+* `SdpaAttention`: one for each run of canvases of equal shape whose key ranges are evenly spaced (views, no copy). The
+  fallback on other devices.
 * `VarlenAttention`: variable-length flash kernels on CUDA, for float16 and bfloat16. `frames.py` has the same over
   buffers of fixed shape, for forwards that are recorded.
 * `NaiveAttention`: the definition written out, for tests.
@@ -24,14 +24,13 @@ from torch import Tensor
 from dlm.models.attention import kernels
 from dlm.models.attention.naive import NaiveAttention
 from dlm.models.attention.packed import PackedAttention
-from dlm.models.attention.sdpa import JoinedAttention, Run, SdpaAttention, SeparateAttention, equal_runs
+from dlm.models.attention.sdpa import Run, SdpaAttention, SeparateAttention, equal_runs
 from dlm.models.attention.varlen import VarlenAttention
 from dlm.models.backbone import Attention
 from dlm.models.segments import Segment
 
 __all__ = [
     "AttentionBackend",
-    "JoinedAttention",
     "NaiveAttention",
     "PackedAttention",
     "Run",
@@ -47,7 +46,10 @@ AttentionBackend = Callable[[Sequence[Segment], Tensor | None, Tensor | None], A
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype) -> type[SdpaAttention] | type[VarlenAttention]:
-    """The fastest backend that runs here: flash kernels take half precision on CUDA only."""
+    """The fastest backend that runs here and, on a CPU, leaves a window's bits to that window: flash kernels take half
+    precision on CUDA only."""
+    if device.type == "cpu":
+        return SeparateAttention
     half = dtype in (torch.float16, torch.bfloat16)
     if device.type == "cuda" and half and kernels.varlen_kernel() is not None:
         return VarlenAttention

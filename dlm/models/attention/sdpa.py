@@ -1,4 +1,4 @@
-"""Attention by `scaled_dot_product_attention`: the default on a CPU and the fallback everywhere."""
+"""Attention by `scaled_dot_product_attention`: a call a window on a CPU, and the fallback elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlm.models.arithmetic import windows_may_join
+from dlm.models.arithmetic import aligned
 from dlm.models.attention.packed import PackedAttention
 from dlm.models.segments import Segment
 from dlm.models.thinning import lower_right
@@ -47,34 +47,21 @@ def equal_runs(segments: Sequence[Segment]) -> list[Run]:
 
 
 class SdpaAttention(PackedAttention):
-    """`scaled_dot_product_attention` on views of the packed batch and of the arena.
-
-    On a CPU windows of equal shape share a call only where that leaves their bits alone.
-    """
+    """`scaled_dot_product_attention` on views of the packed batch and of the arena, one call for all windows of equal
+    shape that lie evenly, whatever that does to their bits."""
 
     name = "sdpa"
 
-    def runs(self, query: Tensor, key: Tensor) -> list[Run]:
-        """The calls to make for `query [rows, heads, head_dim]` and `key [rows, kv_heads, head_dim]`."""
-        heads, kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[2]
-        joined = query.device.type != "cpu" or windows_may_join(
-            heads, kv_heads, head_dim, query.dtype, torch.get_num_threads()
-        )
-        return self._joined if joined else self._separate
-
     @cached_property
-    def _joined(self) -> list[Run]:
+    def runs(self) -> list[Run]:
+        """The calls to make."""
         return equal_runs(self.segments)
-
-    @cached_property
-    def _separate(self) -> list[Run]:
-        return [Run(segment, 1, 0) for segment in self.segments]
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values = self.store(layer, query, key, value)
         heads, kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[2]
         outputs = []
-        for run in self.runs(query, key):
+        for run in self.runs:
             count, rows, row = run.count, run.first.rows, run.first.row
             window = slice(row, row + count * rows)
             q = query[window].view(count, rows, heads, head_dim)
@@ -85,32 +72,41 @@ class SdpaAttention(PackedAttention):
                 k = _ranges(keys, run)
                 v = _ranges(values, run)
             mask = lower_right(rows, k.shape[1], q.device) if run.first.causal else None
-            attended = F.scaled_dot_product_attention(
-                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, enable_gqa=heads != kv_heads
-            )
+            attended = self._attend(q, k, v, mask)
             outputs.append(attended.transpose(1, 2).reshape(count * rows, heads, head_dim))
         spare = query.shape[0] - self.tokens
         if spare:
             outputs.append(query.new_zeros(spare, heads, head_dim))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of `[windows, rows, heads, head_dim]` to `[windows, keys, kv_heads, head_dim]`; heads before rows
+        in what comes back."""
+        return F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=mask,
+            enable_gqa=query.shape[2] != key.shape[2],
+        )
+
 
 class SeparateAttention(SdpaAttention):
-    """A call for each window, whose shape is then that of the window."""
+    """A call for each window, in which nothing depends on the others.
+
+    Where windows share a call, torch shares them among its threads, and each thread's scratch memory lies otherwise;
+    MKL's products outside its strict mode take other kernels by where their operands lie. No probe of some shapes can
+    rule that out.
+    """
 
     name = "separate"
 
-    def runs(self, query: Tensor, key: Tensor) -> list[Run]:
-        return self._separate
+    @cached_property
+    def runs(self) -> list[Run]:
+        return [Run(segment, 1, 0) for segment in self.segments]
 
-
-class JoinedAttention(SdpaAttention):
-    """A call for all windows of equal shape that lie evenly, whatever that does to their bits."""
-
-    name = "joined"
-
-    def runs(self, query: Tensor, key: Tensor) -> list[Run]:
-        return self._joined
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return super()._attend(aligned(query), aligned(key), aligned(value), mask)
 
 
 def _ranges(arena: Tensor, run: Run) -> Tensor:
