@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dlm.lazy import exports
+from dlm._lazy import exports
 from dlm.models.mkl import request_strict_products
 
 if TYPE_CHECKING:
     from dlm.llm import LLM
-    from dlm.sampling import SamplingParams, SparseConfig
+    from dlm.sampling_params import SamplingParams, SparseConfig
 
 __version__ = "0.1.0"
 
@@ -22,5 +22,5 @@ request_strict_products()
 __all__ = ["LLM", "SamplingParams", "SparseConfig", "__version__"]
 
 __getattr__, __dir__ = exports(
-    __name__, {"LLM": "dlm.llm", "SamplingParams": "dlm.sampling", "SparseConfig": "dlm.sampling"}
+    __name__, {"LLM": "dlm.llm", "SamplingParams": "dlm.sampling_params", "SparseConfig": "dlm.sampling_params"}
 )

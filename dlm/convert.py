@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from dlm import command_line
-from dlm.config import instantiate
+from dlm.cli import command_line
+from dlm.config.build import instantiate
 from dlm.errors import ConfigError, RunError
 
 TITLE = "Convert a checkpoint: torch.distributed.checkpoint (DCP) to a Hugging Face folder, or the reverse."
@@ -43,8 +43,8 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
     import time
     from pathlib import Path
 
-    from dlm.models.export import WRITERS, copy_config, new_folder
-    from dlm.models.loading import DTYPES
+    from dlm.models.io.export import WRITERS, copy_config, new_folder
+    from dlm.models.io.loading import DTYPES
 
     begun = time.monotonic()
     source = instantiate(config.model)
@@ -65,7 +65,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
 
 def _check(config: DictConfig) -> None:
     """Raise `ConfigError` with every fault at once."""
-    from dlm.pipeline.model_source import CheckpointSource
+    from dlm.models.io.model_source import CheckpointSource
 
     source, faults = instantiate(config.model), []
     if not isinstance(source, CheckpointSource):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from dlm import command_line
+from dlm.cli import command_line
 from dlm.evaluation.config import register
 
 TITLE = "Measure a diffusion language model on a task. Without arguments: the bundled demo."
@@ -41,7 +41,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
     """Evaluate what `config` asks for; returns the exit code."""
     from dlm.evaluation.checks import check_evaluate
     from dlm.evaluation.session import EvaluationSession
-    from dlm.pipeline.launch import launched
+    from dlm.runs.launch import launched
 
     check_evaluate(config, overrides)
     with launched(config.run_dir, "evaluate") as launch:

@@ -24,18 +24,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from dlm.answers import item_of, refusal, sample_of
-from dlm.arguments import Prompt, as_arguments, check_numbers, choose_device, one_each, prompt_list
 from dlm.decoding.decoder import Decoder
+from dlm.decoding.memory import Limits, budget, plan_memory, records
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.parallel import ParallelDecoder
 from dlm.decoding.request import Request
+from dlm.decoding.tensor_parallel.decoder import ParallelDecoder
 from dlm.errors import ConfigError, RequestError, RunError
-from dlm.memory import Limits, budget, plan_memory, records
-from dlm.models.loading import Checkpoint, load_checkpoint, read_checkpoint_config
-from dlm.models.parallel import check_divisible
-from dlm.pipeline.model_source import CheckpointSource
-from dlm.sampling import SamplingParams, SparseConfig
+from dlm.inputs import Prompt, as_arguments, check_numbers, choose_device, one_each, prompt_list
+from dlm.models.io.loading import Checkpoint, load_checkpoint, read_checkpoint_config
+from dlm.models.io.model_source import CheckpointSource
+from dlm.models.sharding import check_divisible
+from dlm.outputs import item_of, refusal, sample_of
+from dlm.sampling_params import SamplingParams, SparseConfig
 from dlm.text import TextCodec
 
 

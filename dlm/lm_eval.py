@@ -5,7 +5,7 @@
     python -m dlm.lm_eval --model dlm-http --model_args base_url=http://127.0.0.1:8000,model=demo --tasks piqa
 
 Everything beside the models is lm-eval's (extra `lm-eval`); their arguments are those of
-`dlm.evaluation.harness.models`.
+`dlm.evaluation.lm_eval.models`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
             from lm_eval.__main__ import cli_evaluate
         except ImportError as error:
             raise MissingExtraError("lm-eval", "lm-eval", "python -m dlm.lm_eval") from error
-        from dlm.evaluation.harness.models import register
+        from dlm.evaluation.lm_eval.models import register
 
         register()
         cli_evaluate()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from dlm import command_line
+from dlm.cli import command_line
 from dlm.errors import ConfigError
 
 TITLE = "Put the shards of a run together as predictions.jsonl, or say which prompts are missing."
@@ -25,8 +25,8 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
     """Merge; returns the exit code."""
     from pathlib import Path
 
-    from dlm.pipeline.merging import merge
-    from dlm.pipeline.run_folder import RunFolder
+    from dlm.runs.merging import merge
+    from dlm.runs.run_folder import RunFolder
 
     if OmegaConf.is_missing(config, "run_dir"):
         raise ConfigError("run_dir is not set: write run_dir=<folder>")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from dlm import command_line
+from dlm.cli import command_line
 
 TITLE = "Decode prompts with a diffusion language model. Without arguments: the bundled demo."
 KEYS = """\
@@ -39,9 +39,9 @@ def main() -> None:
 
 def run(config: DictConfig, overrides: Sequence[str]) -> int:
     """Decode what `config` asks for; returns the exit code."""
-    from dlm.checks import check_predict
-    from dlm.pipeline.launch import launched
+    from dlm.config.checks import check_predict
     from dlm.pipeline.session import Session
+    from dlm.runs.launch import launched
 
     check_predict(config)
     with launched(config.run_dir, "predict") as launch:

@@ -29,7 +29,7 @@ EXAMPLES = """\
 
 def main() -> None:
     """The command line."""
-    from dlm.command_line import main as command_line
+    from dlm.cli.command_line import main as command_line
 
     command_line("serve", "dlm.serve", run, TITLE, KEYS, EXAMPLES, register)
 
@@ -43,17 +43,17 @@ def register() -> None:
 
 def run(config: DictConfig, overrides: Sequence[str]) -> int:
     """Serve until told to stop; returns the exit code."""
-    from dlm.config import instantiate
-    from dlm.pipeline.ranks import die_with
+    from dlm.config.build import instantiate
+    from dlm.distributed.processes import die_with
     from dlm.serving.config import check_algorithm, to_fleet, to_settings
     from dlm.serving.settings import Identity
 
     settings, source = to_settings(config), instantiate(config.model)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        from dlm.serving.fleet import Fleet
-        from dlm.serving.processes import bind
-        from dlm.serving.worker import serve
+        from dlm.serving.fleet.processes import bind
+        from dlm.serving.fleet.supervisor import Fleet
+        from dlm.serving.fleet.worker import serve
     except ModuleNotFoundError as error:
         from dlm.errors import MissingExtraError
 

@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dlm._quoting import reason
 from dlm.chat import ChatTemplate, TemplateLimit
 from dlm.errors import CheckpointError, RequestError
-from dlm.models.tokenizers import guarded, load_tokenizer
-from dlm.quoting import reason
+from dlm.models.io.tokenizers import guarded, load_tokenizer
 
 HALF_PAIR = re.compile(r"[\ud800-\udfff]")
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from dlm import command_line
+from dlm.cli import command_line
 from dlm.errors import ConfigError
-from dlm.pipeline.training_config import register_training_schema
+from dlm.training.config import register_training_schema
 
 TITLE = "Train or fine-tune a diffusion language model with the masked-diffusion loss."
 KEYS = """\
@@ -32,7 +32,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError("; ".join(f"{key} is not set: write {key}=<value>" for key in missing))
-    from dlm.pipeline.training import train
+    from dlm.training.run import train
 
     folder = train(config, command_line.quoted(["python", "-m", "dlm.train", *overrides]))
     print(f"checkpoint: {folder}")

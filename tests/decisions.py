@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from dlm.decoding import selection
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderOptions
 from dlm.decoding.packing import Batch
-from dlm.decoding.questions import Question
 from dlm.decoding.request import Request
 from dlm.decoding.samplers import Scores
-from dlm.decoding.selection import Choice, Selector
+from dlm.decoding.scoring import selection
+from dlm.decoding.scoring.score_request import Question
+from dlm.decoding.scoring.selection import Choice, Selector
 from dlm.models.backbone import Backbone
 from dlm.models.devices import upload
 from dlm.models.families import SpecialTokens

@@ -22,7 +22,7 @@ from dlm.bench.load.figures import Figures
 from dlm.bench.load.report import render
 from dlm.bench.load.run import measure
 from dlm.bench.load.target import Target
-from dlm.serving.processes import answers
+from dlm.serving.fleet.processes import answers
 from dlm.serving.settings import IDENTITY_VARIABLE, Identity
 from tests.running import environment, python, wait_until
 from tests.serving.fleets import free_ports

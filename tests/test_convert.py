@@ -14,14 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from dlm import convert, predict
-from dlm.command_line import compose_config
+from dlm._paths import conf_dir
+from dlm.cli.command_line import compose_config
 from dlm.demo import CHECKPOINT
 from dlm.errors import CheckpointError, ConfigError, RunError
-from dlm.models import dcp, export
-from dlm.models.dcp import DcpSource
-from dlm.models.loading import load_checkpoint
-from dlm.models.sources import INDEX, SINGLE, SafetensorsSource
-from dlm.paths import conf_dir
+from dlm.models.io import export
+from dlm.models.io.dcp import folder as dcp
+from dlm.models.io.dcp.folder import DcpSource
+from dlm.models.io.loading import load_checkpoint
+from dlm.models.io.sources import INDEX, SINGLE, SafetensorsSource
 from tests.models.checkpoints import copy_golden, golden_tensors, save_by_two_ranks, save_dcp
 from tests.running import answers, python, run
 

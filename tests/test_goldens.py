@@ -22,9 +22,9 @@ from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Completion
 from dlm.models.attention import NaiveAttention, PackedAttention, SdpaAttention
+from dlm.models.attention.segments import Segment
 from dlm.models.backbone import Backbone
-from dlm.models.loading import Checkpoint
-from dlm.models.segments import Segment
+from dlm.models.io.loading import Checkpoint
 from tests.decisions import decisions, first_difference
 from tests.margins import judge
 from tests.vectors import (

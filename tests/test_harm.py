@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
+from dlm.data.prompts import Prompt
+from dlm.distributed.heartbeat import StopSwitch
 from dlm.errors import CheckpointError, ConfigError, DataError, DLMError, IncompleteRunError, RunError
-from dlm.pipeline import shards
-from dlm.pipeline.prompts import Prompt
-from dlm.pipeline.ranks import StopSwitch
 from dlm.predict import run as predict
+from dlm.runs import shards
 from tests import running
 from tests.running import TINY, answers, rows_of, shard_rows
 
@@ -50,7 +50,7 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading weights fails the test."""
-    import dlm.models.loading as loading
+    import dlm.models.io.loading as loading
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("weights were read")

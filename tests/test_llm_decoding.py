@@ -14,8 +14,8 @@ import pytest
 from dlm import LLM, SamplingParams, SparseConfig
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import Sparse
-from dlm.decoding.parallel import ParallelDecoder
 from dlm.decoding.samplers import DInferThreshold
+from dlm.decoding.tensor_parallel.decoder import ParallelDecoder
 from dlm.demo import CHECKPOINT
 from dlm.errors import RequestError, RunError
 from tests.front import BABBLE, GREEDY, PROMPTS, WARM, demo_llm, generate, requests_of

@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from dlm.demo import CHECKPOINT
+from dlm.distributed.heartbeat import Status
+from dlm.distributed.processes import machine, process_birth
 from dlm.errors import CheckpointError, DataError, RunError
 from dlm.evaluate import run as evaluate
 from dlm.evaluation.config import register
 from dlm.merge import run as merge
-from dlm.pipeline.launch import machine, process_birth
-from dlm.pipeline.ranks import Status
-from dlm.pipeline.shards import to_line
 from dlm.predict import run as predict
+from dlm.runs.shards import to_line
 from dlm.text import TextCodec
 from tests.pipeline.rows import row
 from tests.running import TINY, answers, rows_of

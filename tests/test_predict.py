@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from dlm.pipeline.data import seed_of
 from dlm.predict import run as predict
 from tests import kill_runs, running

@@ -12,19 +12,19 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from dlm.demo import CHECKPOINT
 from dlm.errors import ConfigError, DataError
 from dlm.models.attention import NaiveAttention, SdpaAttention
 from dlm.models.backbone import Backbone, BackboneConfig
 from dlm.models.families import SpecialTokens
-from dlm.models.loading import load_checkpoint
-from dlm.pipeline.fresh_attention import FreshAttention
-from dlm.pipeline.loss import masked_diffusion_loss
-from dlm.pipeline.masking import Canvas, Masker
-from dlm.pipeline.training import train
-from dlm.pipeline.training_config import register_training_schema
-from dlm.pipeline.training_data import CanvasBuilder, file_canvases
+from dlm.models.io.loading import load_checkpoint
+from dlm.training.attention import FreshAttention
+from dlm.training.config import register_training_schema
+from dlm.training.data import CanvasBuilder, file_canvases
+from dlm.training.loss import masked_diffusion_loss
+from dlm.training.masking import Canvas, Masker
+from dlm.training.run import train
 from tests.rounding import of_a_forward
 
 MASK = 2

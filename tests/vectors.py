@@ -36,7 +36,7 @@ from dlm.decoding.samplers import (
 from dlm.decoding.samplers.base import Floats, Indices
 from dlm.errors import CheckpointError
 from dlm.models.families import SpecialTokens
-from dlm.models.loading import Checkpoint, load_checkpoint
+from dlm.models.io.loading import Checkpoint, load_checkpoint
 
 ROOT = Path(os.environ.get("DLM_GOLDENS") or Path(__file__).parent / "goldens")
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/config.json"))

@@ -52,7 +52,7 @@ EXAMPLES = """\
 def main() -> None:
     """The command line."""
     from dlm.bench.config import register
-    from dlm.command_line import main as command_line
+    from dlm.cli.command_line import main as command_line
 
     command_line("bench", "dlm.bench", task, "Time the decoder, or load a server.", KEYS, EXAMPLES, register)
 

@@ -1,6 +1,6 @@
 """The schemas behind `conf/bench.yaml` and `conf/workload/`, and the checks of their values. Knows no torch.
 
-The other schemas are in `dlm.config` and `dlm.pipeline.training_config`.
+The other schemas are in `dlm.config.schemas` and `dlm.training.config`.
 """
 
 from __future__ import annotations

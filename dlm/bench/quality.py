@@ -18,7 +18,7 @@ from dlm.decoding.algorithms import compose
 from dlm.demo import CHECKPOINT
 from dlm.demo.tasks import held_out
 from dlm.demo.validation import BLOCK_LENGTH, GEN_LENGTH, Accuracy, measure
-from dlm.models.loading import load_checkpoint
+from dlm.models.io.loading import load_checkpoint
 from dlm.text import TextCodec
 
 PLAIN_WIDTH = 170

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dlm.bench.config import SpeedConfig
-from dlm.bench.machine import Machine
+from dlm.bench.machine.facts import Machine
 from dlm.bench.row import Against, Row, row_values
 
 PLAIN_WIDTH = 170

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dlm.bench.ceiling import Seconds
-from dlm.bench.floor import floor
+from dlm.bench.bounds.ceiling import Seconds
+from dlm.bench.bounds.floor import floor
 from dlm.bench.workloads import Case
 
 

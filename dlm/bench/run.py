@@ -14,14 +14,15 @@ from pathlib import Path
 
 import torch
 
-from dlm.bench.ceiling import ideal
+from dlm.bench.bounds.ceiling import ideal
+from dlm.bench.bounds.floor import Body, costs
 from dlm.bench.config import BenchConfig, QualityConfig, SpeedConfig
-from dlm.bench.floor import Body, costs
-from dlm.bench.machine import Machine, Yardstick
-from dlm.bench.memory import PeakMemory
-from dlm.bench.profile import profile
+from dlm.bench.machine.facts import Machine, Yardstick
+from dlm.bench.machine.memory import PeakMemory
+from dlm.bench.machine.profile import profile
+from dlm.bench.machine.rates import Meter
+from dlm.bench.machine.stopwatch import Stopwatch
 from dlm.bench.quality import run_quality
-from dlm.bench.rates import Meter
 from dlm.bench.reference import PROGRAMS, ReferenceModel
 from dlm.bench.report import render, to_json
 from dlm.bench.row import Against, Row
@@ -36,11 +37,10 @@ from dlm.bench.sides import (
     same_tokens,
     silence_mask,
 )
-from dlm.bench.stopwatch import Stopwatch
 from dlm.bench.workloads import Case, cases
 from dlm.decoding.decoder import Decoder
 from dlm.errors import ConfigError
-from dlm.models.loading import DTYPES, Checkpoint, random_checkpoint
+from dlm.models.io.loading import DTYPES, Checkpoint, random_checkpoint
 from dlm.models.sizes import SIZES
 
 

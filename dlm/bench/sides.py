@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from dlm.bench.forwards import canvas_forwards, packed, reference_forwards, reference_outcomes
+from dlm.bench.bounds.forwards import canvas_forwards, packed, reference_forwards, reference_outcomes
+from dlm.bench.machine.stopwatch import Stopwatch
 from dlm.bench.paced import SCHEDULE, sampler_for
 from dlm.bench.reference import PROGRAMS, Outcome, ReferenceModel, supports
-from dlm.bench.stopwatch import Stopwatch
 from dlm.bench.workloads import Case, Forward
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import ENGINES
@@ -18,7 +18,7 @@ from dlm.decoding.options import DecoderOptions, StepReport
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.errors import RunError
 from dlm.models.architecture import BackboneConfig
-from dlm.models.loading import Checkpoint
+from dlm.models.io.loading import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 from jinja2 import Template
 
+from dlm._quoting import reason
 from dlm.chat.budget import Budget, TemplateLimit
 from dlm.chat.environment import BUDGET, ChatEnvironment
 from dlm.errors import CheckpointError
-from dlm.quoting import reason
 
 MAX_CHARACTERS = 1 << 17
 """Of a template: the longest known have 30,000."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,10 @@ from dlm.errors import RequestError
 if TYPE_CHECKING:
     from dlm.models.architecture import AttentionKind
     from dlm.models.families import Family
+
+
+class FamilyDefault:
+    """Stands for an engine or a sampler that the algorithm has for the checkpoint's family."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,25 @@ def compose(
     engine_options = {key: value for key, value in given.items() if key in for_engine}
     engine = _smooth(engine_options) if engine_type is Smooth else engine_type(**engine_options)
     return engine, sampler_type(**{key: value for key, value in given.items() if key in for_sampler})
+
+
+def complete(
+    engine: Engine | FamilyDefault,
+    sampler: Sampler | FamilyDefault,
+    algorithm: str,
+    traits: Callable[[], tuple[Family, AttentionKind]],
+) -> tuple[Engine, Sampler]:
+    """Engine and sampler as they are; what was left to the model is that of `algorithm` for its family.
+
+    `traits` says the family and how its models attend; it is called where something was left. Raises `RequestError`
+    when the family cannot run the algorithm.
+    """
+    if isinstance(engine, FamilyDefault) or isinstance(sampler, FamilyDefault):
+        family, attention = traits()
+        own = compose(algorithm, {}, family=family, attention=attention)
+        engine = own[0] if isinstance(engine, FamilyDefault) else engine
+        sampler = own[1] if isinstance(sampler, FamilyDefault) else sampler
+    return engine, sampler
 
 
 def _sampler_name(chosen: str, given: Mapping[str, Any]) -> str:

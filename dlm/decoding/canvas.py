@@ -13,10 +13,10 @@ from dlm.decoding import noise
 from dlm.decoding.engines import Plan, Window
 from dlm.decoding.expansion import Outlook, grow
 from dlm.decoding.layout import Block, IntArray, blocks_from, first_block
-from dlm.decoding.measures import NUM_MEASURES
 from dlm.decoding.pace import Pace
 from dlm.decoding.request import Request
 from dlm.decoding.samplers import Turn
+from dlm.decoding.scoring.token_stats import NUM_MEASURES
 
 
 class Canvas:

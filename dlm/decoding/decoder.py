@@ -18,18 +18,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dlm.decoding import ending, smoothing
-from dlm.decoding.arena import Arena
+from dlm.decoding import ending
 from dlm.decoding.canvas import Canvas
-from dlm.decoding.graphs import Graphs, Recorder, choose_recorder
+from dlm.decoding.cuda.graphs import Graphs, Recorder, choose_recorder
+from dlm.decoding.engines import soft_inputs as smoothing
+from dlm.decoding.kv.arena import Arena
+from dlm.decoding.kv.sharing import PromptSharing
 from dlm.decoding.options import DecoderOptions, DecoderStats, StepReport
 from dlm.decoding.outcomes import completion_of, failure_of, not_finite, progress_of, refusal_of
 from dlm.decoding.packing import Batch
 from dlm.decoding.request import Completion, Request
 from dlm.decoding.scheduler import Scheduler
-from dlm.decoding.scoring import rows_within
-from dlm.decoding.selection import Choice, Selector
-from dlm.decoding.sharing import PromptSharing
+from dlm.decoding.scoring.proposals import rows_within
+from dlm.decoding.scoring.selection import Choice, Selector
 from dlm.decoding.validation import faults_of
 from dlm.errors import RequestError
 from dlm.models.arrangement import Arrangement

@@ -8,7 +8,7 @@ import numpy as np
 
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.layout import IntArray
-from dlm.decoding.selection import Choice
+from dlm.decoding.scoring.selection import Choice
 
 
 def goes_on(canvas: Canvas, choice: Choice, end_ids: Sequence[int]) -> bool:

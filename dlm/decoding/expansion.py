@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dlm.decoding.canvas import Canvas
-    from dlm.decoding.scoring import Proposals
+    from dlm.decoding.scoring.proposals import Proposals
 
 
 @dataclass(frozen=True)

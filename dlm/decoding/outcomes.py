@@ -10,7 +10,7 @@ import torch
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.layout import IntArray
 from dlm.decoding.request import Completion, Progress, Request
-from dlm.decoding.selection import Choice
+from dlm.decoding.scoring.selection import Choice
 from dlm.errors import NotFiniteError
 
 

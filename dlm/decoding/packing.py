@@ -11,7 +11,7 @@ import numpy.typing as npt
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.engines import Window
 from dlm.decoding.layout import IntArray
-from dlm.models.segments import Segment, packing_order
+from dlm.models.attention.segments import Segment, packing_order
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from dlm._quoting import quoted
 from dlm.errors import RequestError
-from dlm.quoting import quoted
 
 if TYPE_CHECKING:
     from dlm.decoding.engines import Engine

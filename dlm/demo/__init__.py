@@ -3,14 +3,7 @@
 Importing this costs nothing.
 """
 
-from __future__ import annotations
-
-from pathlib import Path
-
-CHECKPOINT = Path(__file__).parent / "checkpoint"
-"""Folder of the checkpoint and its tokenizer, in LLaDA's format."""
-
-PROMPTS = Path(__file__).parent / "prompts.jsonl"
-"""The held-out prompts, rows of `{"id", "family", "prompt"}`."""
+from dlm._paths import DEMO_CHECKPOINT as CHECKPOINT
+from dlm._paths import DEMO_PROMPTS as PROMPTS
 
 __all__ = ["CHECKPOINT", "PROMPTS"]

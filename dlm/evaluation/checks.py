@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig
 
-from dlm.checks import CHECKS, check
-from dlm.config import instantiate
+from dlm.config.build import instantiate
+from dlm.config.checks import CHECKS, check
 from dlm.errors import ConfigError
-from dlm.evaluation.sandbox import Sandbox, reads_are_closed
+from dlm.evaluation.sandbox.run import Sandbox, reads_are_closed
 
 DECODING = ("generation", "engine", "sampler", "algorithm", "trace")
 """Parts of the configuration without a meaning where nothing is decoded."""

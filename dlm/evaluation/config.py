@@ -8,7 +8,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from dlm.config import PredictConfig, mirror
+from dlm.config.build import mirror
+from dlm.config.schemas import PredictConfig
 from dlm.evaluation.tasks import ChoiceTask, GenerationTask
 
 

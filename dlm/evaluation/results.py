@@ -11,10 +11,10 @@ from string import ascii_uppercase
 from typing import Any
 
 from dlm.errors import RunError
-from dlm.evaluation.checkers import Checker, Verdict
+from dlm.evaluation.graders.checkers import Checker, Verdict
 from dlm.evaluation.tasks import ChoiceTask
-from dlm.pipeline.shards import to_line
-from dlm.pipeline.whole_files import replace
+from dlm.runs.shards import to_line
+from dlm.runs.whole_files import replace
 
 JUDGED, NO_ANSWER, UNREADABLE, CHECKER_FAILED = "judged", "no answer", "unreadable", "checker failed"
 """States of a sample: judged; not decoded, such as too long a prompt; a row of the data that asks nothing or has no

@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import DictConfig
 
-from dlm.config import instantiate
+from dlm.config.build import instantiate
+from dlm.data.prompts import Prompt
 from dlm.errors import ConfigError
 from dlm.evaluation.report import Published, Report, report_of, show
 from dlm.evaluation.results import judge_answers, judge_choices, judged, processors, write_results
-from dlm.evaluation.sandbox import Sandbox, reads_are_closed, warn_of_open_files
+from dlm.evaluation.sandbox.run import Sandbox, reads_are_closed, warn_of_open_files
 from dlm.evaluation.tasks import ChoiceTask, GenerationTask
-from dlm.pipeline.claims import Claims, Plan
-from dlm.pipeline.launch import Launch
-from dlm.pipeline.prompts import Prompt
 from dlm.pipeline.session import Session
-from dlm.pipeline.whole_files import replace
+from dlm.runs.launch import Launch
+from dlm.runs.leases import Claims, Plan
+from dlm.runs.whole_files import replace
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule, LightningModule
     from lightning.pytorch.loggers import Logger
 
     from dlm.likelihood import Scheme
-    from dlm.pipeline.model_source import ModelSource
-    from dlm.pipeline.totals import Totals
+    from dlm.models.io.model_source import ModelSource
     from dlm.pipeline.writer import ShardWriter
+    from dlm.runs.totals import Totals
 
 SPEED = ("tokens", "seconds", "tokens_per_second", "occupancy")
 """Figures of an attempt; one that had nothing left to do keeps those of the one before it."""
@@ -72,7 +72,7 @@ class EvaluationSession(Session):
 
     def _tell(self, totals: Totals, loggers: Sequence[Logger]) -> None:
         from dlm.pipeline.loggers import attempt, log_summary
-        from dlm.pipeline.summary import read_summary
+        from dlm.runs.summary import read_summary
 
         report = self._judge()
         path = self.folder.summary
@@ -94,7 +94,7 @@ class EvaluationSession(Session):
 
     def _judge(self) -> Report:
         """Judge every prediction, and keep the results."""
-        from dlm.pipeline.summary import read_predictions
+        from dlm.runs.summary import read_predictions
 
         checking, task, how = self.config.checking, self.task, {"samples": self.config.generation.n}
         threads = 1

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dlm.data.prompts import Messages
 from dlm.errors import DataError
-from dlm.pipeline.prompts import Messages
 
 FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
 

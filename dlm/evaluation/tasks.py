@@ -11,12 +11,12 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
+from dlm._quoting import quoted
+from dlm.data.prompts import Fault, HfPrompts, JsonlPrompts, Prompt, PromptSource, require_prompts
 from dlm.errors import ConfigError, DataError
-from dlm.evaluation.checkers import Checker, Choice, checker_of, place_of
-from dlm.evaluation.sandbox import Sandbox
+from dlm.evaluation.graders.checkers import Checker, Choice, checker_of, place_of
+from dlm.evaluation.sandbox.run import Sandbox
 from dlm.evaluation.shots import Shots, filled
-from dlm.pipeline.prompts import Fault, HfPrompts, JsonlPrompts, Prompt, PromptSource, require_prompts
-from dlm.quoting import quoted
 
 MOST_CHOICES = len(ascii_uppercase)
 
@@ -190,7 +190,7 @@ class GenerationTask(Task):
     """Answers are decoded, and judged by a checker.
 
     Attributes:
-        checker: a name of `dlm.evaluation.checkers.CHECKERS`, or `package.module:function`.
+        checker: a name of `dlm.evaluation.graders.checkers.CHECKERS`, or `package.module:function`.
     """
 
     checker: str

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dlm.decoding.scoring import rows_within, slice_rows
+from dlm.decoding.scoring.proposals import rows_within, slice_rows
 from dlm.likelihood.packing import Batch, pack
 from dlm.likelihood.views import Sheet
 from dlm.models.architecture import ROW_TILE

@@ -10,7 +10,7 @@ import numpy as np
 
 from dlm.decoding.layout import IntArray
 from dlm.likelihood.views import Sheet, View
-from dlm.models.segments import Segment
+from dlm.models.attention.segments import Segment
 
 KEYS_PER_ROW = 16
 """So many copied keys count as one row of a batch, so that copies of long streams do not outgrow its activations."""

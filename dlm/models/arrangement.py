@@ -27,7 +27,7 @@ from dlm.models.arithmetic import (
 from dlm.models.attention import AttentionBackend, SdpaAttention, SeparateAttention, choose_backend
 from dlm.models.backbone import Backbone
 from dlm.models.experts import Experts, Router
-from dlm.models.lora import adapter_of
+from dlm.models.lora.training import adapter_of
 from dlm.models.mkl import VARIABLE
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)

@@ -70,7 +70,7 @@ class Layer(nn.Module):
     Attributes:
         arithmetic: of its activations; its projections have their own.
         total: sums what the layer's two halves give over the processes that share the model; None where one has all.
-        drafter: what an adapter adds to a projection, by its name, in rows that draft (`dlm.models.drafter`).
+        drafter: what an adapter adds to a projection, by its name, in rows that draft (`dlm.models.lora.drafter`).
     """
 
     arithmetic: Arithmetic = PROVED
@@ -185,7 +185,7 @@ class Backbone(nn.Module):
 
     @property
     def has_drafter(self) -> bool:
-        """Whether rows that draft go through an adapter (`dlm.models.drafter`)."""
+        """Whether rows that draft go through an adapter (`dlm.models.lora.drafter`)."""
         return any(isinstance(layer, Layer) and len(layer.drafter) > 0 for layer in self.layers)
 
     @property

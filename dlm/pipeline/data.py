@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from dlm.data.prompts import Fault, Prompt
 from dlm.decoding.engines import Engine
 from dlm.decoding.noise import seed_of
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.decoding.samplers import Sampler
+from dlm.distributed.heartbeat import StopSwitch
 from dlm.errors import RequestError
-from dlm.pipeline.claims import Claims, Plan
-from dlm.pipeline.prompts import Fault, Prompt
-from dlm.pipeline.ranks import StopSwitch
 from dlm.pipeline.writer import ShardWriter
+from dlm.runs.leases import Claims, Plan
 from dlm.text import TextCodec
 
 

@@ -9,14 +9,10 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import TYPE_CHECKING, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dlm.pipeline.ranks import StopSwitch
-
-if TYPE_CHECKING:
-    from dlm.pipeline.module import DiffusionLM
+from dlm.distributed.heartbeat import StopSwitch
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHOW_CURSOR = "\x1b[?25h"
@@ -54,9 +50,6 @@ class Interrupts(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._working = True
         self.install()
-        decoder = cast("DiffusionLM", pl_module).decoder
-        if decoder is not None:
-            self.stop.on_stop(decoder.stop)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if not self._working:

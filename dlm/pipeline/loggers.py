@@ -18,10 +18,10 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from dlm.config import instantiate
-from dlm.pipeline.run_folder import RunFolder
-from dlm.pipeline.summary import read_predictions
-from dlm.pipeline.totals import Totals
+from dlm.config.build import instantiate
+from dlm.runs.run_folder import RunFolder
+from dlm.runs.summary import read_predictions
+from dlm.runs.totals import Totals
 
 TABLE_ROWS = 200
 """Answers in a logger's table: what a page of it can show."""

@@ -14,9 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from dlm.distributed.heartbeat import Heart, Others
 from dlm.pipeline.loggers import attempt, define_steps, log_progress
-from dlm.pipeline.ranks import Heart, Others
-from dlm.pipeline.totals import Totals, clock
+from dlm.runs.totals import Totals, clock
 
 
 class ProgressReport(Callback):

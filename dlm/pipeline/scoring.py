@@ -17,15 +17,15 @@ from lightning import LightningModule
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from dlm.data.prompts import Fault, Prompt
 from dlm.decoding.noise import seed_of
+from dlm.distributed.heartbeat import StopSwitch
 from dlm.errors import NotFiniteError, RequestError
 from dlm.likelihood import Likelihood, Scheme, Scored
-from dlm.models.loading import Checkpoint
-from dlm.pipeline.claims import Claims, Plan
+from dlm.models.io.loading import Checkpoint
 from dlm.pipeline.data import claimed
-from dlm.pipeline.prompts import Fault, Prompt
-from dlm.pipeline.ranks import StopSwitch
 from dlm.pipeline.writer import ShardWriter
+from dlm.runs.leases import Claims, Plan
 from dlm.text import TextCodec
 
 
@@ -114,9 +114,6 @@ class ScoringLM(LightningModule):
             draws one for each question.
         max_tokens: rows of one forward.
     """
-
-    decoder = None
-    """Other parts of a run ask for one; nothing is decoded here."""
 
     def __init__(
         self, load: Callable[[torch.device], Checkpoint], scheme: Scheme, seed: int | None, max_tokens: int

@@ -14,28 +14,29 @@ from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import DictConfig
 
-from dlm.command_line import program, quoted, report
-from dlm.config import instantiate
+from dlm.cli.command_line import program, quoted, report
+from dlm.config.build import instantiate
+from dlm.data.prompts import Prompt, check_of, digest, require_prompts
+from dlm.distributed.heartbeat import Heart, Others, StopSwitch
+from dlm.distributed.processes import die_with
 from dlm.errors import DLMError, IncompleteRunError, RunError
-from dlm.pipeline.claims import Claims, Plan, divide
-from dlm.pipeline.launch import Launch
-from dlm.pipeline.merging import merge
-from dlm.pipeline.other_starts import OtherStarts
-from dlm.pipeline.prompts import Prompt, check_of, digest, require_prompts
-from dlm.pipeline.ranks import Heart, Others, StopSwitch, die_with
-from dlm.pipeline.run_folder import Index, RunFolder, damaged
-from dlm.pipeline.shards import Shard, read_answers
+from dlm.runs.launch import Launch
+from dlm.runs.leases import Claims, Plan, divide
+from dlm.runs.merging import merge
+from dlm.runs.other_starts import OtherStarts
+from dlm.runs.run_folder import Index, RunFolder, damaged
+from dlm.runs.shards import Shard, read_answers
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.loggers import Logger
 
-    from dlm.models.arrangement import Arrangement
+    from dlm.decoding.decoder import Decoder
+    from dlm.models.io.model_source import ModelSource
     from dlm.pipeline.data import Recipe
     from dlm.pipeline.interrupts import Interrupts
-    from dlm.pipeline.model_source import ModelSource
-    from dlm.pipeline.totals import Totals
     from dlm.pipeline.writer import ShardWriter
+    from dlm.runs.totals import Totals
     from dlm.text import TextCodec
 
 CLAIM = 4
@@ -145,7 +146,7 @@ class Session:
 
     def _work(self, trainer: Trainer, interrupts: Interrupts) -> int:
         from dlm.pipeline.progress import ProgressReport
-        from dlm.pipeline.totals import Totals
+        from dlm.runs.totals import Totals
 
         workers = self._workers(trainer.world_size)
         worker = workers[trainer.global_rank]
@@ -221,13 +222,16 @@ class Session:
         data = PromptDataModule(self.prompts, codec, recipe, claims, plan, writer, self.stop, positions)
         share = plan.fair_share() * config.generation.n
         limits = {**config.decoder, "max_num_seqs": min(config.decoder.max_num_seqs, share)}
-        ready = partial(self._ready, writer.heart.status.worker)
-        module = DiffusionLM(decoding_options=DecodingOptions(source.load, DecoderOptions(**limits), ready))
+        ready = partial(self._ready, writer)
+        module = DiffusionLM(DecodingOptions(source.load, DecoderOptions(**limits), ready))
         return module, data
 
-    def _ready(self, worker: str, arrangement: Arrangement) -> None:
-        """Say how this process computes, and where that is not how the run was begun."""
-        text = str(arrangement)
+    def _ready(self, writer: ShardWriter, decoder: Decoder) -> None:
+        """Let the decoder hear of a stop and be heard of, and say how this process computes and where that is not how
+        the run was begun."""
+        self.stop.on_stop(decoder.stop)
+        writer.stats = decoder.stats
+        worker, text = writer.heart.status.worker, str(decoder.arrangement)
         begun = self.folder.begun_with_arithmetic(text)
         if worker.endswith("rank0"):
             print(f"computing in {text}", file=sys.stderr, flush=True)
@@ -241,13 +245,15 @@ class Session:
 
     def _recipe(self, source: ModelSource) -> Recipe:
         """How every prompt is decoded."""
+        from dlm.decoding.algorithms import complete
         from dlm.decoding.request import PARAM_NAMES, SamplingParams
         from dlm.pipeline.data import Recipe
-        from dlm.pipeline.model_source import pair
 
         config, generation = self.config, self.config.generation
         source.traits()  # refuses a checkpoint of another family before its tokenizer is looked at
-        engine, sampler = pair(instantiate(config.engine), instantiate(config.sampler), config.algorithm, source)
+        engine, sampler = complete(
+            instantiate(config.engine), instantiate(config.sampler), config.algorithm, source.traits
+        )
         return Recipe(
             params=SamplingParams(**{name: generation[name] for name in PARAM_NAMES}),
             engine=engine,
@@ -264,7 +270,7 @@ class Session:
     def _trace(self) -> Path | None:
         """Write the page of how answers were revealed, where it is asked for; where it lies."""
         from dlm.decoding.request import Request
-        from dlm.pipeline.summary import read_predictions
+        from dlm.runs.summary import read_predictions
 
         if self.config.trace.get("_target_") is None:
             return None
@@ -303,7 +309,7 @@ class Session:
     def _tell(self, totals: Totals, loggers: Sequence[Logger]) -> None:
         """Say what the predictions are worth: on standard output, in the folder, and to the loggers."""
         from dlm.pipeline.loggers import attempt, log_summary
-        from dlm.pipeline.summary import figures, show, summarize, write_summary
+        from dlm.runs.summary import figures, show, summarize, write_summary
 
         summary = summarize(self.folder.predictions, check_of(self.config.data.get("_target_")))
         write_summary(self.folder.summary, summary, totals)

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from dlm.config import instantiate
+from dlm.config.build import instantiate
 from dlm.errors import ConfigError
 
 QUIET = {

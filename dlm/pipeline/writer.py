@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dlm.data.prompts import Fault, Prompt
+from dlm.decoding.options import DecoderStats
 from dlm.decoding.request import Completion
+from dlm.distributed.heartbeat import Heart
 from dlm.errors import CheckpointError, NotFiniteError, RequestError
-from dlm.pipeline.prompts import Fault, Prompt
-from dlm.pipeline.ranks import Heart
-from dlm.pipeline.shards import Shard
+from dlm.runs.shards import Shard
 from dlm.text import TextCodec
-
-if TYPE_CHECKING:
-    from dlm.pipeline.module import DiffusionLM
 
 
 class ShardWriter(Callback):
@@ -33,6 +31,10 @@ class ShardWriter(Callback):
         stop: strings at which the text is cut.
         samples: answers to each prompt.
         heart: told what has been written.
+
+    Attributes:
+        codec: for texts; set before the first answer.
+        stats: of the decoder, for those who look at the heart; None where nothing is decoded.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class ShardWriter(Callback):
     ) -> None:
         self.shard, self.heart = shard, heart
         self.codec: TextCodec | None = None
+        self.stats: DecoderStats | None = None
         self._prompts = {prompt.id: prompt for prompt in prompts}
         self._stop, self._samples = tuple(stop), samples
 
@@ -93,15 +96,14 @@ class ShardWriter(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.heart.update(state="running")
-        self.heart.on_beat(lambda: self._tell(pl_module))
+        self.heart.on_beat(self._tell)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tell(pl_module)
+        self._tell()
 
-    def _tell(self, pl_module: LightningModule) -> None:
-        decoder = cast("DiffusionLM", pl_module).decoder
-        if decoder is not None and decoder.stats.num_steps:
-            self.heart.update(steps=decoder.stats.num_steps, occupancy=decoder.stats.mean_occupancy)
+    def _tell(self) -> None:
+        if self.stats is not None and self.stats.num_steps:
+            self.heart.update(steps=self.stats.num_steps, occupancy=self.stats.mean_occupancy)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.shard.close()

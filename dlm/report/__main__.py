@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from dlm import command_line
+from dlm.cli import command_line
 from dlm.errors import ConfigError, MissingExtraError
 from dlm.report.config import register
 

@@ -7,9 +7,9 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
-from dlm.paths import PACKAGE
+from dlm._paths import PACKAGE
 
-SHARED = PACKAGE / "serving" / "static"
+SHARED = PACKAGE / "serving" / "page"
 """The server's page: what looks and moves alike comes from there."""
 OWN = Path(__file__).parent / "static"
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dlm.data.prompts import check_of
+from dlm.distributed.heartbeat import STATUS
 from dlm.errors import RunError
-from dlm.pipeline.other_starts import at_work
-from dlm.pipeline.prompts import check_of
-from dlm.pipeline.ranks import STATUS
-from dlm.pipeline.run_folder import RunFolder
-from dlm.pipeline.shards import read_answers
-from dlm.pipeline.summary import summarize
+from dlm.runs.other_starts import at_work
+from dlm.runs.run_folder import RunFolder
+from dlm.runs.shards import read_answers
+from dlm.runs.summary import summarize
 
 TRAINING_KEYS = frozenset({"reward", "likelihood", "objective"})
 """What the configuration of a training has, and no other."""

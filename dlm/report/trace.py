@@ -30,7 +30,7 @@ class HtmlTrace:
         prompts: at most so many prompts, the first ones, each with all its samples.
     """
 
-    prompts: int = 20
+    prompts: int
 
     def faults(self) -> list[str]:
         """What is wrong, with its remedy."""
@@ -54,8 +54,8 @@ class HtmlTrace:
         Raises:
             RunError: no room for the page.
         """
-        from dlm.pipeline.whole_files import replace
         from dlm.report.assets import render
+        from dlm.runs.whole_files import replace
 
         first = [list(several) for _, several in islice(groupby(rows, lambda row: row["id"]), self.prompts)]
         shown = [row for several in first for row in several]
@@ -87,8 +87,8 @@ def answer_of(row: dict[str, Any], codec: TextCodec, request: Callable[[tuple[in
 
 def layout_of(request: Request) -> dict[str, int]:
     """Lengths of the first block behind the prompt and of the others."""
-    from dlm.answers import opening
     from dlm.decoding.canvas import Canvas
+    from dlm.outputs import opening
 
     return opening(Canvas(request, 0, 0, NO_MASK))
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dlm.pipeline.run_folder import RunFolder
-from dlm.pipeline.run_lock import is_locked
 from dlm.report.runs import is_training, labels_of, overrides_of, run_folders
+from dlm.runs.lock import is_locked
+from dlm.runs.run_folder import RunFolder
 
 LOG = "training.jsonl"
 """Begins with a line that says what was run; then come steps and measurements."""

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dlm.lazy import exports
+from dlm._lazy import exports
 
 if TYPE_CHECKING:
-    from dlm.rl.broadcast import send_weights
+    from dlm.rl.integrations.rollout_func import make_rollout_func
     from dlm.rl.rollout import Rollout
-    from dlm.rl.rollout_func import make_rollout_func
     from dlm.rl.rollouts import Rollouts
+    from dlm.rl.weights.broadcast import send_weights
 
 __all__ = ["Rollout", "Rollouts", "make_rollout_func", "send_weights"]
 
@@ -26,7 +26,7 @@ __getattr__, __dir__ = exports(
     {
         "Rollout": "dlm.rl.rollout",
         "Rollouts": "dlm.rl.rollouts",
-        "make_rollout_func": "dlm.rl.rollout_func",
-        "send_weights": "dlm.rl.broadcast",
+        "make_rollout_func": "dlm.rl.integrations.rollout_func",
+        "send_weights": "dlm.rl.weights.broadcast",
     },
 )

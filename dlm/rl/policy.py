@@ -24,8 +24,8 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from dlm.errors import ConfigError
 from dlm.likelihood import Likelihood
 from dlm.models.backbone import Backbone
-from dlm.models.loading import Checkpoint, load_checkpoint, save_checkpoint
-from dlm.rl.weights import WeightWriter, folder_source
+from dlm.models.io.loading import Checkpoint, load_checkpoint, save_checkpoint
+from dlm.rl.weights.update import WeightWriter, folder_source
 
 PREFIX = "backbone."
 
@@ -78,7 +78,7 @@ class Policy(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], **loading: Any) -> Self:  # type: ignore[override]  # the parent's arguments are those of its own formats
-        """The model of a checkpoint folder; `loading` as in `dlm.models.loading.load_checkpoint`."""
+        """The model of a checkpoint folder; `loading` as in `dlm.models.io.loading.load_checkpoint`."""
         return cls(load_checkpoint(Path(folder), **loading))
 
     def forward(self, ask: Callable[[Likelihood], list[Tensor]]) -> list[Tensor]:

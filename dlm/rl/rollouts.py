@@ -21,18 +21,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from dlm.arguments import Prompt, choose_device, one_each, prompt_list
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderOptions, StepReport
 from dlm.decoding.request import Request, check_whole
 from dlm.errors import ConfigError, RequestError
+from dlm.inputs import Prompt, choose_device, one_each, prompt_list
 from dlm.likelihood import SCHEMES, Likelihood, LladaMC, Scheme, Scores
 from dlm.models.backbone import Backbone
-from dlm.models.loading import Checkpoint
-from dlm.pipeline.model_source import CheckpointSource
-from dlm.rl.control import TAGS, WEIGHTS, WeightControl
+from dlm.models.io.loading import Checkpoint
+from dlm.models.io.model_source import CheckpointSource
 from dlm.rl.rollout import Rollout, rollout_of
-from dlm.sampling import SamplingParams
+from dlm.rl.weights.control import TAGS, WEIGHTS, WeightControl
+from dlm.sampling_params import SamplingParams
 from dlm.text import TextCodec
 
 DRAWS = 128

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from dlm import command_line
+from dlm.cli import command_line
 from dlm.errors import ConfigError
 from dlm.selfcheck.config import check, register
 
@@ -33,7 +33,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
     check(config)
     import torch
 
-    from dlm.config import instantiate
+    from dlm.config.build import instantiate
     from dlm.selfcheck.checks import prove
     from dlm.selfcheck.report import Report
 

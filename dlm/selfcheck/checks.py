@@ -20,14 +20,14 @@ from dlm.decoding.algorithms import compose
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Completion, Request, SamplingParams
-from dlm.decoding.rows import Rows
-from dlm.decoding.scoring import ScoreSpec, score
+from dlm.decoding.scoring.proposals import ScoreSpec, score
+from dlm.decoding.scoring.rows import Rows
 from dlm.errors import RequestError
 from dlm.models.arithmetic import Product
 from dlm.models.arithmetic.probe import operands
 from dlm.models.arrangement import Arrangement
 from dlm.models.attention import Segment
-from dlm.models.loading import Checkpoint
+from dlm.models.io.loading import Checkpoint
 
 ROWS = 96
 """Rows of the largest batch of products and scores."""

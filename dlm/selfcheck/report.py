@@ -6,9 +6,9 @@ import sys
 
 import torch
 
-from dlm.bench.processor import processor
+from dlm.bench.machine.processor import processor
 from dlm.models.arrangement import Arrangement
-from dlm.models.loading import Checkpoint
+from dlm.models.io.loading import Checkpoint
 from dlm.selfcheck.checks import Cost, Result
 
 

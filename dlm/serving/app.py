@@ -12,23 +12,23 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from dlm.serving.admin import admin_routes
-from dlm.serving.bodies import refusal
-from dlm.serving.catalogue import catalogue
-from dlm.serving.disconnect import ClientGone
-from dlm.serving.document import document
-from dlm.serving.errors import ApiError, plain
-from dlm.serving.hosts import own_names
-from dlm.serving.middleware import Answered, Guarded, Limited, Observed, cross_origin
-from dlm.serving.openai_routes import openai_routes
-from dlm.serving.polling import polling_routes
-from dlm.serving.service import Service
+from dlm.serving.api.admin import admin_routes
+from dlm.serving.api.openai import openai_routes
+from dlm.serving.api.polling import polling_routes
+from dlm.serving.api.sglang import sglang_routes
+from dlm.serving.api.trl import PATHS, trl_routes
+from dlm.serving.engine.service import Service
+from dlm.serving.engine.state import ServerState
+from dlm.serving.http.bodies import refusal
+from dlm.serving.http.disconnect import ClientGone
+from dlm.serving.http.errors import ApiError, plain
+from dlm.serving.http.hosts import own_names
+from dlm.serving.http.middleware import Answered, Guarded, Limited, Observed, cross_origin
+from dlm.serving.schemas.catalogue import catalogue
+from dlm.serving.schemas.openapi import document
 from dlm.serving.settings import api_key
-from dlm.serving.sglang_routes import sglang_routes
-from dlm.serving.state import ServerState
-from dlm.serving.trl_routes import PATHS, trl_routes
 
-STATIC = Path(__file__).with_name("static")
+STATIC = Path(__file__).with_name("page")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "X-Content-Type-Options": "nosniff",

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from dlm.config import instantiate, optional
+from dlm.config.build import instantiate, optional
 from dlm.errors import ConfigError, RequestError
-from dlm.sampling import SamplingParams
-from dlm.serving.defaults import Defaults
+from dlm.sampling_params import SamplingParams
+from dlm.serving.engine.defaults import Defaults
 from dlm.serving.settings import (
     KEY_VARIABLE,
     POLICIES,
@@ -27,7 +27,7 @@ from dlm.serving.settings import (
 )
 
 if TYPE_CHECKING:
-    from dlm.pipeline.model_source import ModelSource
+    from dlm.models.io.model_source import ModelSource
 
 FORMATS = ("text", "json")
 EACH_REQUEST = ("algorithm", "max_tokens", "seed", "n", "record", "stop")

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from dlm.decoding.options import StepReport
-from dlm.serving.tickets import Load
+from dlm.serving.engine.tickets import Load
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 RATES = (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)

@@ -26,7 +26,7 @@ class ServerSettings:
     Attributes:
         host: where it listens.
         algorithm: of requests that name none; `auto` is the family's default.
-        generation: defaults of requests by field names of `dlm.sampling.SamplingParams`; None counts as not given.
+        generation: defaults of requests by field names of `dlm.SamplingParams`; None counts as not given.
             Parameters of an algorithm are defaults of `algorithm` alone.
         names: that clients may write as `model`; the first is told in answers.
         device: `auto`, `cpu`, `cuda`, `cuda:<n>`.

@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from dlm.bench import machine, rates, task
+from dlm._paths import conf_dir
+from dlm.bench import task
 from dlm.bench.config import SpeedConfig, register, to_bench
-from dlm.bench.profile import PARTS
+from dlm.bench.machine import facts as machine
+from dlm.bench.machine import rates
+from dlm.bench.machine.profile import PARTS
 from dlm.bench.report import shortfalls
 from dlm.bench.row import Row
 from dlm.bench.workloads import cases
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from dlm.errors import ConfigError
 from dlm.models.sizes import SIZES
-from dlm.paths import conf_dir
 
 ENGINES = ("full", "prefix_cache", "dual_cache", "vicinity", "smooth", "sparse", "block_causal")
 COMPARED = ("full", "prefix_cache", "dual_cache", "vicinity", "block_causal")

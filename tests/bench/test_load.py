@@ -25,7 +25,7 @@ from dlm.bench.load.figures import percentiles
 from dlm.bench.load.run import algorithms_of, measure
 from dlm.bench.load.servers import running
 from dlm.bench.load.target import Client, Target
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from dlm.errors import ConfigError, RunError
 from tests.bench.stand_in_server import GOOD, StandIn
 from tests.running import TIMEOUT

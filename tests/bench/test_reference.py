@@ -12,7 +12,7 @@ import pytest
 
 from dlm.bench.reference import BlankModel, Outcome, ReferenceModel, dinfer, llada, sdar
 from dlm.models.families import SpecialTokens
-from dlm.models.loading import load_checkpoint
+from dlm.models.io.loading import load_checkpoint
 
 ROOT = Path(os.environ.get("DLM_GOLDENS") or Path(__file__).parents[1] / "goldens")
 LLADA_FOLDERS, SDAR_FOLDERS = ("llada", "llada_eos"), ("sdar", "sdar_eos")

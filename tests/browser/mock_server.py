@@ -18,7 +18,7 @@ from typing import Any
 
 import dlm.serving
 
-STATIC = Path(dlm.serving.__file__).parent / "static"
+STATIC = Path(dlm.serving.__file__).parent / "page"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from dlm.predict import run as predict
 from tests.browser.reading import cells, figure, masks, seek, steps
 from tests.running import rows_of

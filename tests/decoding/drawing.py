@@ -41,7 +41,7 @@ from dlm.decoding.samplers import (
 )
 from dlm.models.architecture import BackboneConfig
 from dlm.models.families import SpecialTokens
-from dlm.models.loading import Checkpoint
+from dlm.models.io.loading import Checkpoint
 from tests.decoding.worlds import FOLDER as FOLDER
 from tests.decoding.worlds import tiny_model
 

@@ -4,8 +4,8 @@ module of its own, for worker processes to import."""
 from __future__ import annotations
 
 from dlm.errors import CheckpointError
-from dlm.models.loading import Checkpoint, random_checkpoint
-from dlm.models.parallel import Shard
+from dlm.models.io.loading import Checkpoint, random_checkpoint
+from dlm.models.sharding import Shard
 
 
 def peaked(size: str, dtype: str = "float32", *, shard: Shard | None = None) -> Checkpoint:

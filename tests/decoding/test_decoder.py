@@ -19,7 +19,7 @@ from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.decoding.samplers import Factor, Fixed, Scores, Threshold, Turn
 from dlm.errors import RequestError
 from dlm.models.attention import NaiveAttention
-from dlm.models.segments import Segment
+from dlm.models.attention.segments import Segment
 from tests.decoding.drawing import draw_request, facts
 from tests.decoding.worlds import EOS, EOT, MASK, SPECIAL, tiny_model
 

@@ -17,10 +17,10 @@ from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.decoding.samplers import Fixed, Sampler, Threshold
 from dlm.models.families import SpecialTokens
-from dlm.models.loading import Checkpoint, empty_backbone
+from dlm.models.io.loading import Checkpoint, empty_backbone
 from dlm.models.sizes import SIZES
 from tests.decoding.worlds import BY_NAME, stir
-from tests.models.windows import Mask, logits_of
+from tests.models.attention.windows import Mask, logits_of
 from tests.rounding import of_a_forward
 
 PARAMS = SamplingParams(gen_length=24, block_length=8, steps=24, temperature=0.0, ignore_eos=True, seed=1, record=True)
@@ -69,7 +69,7 @@ def test_one_layer_makes_the_engines_equal(engine: Engine, sampler: Sampler, dty
 
 def watched(monkeypatch: pytest.MonkeyPatch, model: Checkpoint) -> list[tuple[np.ndarray, np.ndarray, Tensor]]:
     """For each forward of a decoder: the canvas before it, the positions asked for, and their logits."""
-    from dlm.decoding import selection
+    from dlm.decoding.scoring import selection
 
     seen: list[tuple[np.ndarray, np.ndarray, Tensor]] = []
     select = selection.Selector.select

@@ -22,11 +22,11 @@ from dlm.demo.tasks import check, held_out
 from dlm.errors import RequestError
 from dlm.llm import LLM
 from dlm.models.attention import SdpaAttention
+from dlm.models.attention.segments import Segment
 from dlm.models.backbone import Backbone
 from dlm.models.families import SpecialTokens
-from dlm.models.segments import Segment
 from dlm.models.sizes import SIZES
-from dlm.sampling import SamplingParams as FlatParams
+from dlm.sampling_params import SamplingParams as FlatParams
 from tests.decoding.drawing import draw_prompt, draw_request, facts
 from tests.decoding.worlds import BY_NAME, World
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from dlm.decoding.engines import Full
 from dlm.decoding.request import Request, SamplingParams
-from dlm.decoding.rows import Rows
 from dlm.decoding.samplers import Fixed
-from dlm.decoding.scoring import Proposals, ScoreSpec, score
+from dlm.decoding.scoring.proposals import Proposals, ScoreSpec, score
+from dlm.decoding.scoring.rows import Rows
 from dlm.errors import NotFiniteError, RequestError
 from dlm.likelihood import Ar, Likelihood, LladaMC
 from dlm.models.arithmetic import PROVED

@@ -8,17 +8,18 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from dlm.decoding import noise, scoring
+from dlm.decoding import noise
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import Full
 from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Request, SamplingParams
 from dlm.decoding.samplers import Fixed
+from dlm.decoding.scoring import proposals as scoring
 from dlm.models.attention import NaiveAttention
+from dlm.models.attention.segments import Segment
 from dlm.models.backbone import BackboneConfig
 from dlm.models.families import SpecialTokens
-from dlm.models.loading import empty_backbone
-from dlm.models.segments import Segment
+from dlm.models.io.loading import empty_backbone
 
 VOCAB = 12
 DRAWS = 40_000

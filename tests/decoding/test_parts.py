@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlm.decoding.arena import Ranges
+from dlm.decoding.kv.arena import Ranges
 from dlm.decoding.layout import blocks_from, first_block
 from dlm.decoding.scheduler import Scheduler
 

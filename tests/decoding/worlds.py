@@ -12,7 +12,7 @@ import torch
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderOptions
 from dlm.models.families import FAMILIES, SpecialTokens
-from dlm.models.loading import DTYPES, Checkpoint, empty_backbone, load_checkpoint, random_checkpoint
+from dlm.models.io.loading import DTYPES, Checkpoint, empty_backbone, load_checkpoint, random_checkpoint
 from dlm.models.sizes import SIZES, family_of_size
 
 FOLDER = Path(__file__).parents[1] / "goldens" / "llada_eos"

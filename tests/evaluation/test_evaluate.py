@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from dlm.command_line import compose_config
+from dlm._paths import conf_dir
+from dlm.cli.command_line import compose_config
 from dlm.errors import ConfigError, DataError
 from dlm.evaluate import run as evaluate
 from dlm.evaluation.checks import check_evaluate
 from dlm.evaluation.config import register
-from dlm.evaluation.sandbox import reads_are_closed
-from dlm.paths import conf_dir
+from dlm.evaluation.sandbox.run import reads_are_closed
 from dlm.predict import run as predict
 from tests import running
 from tests.running import answers, python, rows_of
@@ -183,7 +183,7 @@ def test_humaneval_runs_answers_in_the_sandbox(tmp_path: Path) -> None:
 def test_a_kernel_that_cannot_close_files_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "humaneval.jsonl", HUMANEVAL)
     arguments = ("task=humaneval", f"data.path={path}", *QUICK)
-    monkeypatch.setattr("dlm.evaluation.sandbox.available", lambda: False)
+    monkeypatch.setattr("dlm.evaluation.sandbox.run.available", lambda: False)
     assert "read every one that you can, secrets among them" in refusal(*arguments)
     with pytest.warns(RuntimeWarning, match=r"no Landlock.*secrets among them") as told:
         assert measure(*arguments, "allow_code_execution=true", f"run_dir={tmp_path / 'run'}") == 0
@@ -222,7 +222,7 @@ def test_choices_are_scored_as_the_likelihood_does(tmp_path: Path) -> None:
     from dlm.decoding.noise import seed_of
     from dlm.demo import CHECKPOINT
     from dlm.likelihood import Likelihood, LladaMC
-    from dlm.models.loading import load_checkpoint
+    from dlm.models.io.loading import load_checkpoint
     from dlm.text import TextCodec
 
     path = write(tmp_path / "choices.jsonl", CAPITALS[:1])

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dlm.command_line import compose_config
-from dlm.config import instantiate
+from dlm._paths import conf_dir
+from dlm.cli.command_line import compose_config
+from dlm.config.build import instantiate
 from dlm.errors import ConfigError
 from dlm.evaluation.checks import check_evaluate
 from dlm.evaluation.config import register
-from dlm.paths import conf_dir
 from tests import running
 
 FOLDER = conf_dir() / "experiment" / "reproduce"
@@ -102,7 +102,7 @@ def test_help_lists_tasks_and_experiments_of_this_program_alone(tmp_path: Path) 
 
 def test_showing_and_checking_load_nothing_heavy(tmp_path: Path) -> None:
     program = (
-        "import sys; from dlm.command_line import compose_config; from dlm.evaluation.config import register\n"
+        "import sys; from dlm.cli.command_line import compose_config; from dlm.evaluation.config import register\n"
         "from dlm.evaluation.checks import check_evaluate; import dlm.evaluate\n"
         "register(); check_evaluate(compose_config('evaluate', []), [])\n"
         "heavy = {'torch', 'lightning', 'transformers', 'wandb'} & set(sys.modules)\n"

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from dlm.errors import RunError
-from dlm.evaluation.checkers import Verdict, checker_of
+from dlm.evaluation.graders.checkers import Verdict, checker_of
 from dlm.evaluation.report import Published, report_of, show
 from dlm.evaluation.results import Result, judge_answers, judge_choices, judged, most_likely, write_results
-from dlm.evaluation.sandbox import Sandbox
+from dlm.evaluation.sandbox.run import Sandbox
 from dlm.evaluation.tasks import ChoiceTask
 from tests.running import TIMEOUT
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from dlm.data.prompts import DemoPrompts, HfPrompts, JsonlPrompts, Prompt
 from dlm.errors import ConfigError, DataError
-from dlm.evaluation.checkers import CHECKERS, Choice, Verdict, checker_of, place_of
-from dlm.evaluation.sandbox import Outcome, Sandbox
+from dlm.evaluation.graders.checkers import CHECKERS, Choice, Verdict, checker_of, place_of
+from dlm.evaluation.sandbox.run import Outcome, Sandbox
 from dlm.evaluation.tasks import ChoiceTask, GenerationTask
-from dlm.pipeline.prompts import DemoPrompts, HfPrompts, JsonlPrompts, Prompt
 
 QUESTIONS: list[dict[str, Any]] = [
     {"question": f"How much is {n} + {n}?", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"} for n in range(1, 9)

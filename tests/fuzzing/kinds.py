@@ -22,13 +22,13 @@ from torch.distributed.checkpoint.metadata import Metadata
 from dlm.chat.environment import ChatEnvironment
 from dlm.demo import CHECKPOINT
 from dlm.errors import CheckpointError
-from dlm.models.adapter import write_adapter
-from dlm.models.dcp import DcpSource
-from dlm.models.dcp_metadata import METADATA, NAMES
-from dlm.models.files import read_json
-from dlm.models.loading import load_checkpoint
-from dlm.models.pickled import PickleReader
-from dlm.models.tokenizers import guarded
+from dlm.models.io.dcp.folder import DcpSource
+from dlm.models.io.dcp.metadata import METADATA, NAMES
+from dlm.models.io.dcp.pickled import PickleReader
+from dlm.models.io.files import read_json
+from dlm.models.io.loading import load_checkpoint
+from dlm.models.io.tokenizers import guarded
+from dlm.models.lora.adapter import write_adapter
 from dlm.text import TextCodec
 from tests.fuzzing import mutations, pickles, templates
 from tests.models.checkpoints import copy_golden, golden_tensors, save_dcp

@@ -15,7 +15,7 @@ import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
-from dlm.models.dcp_metadata import NAMES
+from dlm.models.io.dcp.metadata import NAMES
 from tests.fuzzing.mutations import MARK, mutated_bytes
 
 OTHER_NAMES = (

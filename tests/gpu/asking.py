@@ -9,7 +9,7 @@ from typing import Any
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Request, SamplingParams
-from dlm.models.loading import Checkpoint, random_checkpoint
+from dlm.models.io.loading import Checkpoint, random_checkpoint
 from tests.gpu import CUDA
 
 

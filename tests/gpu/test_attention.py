@@ -13,8 +13,8 @@ from dlm.models.attention import (
     choose_backend,
     kernels,
 )
+from dlm.models.attention.segments import Retain
 from dlm.models.backbone import Backbone
-from dlm.models.segments import Retain
 from tests.gpu import CUDA, ON_CUDA
 from tests.gpu.asking import model_on_cuda
 

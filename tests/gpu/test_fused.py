@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dlm.decoding import fused
-from dlm.decoding.rows import Rows
-from dlm.decoding.scoring import Proposals, ScoreSpec, score
+from dlm.decoding.cuda import fused_argmax as fused
+from dlm.decoding.scoring.proposals import Proposals, ScoreSpec, score
+from dlm.decoding.scoring.rows import Rows
 from tests.gpu import CUDA, ON_CUDA
 
 pytestmark = [*ON_CUDA, pytest.mark.skipif(not fused.available(), reason="needs triton")]

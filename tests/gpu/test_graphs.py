@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dlm.decoding.cuda.graphs import CudaRecorder
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import BlockCausal, DualCache, PrefixCache
-from dlm.decoding.graphs import CudaRecorder
 from dlm.decoding.packing import Batch
 from dlm.decoding.samplers import Fixed, LLaDA2, Threshold
 from tests.gpu import CUDA, ON_CUDA

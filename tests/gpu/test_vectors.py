@@ -11,7 +11,7 @@ from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Request
 from dlm.models.attention import SdpaAttention, Segment
 from dlm.models.families import SpecialTokens
-from dlm.models.loading import load_checkpoint
+from dlm.models.io.loading import load_checkpoint
 from tests.gpu import CUDA, ON_CUDA
 from tests.vectors import (
     FOLDERS,

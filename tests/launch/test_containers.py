@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from dlm.serving.config import register, to_fleet, to_settings
 from tests.launch.cluster import LAUNCH
 

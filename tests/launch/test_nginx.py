@@ -17,9 +17,9 @@ from typing import Any
 import crossplane
 import pytest
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from dlm.serving.config import register
-from dlm.serving.processes import free_port
+from dlm.serving.fleet.processes import free_port
 from tests.launch.cluster import LAUNCH
 from tests.running import TIMEOUT, wait_until
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from tests.launch.cluster import LAUNCH, SECRETS, Cluster, after
 
 SCRIPT = "predict_array.sbatch"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import parse_args
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from tests.launch.cluster import SECRETS, Cluster, after
 
 SCRIPT = "predict.sbatch"

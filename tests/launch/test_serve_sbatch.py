@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from dlm.serving.config import register, to_fleet, to_settings
 from tests.launch.cluster import LAUNCH, SECRETS, Cluster, after
 

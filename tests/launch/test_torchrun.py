@@ -7,7 +7,7 @@ import signal
 import pytest
 from torch.distributed.run import parse_args
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from tests.launch.cluster import Cluster, after
 
 SCRIPT = "torchrun.sh"

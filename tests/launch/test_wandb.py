@@ -14,12 +14,12 @@ import pytest
 import yaml
 from wandb import wandb_agent
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
+from dlm.cli.multirun import name_of
 from dlm.evaluation.checks import check_evaluate
 from dlm.evaluation.config import register
 from dlm.evaluation.report import report_of
 from dlm.evaluation.results import JUDGED, Result
-from dlm.multirun import name_of
 from tests.launch.cluster import LAUNCH
 
 SWEEPS = sorted((LAUNCH / "wandb").glob("*.yaml"))

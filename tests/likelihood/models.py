@@ -11,10 +11,10 @@ from torch import Tensor
 
 from dlm.likelihood import Likelihood
 from dlm.models.families import SpecialTokens
-from dlm.models.loading import Checkpoint, empty_backbone
+from dlm.models.io.loading import Checkpoint, empty_backbone
 from dlm.models.sizes import SIZES
 from tests.decoding.worlds import BY_NAME, stir
-from tests.models.windows import Mask, WindowAttention, block_causal, everything
+from tests.models.attention.windows import Mask, WindowAttention, block_causal, everything
 
 FAMILIES = ("llada", "dream", "llada2", "sdar", "nemotron")
 VOCAB, MASK = 11, 10

@@ -12,7 +12,7 @@ from dlm.errors import RequestError
 from dlm.likelihood import Ar, BlockCausal, Coupled, D1OneStep, Likelihood, LladaMC, Scheme
 from dlm.models.backbone import Backbone
 from tests.likelihood.models import FAMILIES, MASK, likelihood, naive, small
-from tests.models.windows import Mask, block_causal, causal, everything
+from tests.models.attention.windows import Mask, block_causal, causal, everything
 
 PROMPT, CANVAS, STEPS = [1, 2, 3], [4, 5, 6, 7, 8], [1, 1, 3, 2, 3]
 SCHEMES: tuple[Scheme, ...] = (LladaMC(5), D1OneStep(), Coupled(2), BlockCausal(), Ar())

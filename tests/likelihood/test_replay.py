@@ -21,7 +21,7 @@ from dlm.likelihood import Likelihood
 from tests.decoding.drawing import draw_params, draw_prompt, draw_sampler
 from tests.decoding.worlds import BY_NAME, World
 from tests.likelihood.models import FAMILIES, MASK, causal_before, likelihood, naive, predicted, small
-from tests.models.windows import block_causal, causal, everything
+from tests.models.attention.windows import block_causal, causal, everything
 
 PER_WORLD = 24
 ENGINES: dict[str, tuple[Engine, ...]] = {

@@ -17,7 +17,7 @@ from dlm.likelihood.presentation import Blocks, Question, Target, Whole
 from dlm.models.backbone import Backbone
 from dlm.models.sizes import SIZES
 from tests.likelihood.models import FAMILIES, MASK, answered, likelihood, naive, small, special
-from tests.models.windows import causal
+from tests.models.attention.windows import causal
 from tests.rounding import of_a_forward
 
 PROMPT, COMPLETION = (1, 2, 3), (4, 5, 6, 7, 8)

@@ -12,9 +12,9 @@ import pytest
 from dlm.errors import CheckpointError
 from dlm.models.architecture import BackboneConfig
 from dlm.models.families import FAMILIES, NEMOTRON, Family, SpecialTokens, family_of
-from dlm.models.loading import save_checkpoint
+from dlm.models.io.loading import save_checkpoint
 from dlm.models.sizes import SIZES
-from tests.models.windows import shaken
+from tests.models.attention.windows import shaken
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 SPECIAL = SpecialTokens(mask_id=511, eos_id=510)

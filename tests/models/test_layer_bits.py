@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlm.models.attention import SdpaAttention, Segment
 from dlm.models.backbone import Backbone
-from dlm.models.loading import empty_backbone
+from dlm.models.io.loading import empty_backbone
 from dlm.models.sizes import SIZES
 from tests.threads import threads
 

@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 from lightning.pytorch import LightningModule
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
+from dlm.data.prompts import Fault, Prompt
 from dlm.decoding.engines import DualCache
 from dlm.decoding.options import DecoderOptions
 from dlm.decoding.request import Completion, Request, SamplingParams
 from dlm.decoding.samplers import Threshold
 from dlm.demo import CHECKPOINT
-from dlm.pipeline.claims import Claims, Plan, divide
+from dlm.distributed.heartbeat import Heart, StopSwitch
+from dlm.models.io.model_source import RandomSource
 from dlm.pipeline.data import PromptDataModule, Recipe, Work, seed_of
-from dlm.pipeline.model_source import RandomSource
 from dlm.pipeline.module import DecodingOptions, DiffusionLM
-from dlm.pipeline.prompts import Fault, Prompt
-from dlm.pipeline.ranks import Heart, StopSwitch
-from dlm.pipeline.shards import Shard, read_rows
 from dlm.pipeline.trainer import build_trainer, quieten
 from dlm.pipeline.writer import ShardWriter
+from dlm.runs.leases import Claims, Plan, divide
+from dlm.runs.shards import Shard, read_rows
 from dlm.text import TextCodec
 
 PROMPTS = [Prompt(f"p{number}", f"How many are {number}?") for number in range(9)]
@@ -135,7 +135,7 @@ def test_rows_hold_what_the_completion_does(scene: Scene) -> None:
 
 
 def test_weights_are_loaded_once_and_not_broadcast(scene: Scene, tmp_path: Path) -> None:
-    module = DiffusionLM(decoding_options=DecodingOptions(RandomSource("tiny").load, DecoderOptions(max_num_seqs=2)))
+    module = DiffusionLM(DecodingOptions(RandomSource("tiny").load, DecoderOptions(max_num_seqs=2)))
     module.configure_model()
     decoder = module.decoder
     module.configure_model()
@@ -159,7 +159,7 @@ def test_the_decoder_stays_full_between_claims(tmp_path: Path) -> None:
     quieten()
     options = DecodingOptions(RandomSource("tiny").load, DecoderOptions(max_num_seqs=2))
     trainer = build_trainer(compose_config("predict").trainer, [scene.writer], None, tmp_path)
-    trainer.predict(Remembering(decoding_options=options), datamodule=scene.data, return_predictions=False)
+    trainer.predict(Remembering(options), datamodule=scene.data, return_predictions=False)
     assert len(scene.rows()) == len(PROMPTS)
     assert stats[0].mean_occupancy == pytest.approx(9 / 10)
 

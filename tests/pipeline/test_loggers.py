@@ -14,9 +14,9 @@ import wandb
 from lightning import LightningModule
 from lightning.pytorch.loggers import CSVLogger
 
+from dlm.distributed.heartbeat import Heart, Others, StopSwitch
 from dlm.pipeline.loggers import TABLE_ROWS, attempt, finish, table_of
 from dlm.pipeline.progress import ProgressReport
-from dlm.pipeline.ranks import Heart, Others, StopSwitch
 from tests import running
 from tests.pipeline.stand_in_wandb import standing_in
 from tests.running import TINY, python, rows_of, started

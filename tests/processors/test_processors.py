@@ -15,7 +15,7 @@ SHORT = (
     "tests/models/arithmetic/test_kinds.py::test_a_row_has_the_same_bits_in_batches_of_every_length[1920-640-torch.float32-2]",
     "tests/models/arithmetic/test_kinds.py::test_a_row_has_the_same_bits_in_batches_of_every_length[192-64-torch.bfloat16-1]",
     "tests/models/arithmetic/test_kinds.py::test_an_activation_does_not_depend_on_its_place[1001-torch.float32-2]",
-    "tests/decoding/test_scoring_bits.py::test_rows_of_every_kind",
+    "tests/decoding/scoring/test_bits.py::test_rows_of_every_kind",
     "tests/decoding/test_invariance.py::test_invariance_under_two_threads[llada2-bfloat16]",
     "tests/decoding/test_invariance.py::test_invariance_under_two_threads[odd-float64]",
 )

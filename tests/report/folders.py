@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dlm.data.prompts import check_demo_answer
 from dlm.demo.tasks import held_out
-from dlm.pipeline.prompts import check_demo_answer
-from dlm.pipeline.shards import to_line
-from dlm.pipeline.summary import summarize, write_summary
-from dlm.pipeline.totals import Totals
+from dlm.runs.shards import to_line
+from dlm.runs.summary import summarize, write_summary
+from dlm.runs.totals import Totals
 
 EXAMPLES = held_out()[:8]
 
@@ -32,7 +32,7 @@ def answer(number: int, *, right: bool, nfe: int, step_map: Sequence[int] | None
 def begun(folder: Path, *overrides: str, prompts: int = 4, done: int = 0) -> Path:
     """A run that died after `done` answers."""
     (folder / "shards").mkdir(parents=True)
-    (folder / "config.yaml").write_text("algorithm: dual_cache\ndata: {_target_: dlm.pipeline.prompts.DemoPrompts}\n")
+    (folder / "config.yaml").write_text("algorithm: dual_cache\ndata: {_target_: dlm.data.prompts.DemoPrompts}\n")
     (folder / "command.txt").write_text(f"python -m dlm.predict {' '.join(overrides)} run_dir={folder}\n")
     ids = [f"p{number}" for number in range(prompts)]
     (folder / "index.json").write_text(json.dumps({"ids": ids, "samples": 1, "digest": "x"}))

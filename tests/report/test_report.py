@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from dlm.errors import ConfigError, RunError
 from dlm.report import plots
 from dlm.report.__main__ import run as report

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from dlm.distributed.heartbeat import Status
+from dlm.distributed.processes import machine, process_birth
 from dlm.errors import RunError
-from dlm.pipeline.launch import machine, process_birth
-from dlm.pipeline.ranks import Status
 from dlm.report.runs import read_runs
 from tests.report.folders import answer, begun, finished, sweep
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from dlm.checks import check_predict
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
+from dlm.config.checks import check_predict
 from dlm.decoding.engines import BlockCausal, DualCache, Engine
 from dlm.decoding.request import Request, SamplingParams
 from dlm.decoding.samplers import Threshold

@@ -10,9 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from dlm.evaluation.config import register as register_evaluate
-from dlm.pipeline.run_lock import locked
 from dlm.report import plots
 from dlm.report.__main__ import run as report
 from dlm.report.config import register
@@ -20,6 +19,7 @@ from dlm.report.runs import is_training
 from dlm.report.trainings import COLUMNS, cells, read_trainings, totals
 from dlm.rl.grpo.config import register as register_grpo
 from dlm.rl.grpo.record import summary_of
+from dlm.runs.lock import locked
 from tests.report.folders import sweep
 
 

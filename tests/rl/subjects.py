@@ -9,10 +9,10 @@ import torch
 
 from dlm.decoding.options import DecoderOptions
 from dlm.models.backbone import Backbone
-from dlm.models.loading import Checkpoint
-from dlm.models.naming import family_places
+from dlm.models.io.loading import Checkpoint
+from dlm.models.io.naming import family_places
 from dlm.rl import Rollouts
-from dlm.sampling import SamplingParams
+from dlm.sampling_params import SamplingParams
 from tests.decoding.worlds import BY_NAME, WORLDS
 
 FAMILIES = tuple(world.name for world in WORLDS if world.name not in ("golden", "odd"))

@@ -13,10 +13,10 @@ from datasets import Dataset
 
 from dlm import SamplingParams
 from dlm.demo import CHECKPOINT
-from dlm.models.loading import load_checkpoint
+from dlm.models.io.loading import load_checkpoint
 from dlm.rl import Rollouts
 from dlm.text import TextCodec
-from tests.rl.test_trl import KNOWN_WARNINGS
+from tests.rl.integrations.test_trl import KNOWN_WARNINGS
 
 pytestmark = KNOWN_WARNINGS
 
@@ -50,7 +50,7 @@ def test_the_loop_of_yours() -> None:
 
     values: dict[str, Any] = {"folder": CHECKPOINT, "device": "cpu", "batches": [PROMPTS, PROMPTS]}
     values |= {"loss_of": loss_of, "optimizer": Late()}
-    exec(program("from dlm.models.loading import load_checkpoint"), values)
+    exec(program("from dlm.models.io.loading import load_checkpoint"), values)
     assert [{one.weight_version for one in answers} for answers in seen] == [{0}, {1}]
     assert [len(answers) for answers in seen] == [8, 8]
     assert values["rollouts"].weight_version == 2

@@ -12,7 +12,7 @@ import torch
 from dlm.demo import CHECKPOINT
 from dlm.errors import CheckpointError, ConfigError
 from dlm.likelihood import D1OneStep, Likelihood
-from dlm.models.loading import load_checkpoint
+from dlm.models.io.loading import load_checkpoint
 from dlm.rl.policy import Policy
 from tests.rl.subjects import FAMILIES, bits, equal, fresh
 

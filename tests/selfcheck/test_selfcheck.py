@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dlm.decoding.rows import Rows
+from dlm.decoding.scoring.rows import Rows
 from dlm.models.arithmetic import RowCounts, kinds, row_counts
 from dlm.models.arrangement import Arrangement
 from dlm.models.families import FAMILIES, SpecialTokens
-from dlm.models.loading import Checkpoint, empty_backbone
+from dlm.models.io.loading import Checkpoint, empty_backbone
 from dlm.models.sizes import SIZES
 from dlm.selfcheck.checks import Cost, Result, prove
 from tests.decoding.worlds import BY_NAME, stir

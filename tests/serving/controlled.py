@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from dlm.demo import CHECKPOINT
-from dlm.models.loading import Checkpoint, save_checkpoint
-from dlm.models.naming import family_places
-from dlm.pipeline.model_source import CheckpointSource
+from dlm.models.io.loading import Checkpoint, save_checkpoint
+from dlm.models.io.model_source import CheckpointSource
+from dlm.models.io.naming import family_places
 from dlm.serving.settings import KEY_VARIABLE
 from tests.serving.inside import Inside, serving_inside
 

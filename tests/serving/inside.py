@@ -15,14 +15,14 @@ import httpx
 import pytest
 import uvicorn
 
-from dlm.pipeline.model_source import CheckpointSource
+from dlm.models.io.model_source import CheckpointSource
 from dlm.serving.app import build_app
-from dlm.serving.patience import patient_for
-from dlm.serving.processes import bind
-from dlm.serving.service import Service
+from dlm.serving.engine.service import Service
+from dlm.serving.engine.state import ServerState
+from dlm.serving.fleet.processes import bind
+from dlm.serving.fleet.worker import url_of
+from dlm.serving.http.slow_clients import patient_for
 from dlm.serving.settings import ServerSettings
-from dlm.serving.state import ServerState
-from dlm.serving.worker import url_of
 from tests.running import TIMEOUT, wait_until
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dlm import serve
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.packing import Batch
-from dlm.serving import service
+from dlm.serving.engine import service
 
 FORWARD = 0.05
 """Seconds of one forward."""

@@ -15,8 +15,8 @@ from tests.launch.cluster import Cluster
 from tests.serving.coming_from import batch_server, library, multi_gpu, overview, quick_start
 from tests.serving.coming_from.places import MODEL, Launchers, launched, make_dcp
 from tests.serving.coming_from.table import CHECKS, TABLE, rows
+from tests.serving.fleet.test_supervisor import free_ports
 from tests.serving.server import Server
-from tests.serving.test_fleet import free_ports
 
 DOCUMENTS = (quick_start, overview, batch_server, multi_gpu, library)
 SLOW = {"fleet", "short_fleet", "slow"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from dlm.errors import ConfigError
 from dlm.serving.config import register, to_fleet, to_settings
 from dlm.serving.settings import KEY_VARIABLE, api_key

@@ -17,13 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlm import LLM, SamplingParams
 from dlm.bench.config import register as register_bench
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from dlm.evaluation.config import register as register_evaluate
-from dlm.evaluation.sandbox import Sandbox
+from dlm.evaluation.sandbox.run import Sandbox
 from dlm.report.config import register as register_report
 from dlm.rl.grpo.config import register as register_grpo
 from dlm.serving.config import register as register_serve
-from dlm.serving.document import REASONS
+from dlm.serving.schemas.openapi import REASONS
 from tests.serving.controlled import controlled
 from tests.serving.server import Server
 

@@ -11,9 +11,9 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from dlm.serving import trl_channel
-from dlm.serving.document import EXAMPLES
-from dlm.serving.service import Service
+from dlm.serving.api import trl_channel
+from dlm.serving.engine.service import Service
+from dlm.serving.schemas.openapi import EXAMPLES
 from tests.running import TIMEOUT
 from tests.serving.controlled import HEADERS, controlled
 

@@ -12,7 +12,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from dlm.demo import CHECKPOINT
-from dlm.serving import control_shapes, shapes
+from dlm.serving.schemas import control_responses as control_shapes
+from dlm.serving.schemas import responses as shapes
 from dlm.serving.settings import KEY_VARIABLE
 from tests.running import python, run
 from tests.serving.controlled import HEADERS, KEY

@@ -19,10 +19,10 @@ import torch
 
 from dlm.demo import CHECKPOINT
 from dlm.errors import ConfigError
-from dlm.rl.weights import WeightWriter
+from dlm.rl.weights.update import WeightWriter
+from dlm.serving.api.trl import PATHS
 from dlm.serving.config import register, to_settings
 from dlm.serving.settings import KEY_VARIABLE
-from dlm.serving.trl_routes import PATHS
 from tests.fuzzing.pickles import named, text
 from tests.running import TIMEOUT, wait_until
 from tests.serving.controlled import ASK, HEADERS, KEY, asked, content, controlled, saved, stirred, tensors_of
@@ -119,7 +119,7 @@ def test_a_server_brings_neither_a_trainer_nor_a_configuration_system_with_it() 
 def test_a_start_without_a_key_or_with_several_workers_is_refused(
     given: str, key: str | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dlm.command_line import compose_config
+    from dlm.cli.command_line import compose_config
 
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     if key is not None:

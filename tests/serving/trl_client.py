@@ -17,7 +17,7 @@ SAMPLING = {
 
 
 class Client:
-    """A stand-in for the client of a server at `base_url`; `communicator` is made by `dlm.rl.communicator.join`."""
+    """A stand-in for the client of a server; `dlm.rl.weights.communicator.join` makes its `communicator`."""
 
     def __init__(self, base_url: str, group_port: int) -> None:
         self.session = httpx.Client(headers=HEADERS)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlm.bench.load.config import DEFAULT, LoadConfig
+from dlm.data.prompts import JsonlPrompts
 from dlm.demo.words import ITEMS, NOUNS
 from dlm.errors import DataError
-from dlm.pipeline.prompts import JsonlPrompts
 
 GSM8K_WORDS = (47, 65, 39, 31, 44, 34, 36, 51, 59, 42, 54, 28, 15, 77, 164, 25)
 """Words of GSM8K's 1,319 test questions, mean 46: sixteen evenly spaced quantiles, the shortest and the longest

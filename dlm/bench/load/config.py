@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlm.pipeline.prompts import JsonlPrompts
+from dlm.data.prompts import JsonlPrompts
 
 OWN_FIELDS = ("model", "messages", "stream", "stream_options", "max_tokens", "temperature", "n", "seed")
 """Fields of a body that other keys of the workload set."""

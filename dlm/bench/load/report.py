@@ -14,7 +14,7 @@ from rich.table import Table
 
 from dlm.bench.load.config import LoadConfig
 from dlm.bench.load.figures import Figures
-from dlm.bench.processor import load_average, processor
+from dlm.bench.machine.processor import load_average, processor
 
 PLAIN_WIDTH = 200
 """Columns where the output is no terminal."""

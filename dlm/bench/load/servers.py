@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dlm.bench.load.target import Target
 from dlm.errors import ConfigError, RunError
-from dlm.serving.processes import answers, check_free, die_with_parent, free_port
+from dlm.serving.fleet.processes import answers, check_free, die_with_parent, free_port
 from dlm.serving.settings import IDENTITY_VARIABLE
 
 START_SECONDS = 300.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from dlm.models.architecture import AttentionKind
-from dlm.models.segments import Retain
+from dlm.models.attention.segments import Retain
 
 if TYPE_CHECKING:
     from dlm.decoding.canvas import Canvas
@@ -26,7 +26,7 @@ class Window:
             attends to the window itself.
         causal: the last query sees all keys, the one before it all but one, and so on.
         retain: thin the window's keys out and keep those that remain at the start of the range.
-        drafts: what it gives will be verified, so that a model's drafter may compute it (`dlm.models.drafter`).
+        drafts: what it gives will be verified, so that a model's drafter may compute it (`dlm.models.lora.drafter`).
     """
 
     start: int

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from dlm.decoding.engines.base import Defaults, Plan, Window
 from dlm.decoding.request import check_real, check_whole
 from dlm.errors import RequestError
-from dlm.models.segments import Retain
+from dlm.models.attention.segments import Retain
 
 if TYPE_CHECKING:
     from dlm.decoding.canvas import Canvas

@@ -25,9 +25,9 @@ from dlm.models.attention import kernels
 from dlm.models.attention.naive import NaiveAttention
 from dlm.models.attention.packed import PackedAttention
 from dlm.models.attention.sdpa import Run, SdpaAttention, SeparateAttention, equal_runs
+from dlm.models.attention.segments import Segment
 from dlm.models.attention.varlen import VarlenAttention
 from dlm.models.backbone import Attention
-from dlm.models.segments import Segment
 
 __all__ = [
     "AttentionBackend",

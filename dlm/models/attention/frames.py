@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from dlm.models.attention.kernels import VarlenKernel
+from dlm.models.attention.segments import Segment
 from dlm.models.attention.varlen import cumulative, spans
 from dlm.models.devices import upload
-from dlm.models.segments import Segment
 
 LEAST_ROWS, LEAST_SEGMENTS, LEAST_KEYS = 16, 4, 256
 ROW_STEPS = 8
@@ -33,7 +33,7 @@ class FrameShape:
         segments: windows, those of the rows that fill up included.
         keys: gathered keys; 0 where the kernel reads them in place.
         longest_query, longest_keys: rows and keys of one window.
-        drafts: whether some rows draft (`dlm.models.drafter`).
+        drafts: whether some rows draft (`dlm.models.lora.drafter`).
     """
 
     rows: int

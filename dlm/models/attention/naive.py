@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dlm.models.attention.kv_retention import lower_right
 from dlm.models.attention.packed import PackedAttention
-from dlm.models.thinning import lower_right
 
 
 class NaiveAttention(PackedAttention):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dlm.models.segments import Segment
-from dlm.models.thinning import thinned
+from dlm.models.attention.kv_retention import thinned
+from dlm.models.attention.segments import Segment
 
 
 class PackedAttention:

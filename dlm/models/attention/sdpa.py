@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dlm.models.arithmetic import aligned
+from dlm.models.attention.kv_retention import lower_right
 from dlm.models.attention.packed import PackedAttention
-from dlm.models.segments import Segment
-from dlm.models.thinning import lower_right
+from dlm.models.attention.segments import Segment
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from dlm.errors import MissingExtraError
 from dlm.models.attention import kernels
+from dlm.models.attention.kv_retention import thinned
 from dlm.models.attention.packed import PackedAttention
+from dlm.models.attention.segments import Segment
 from dlm.models.devices import upload
-from dlm.models.segments import Segment
-from dlm.models.thinning import thinned
 
 
 @dataclass(frozen=True)

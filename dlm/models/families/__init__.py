@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dlm._quoting import quoted
 from dlm.errors import CheckpointError
 from dlm.models.families.base import Family, NamedIds, SpecialTokens, WeightPart
 from dlm.models.families.dream import DREAM
@@ -16,7 +17,6 @@ from dlm.models.families.llada2 import LLADA2
 from dlm.models.families.llada_moe import LLADA_MOE
 from dlm.models.families.nemotron import NEMOTRON
 from dlm.models.families.sdar import SDAR
-from dlm.quoting import quoted
 
 __all__ = [
     "DREAM", "FAMILIES", "LLADA", "LLADA2", "LLADA_MOE", "NEMOTRON", "SDAR", "Family", "NamedIds", "SpecialTokens",

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dlm._quoting import quoted
 from dlm.errors import CheckpointError
-from dlm.quoting import quoted
 
 MOST_FAULTS = 12
 """Faults of a file that are listed; the others are counted."""

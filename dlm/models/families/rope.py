@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dlm._quoting import named, quoted
 from dlm.models.architecture import BackboneConfig, YarnConfig
 from dlm.models.families.common import POSITIONS, ROTARY_TABLE
 from dlm.models.families.keys import Key, Kind, Only, Real, Relation, Schema, Values, lacking
-from dlm.quoting import named, quoted
 
 THETA = Real(1.001, 1e12)
 WHOLE = Only(1)

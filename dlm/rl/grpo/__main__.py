@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from dlm import command_line
+from dlm.cli import command_line
 
 TITLE = "Train a diffusion language model with GRPO: answers that are better than their group become likelier."
 KEYS = """\
@@ -46,8 +46,8 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
     from dlm.rl.grpo.config import check_grpo
 
     check_grpo(config)
-    from dlm.pipeline.launch import launched
     from dlm.rl.grpo.session import Session
+    from dlm.runs.launch import launched
 
     with launched(config.run_dir, "grpo") as launch:
         return Session(config, launch, overrides).run()

@@ -9,16 +9,17 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
-from dlm.checks import CHECKS, check
-from dlm.config import DecoderConfig, instantiate, mirror, optional
+from dlm.config.build import instantiate, mirror, optional
+from dlm.config.checks import CHECKS, check
+from dlm.config.schemas import DecoderConfig
 from dlm.errors import RequestError
 from dlm.likelihood.schemes import Ar, BlockCausal, Coupled, D1OneStep, LladaMC
-from dlm.models.lora import LoraOptions
+from dlm.models.lora.training import LoraOptions
 from dlm.rl.grpo.objective import Objective
 from dlm.rl.grpo.optimizer import OptimizerOptions
 from dlm.rl.grpo.rewards import CheckerReward, FunctionReward
 from dlm.rl.likelihoods import StepMap
-from dlm.sampling import SamplingParams
+from dlm.sampling_params import SamplingParams
 
 PRECISIONS = ("32-true", "bf16-mixed")
 DTYPES = ("float32", "bfloat16", "float16")

@@ -12,8 +12,8 @@ from torch import nn
 
 from dlm.decoding.options import DecoderOptions
 from dlm.likelihood import Likelihood
-from dlm.models.loading import Checkpoint, save_checkpoint
-from dlm.models.lora import Lora, LoraOptions
+from dlm.models.io.loading import Checkpoint, save_checkpoint
+from dlm.models.lora.training import Lora, LoraOptions
 from dlm.rl.rollouts import Rollouts
 from dlm.text import TextCodec
 

@@ -20,8 +20,8 @@ from dlm.decoding.noise import seed_of
 from dlm.decoding.options import DecoderOptions
 from dlm.errors import RequestError, RunError
 from dlm.likelihood import Likelihood
-from dlm.models.loading import Checkpoint
-from dlm.models.lora import LoraOptions
+from dlm.models.io.loading import Checkpoint
+from dlm.models.lora.training import LoraOptions
 from dlm.rl.grpo.learner import Learner
 from dlm.rl.grpo.objective import Objective
 from dlm.rl.grpo.optimizer import OptimizerOptions
@@ -30,7 +30,7 @@ from dlm.rl.grpo.rewards import Judge, Verdict
 from dlm.rl.likelihoods import Choice, token_logprobs
 from dlm.rl.rollout import Rollout, ended_length
 from dlm.rl.rollouts import Rollouts
-from dlm.sampling import SamplingParams
+from dlm.sampling_params import SamplingParams
 from dlm.text import TextCodec
 
 PARTS = ("rollout", "reward", "score", "update")

@@ -15,8 +15,8 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from dlm.distributed.heartbeat import StopSwitch
 from dlm.pipeline.loggers import TABLE_ROWS, attempt
-from dlm.pipeline.ranks import StopSwitch
 from dlm.rl.grpo.module import GRPO, Answer
 from dlm.rl.grpo.questions import Curriculum
 from dlm.rl.grpo.record import Record

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset
 
+from dlm.data.prompts import Prompt
 from dlm.errors import ConfigError, DataError, RequestError
-from dlm.pipeline.prompts import Prompt
 from dlm.text import TextCodec
 
 

@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError
 
 from dlm.errors import RunError
-from dlm.pipeline.summary import read_summary
-from dlm.pipeline.whole_files import publish, replace
 from dlm.rl.grpo.module import PARTS
+from dlm.runs.summary import read_summary
+from dlm.runs.whole_files import publish, replace
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dlm.errors import ConfigError, RunError
-from dlm.evaluation.checkers import Checker, checker_of, imported
-from dlm.evaluation.sandbox import Sandbox
+from dlm.evaluation.graders.checkers import Checker, checker_of, imported
+from dlm.evaluation.sandbox.run import Sandbox
 
 Function = Callable[[dict[str, Any], str], float]
 
@@ -60,7 +60,7 @@ class FunctionReward:
 
 @dataclass(frozen=True)
 class CheckerReward:
-    """1 for an answer that a checker of `dlm.evaluation.checkers` finds right, else 0.
+    """1 for an answer that a checker of `dlm.evaluation.graders.checkers` finds right, else 0.
 
     Attributes:
         checker: its name, such as `number` for GSM8K.

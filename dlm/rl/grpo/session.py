@@ -16,18 +16,16 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from dlm.command_line import program, quoted
-from dlm.config import instantiate
+from dlm.cli.command_line import program, quoted
+from dlm.config.build import instantiate
+from dlm.data.prompts import digest
 from dlm.decoding.options import DecoderOptions
+from dlm.distributed.heartbeat import StopSwitch
+from dlm.distributed.processes import die_with
 from dlm.errors import ConfigError, RunError
+from dlm.models.io.model_source import ModelSource
 from dlm.pipeline.interrupts import Interrupts
-from dlm.pipeline.launch import Launch
 from dlm.pipeline.loggers import attempt, build_logger, finish
-from dlm.pipeline.model_source import ModelSource
-from dlm.pipeline.prompts import digest
-from dlm.pipeline.ranks import StopSwitch, die_with
-from dlm.pipeline.run_folder import Index, RunFolder
-from dlm.pipeline.run_lock import locked
 from dlm.pipeline.trainer import build_trainer, quieten
 from dlm.rl.grpo.config import generation_of
 from dlm.rl.grpo.module import GRPO, Options
@@ -35,6 +33,9 @@ from dlm.rl.grpo.progress import Progress, log_summary
 from dlm.rl.grpo.questions import Curriculum, Steps, questions_of
 from dlm.rl.grpo.record import Record
 from dlm.rl.grpo.rewards import Judge
+from dlm.runs.launch import Launch
+from dlm.runs.lock import locked
+from dlm.runs.run_folder import Index, RunFolder
 from dlm.text import TextCodec
 
 ENTRY = "dlm.rl.grpo"

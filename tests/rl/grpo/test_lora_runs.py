@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from dlm.decoding.noise import seed_of
 from dlm.demo import CHECKPOINT
 from dlm.errors import ConfigError
-from dlm.models.loading import load_checkpoint
-from dlm.models.lora import adapter_of
-from dlm.pipeline.model_source import CheckpointSource
+from dlm.models.io.loading import load_checkpoint
+from dlm.models.io.model_source import CheckpointSource
+from dlm.models.lora.training import adapter_of
 from dlm.rl import Rollouts
 from dlm.rl.grpo.__main__ import run
 from dlm.rl.grpo.config import check_grpo

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
+from dlm.data.prompts import Fault, Prompt
 from dlm.errors import ConfigError, DataError, RequestError
-from dlm.pipeline.prompts import Fault, Prompt
 from dlm.rl.grpo.questions import Curriculum, Question, Steps, questions_of
 
 QUESTIONS = [Question(f"q{number}", {"prompt": str(number)}, (number,)) for number in range(13)]

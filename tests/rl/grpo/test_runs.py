@@ -14,19 +14,19 @@ import pytest
 import torch
 
 from dlm import LLM
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from dlm.decoding.noise import seed_of
 from dlm.demo import CHECKPOINT
 from dlm.errors import ConfigError, DataError, RequestError, RunError
-from dlm.models.loading import load_checkpoint, save_checkpoint
-from dlm.pipeline.model_source import CheckpointSource
-from dlm.pipeline.run_lock import locked
+from dlm.models.io.loading import load_checkpoint, save_checkpoint
+from dlm.models.io.model_source import CheckpointSource
 from dlm.rl import Rollouts
 from dlm.rl.grpo.__main__ import run
 from dlm.rl.grpo.config import check_grpo, register
 from dlm.rl.grpo.progress import Progress
 from dlm.rl.grpo.record import Record
-from dlm.sampling import SamplingParams
+from dlm.runs.lock import locked
+from dlm.sampling_params import SamplingParams
 from tests import running
 from tests.rounding import of_a_forward
 

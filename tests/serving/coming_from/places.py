@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dlm.command_line import compose_config
+from dlm.cli.command_line import compose_config
 from dlm.serving.config import register, to_settings
 from dlm.serving.settings import ServerSettings
 from tests.launch.cluster import LAUNCH, Cluster, after

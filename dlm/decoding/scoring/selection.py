@@ -1,0 +1,216 @@
+"""From hidden states to what each canvas writes: score the candidates, ask the samplers, keep the guarantees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dlm.decoding import noise
+from dlm.decoding.canvas import Canvas
+from dlm.decoding.expansion import Outlook
+from dlm.decoding.layout import IntArray
+from dlm.decoding.packing import Batch
+from dlm.decoding.samplers import Boost, Scores
+from dlm.decoding.samplers.base import NONE
+from dlm.decoding.scoring.proposals import Head, Proposals, ScoreSpec, score
+from dlm.decoding.scoring.rows import Boosts, Rows
+from dlm.decoding.scoring.score_request import Question, track_of
+from dlm.decoding.scoring.tracking import Track, rows_of
+from dlm.models.devices import upload
+from dlm.models.families import SpecialTokens
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one canvas writes: positions, tokens and, when recorded, log-probabilities; the positions that become masks
+    again; its sampler's memory; and `[2, m]` measures of the tokens, when asked for. Nothing, where the logits of a
+    position are not finite: `unsound` is the first such."""
+
+    positions: IntArray
+    tokens: IntArray
+    cleared: IntArray
+    logprobs: npt.NDArray[np.float64] | None
+    memory: Any
+    measures: npt.NDArray[np.float64] | None = None
+    unsound: int | None = None
+
+
+class Selector:
+    """Chooses for all canvases of a step at once.
+
+    Args:
+        model: gives logits.
+        special: the mask id and the ids that end an answer.
+        max_rows: rows of logits that may exist at once.
+    """
+
+    def __init__(self, model: Head, special: SpecialTokens, max_rows: int) -> None:
+        self.model, self.special, self.max_rows = model, special, max_rows
+
+    def select(self, batch: Batch, canvases: Sequence[Canvas], hidden: Tensor) -> list[Choice]:
+        """What each canvas writes after a forward that gave `hidden [num_rows, hidden]`.
+
+        One transfer from the device; one more where samplers boost logits, and one for canvases whose proposals are
+        mask ids only.
+        """
+        asked = []
+        for canvas in canvases:
+            observe = "divergence" if track_of(canvas) is not None else ""
+            observe = "expected_embedding" if canvas.request.engine.smoothing else observe
+            banned = canvas.request.sampler.self_paced or canvas.plan.first_only
+            asked.append(Question(canvas, canvas.scored(), banned, observe=observe))
+        outlooks = [Question(canvas, canvas.generated(), raw=True) for canvas in canvases if canvas.may_grow]
+        self._answer(batch, [*asked, *outlooks], hidden)
+        candidates = [canvas.candidates() for canvas in canvases]
+        choices = [choose(question, question.scores(at)) for question, at in zip(asked, candidates, strict=True)]
+        barred = [i for i, one in enumerate(choices) if lacking(canvases[i], one)]
+        if barred:
+            again = [replace(asked[i], positions=candidates[i], ban_mask=True, observe="") for i in barred]
+            self._answer(batch, again, hidden)
+            for index, question in zip(barred, again, strict=True):
+                choices[index] = choose(question, question.scores(candidates[index]))
+        for canvas, question, choice in zip(canvases, asked, choices, strict=True):
+            canvas.memory = choice.memory
+            if canvas.request.sampler.track and not canvas.plan.probe:
+                canvas.tensors["track"] = self._track(batch, question, hidden)
+            if question.observe == "expected_embedding":
+                canvas.tensors["expected"] = (question.positions, question.observed)
+        for question in outlooks:
+            if self.special.eos_id is not None:
+                question.canvas.outlook = Outlook.of(question.positions, question.proposals, self.special.eos_id)
+            if question.unsound is not None:
+                index = canvases.index(question.canvas)
+                choices[index] = replace(choices[index], unsound=question.unsound)
+        return choices
+
+    def _track(self, batch: Batch, question: Question, hidden: Tensor) -> Track:
+        """What the next forward is compared with."""
+        canvas, positions = question.canvas, question.positions
+        rows, *twins = (
+            hidden[upload(batch.rows(canvas, positions, twin=twin), hidden.device)]
+            for twin in (False, True)[: 1 + canvas.guided]
+        )
+        return Track(canvas.block_index, positions, rows, twins[0] if twins else None)
+
+    def _answer(self, batch: Batch, questions: Sequence[Question], hidden: Tensor) -> None:
+        """Fill in proposals, scored together where the specs agree."""
+        groups: dict[ScoreSpec, list[Question]] = {}
+        for question in questions:
+            if len(question.positions):
+                groups.setdefault(question.spec(self.special), []).append(question)
+        if not groups:
+            return
+        parts: list[Tensor] = []
+        for spec, members in groups.items():
+            table, observed = score(self.model, self._rows(batch, members, spec, hidden), spec, self.max_rows)
+            parts.append(table)
+            if observed is not None:
+                sizes = [len(question.positions) for question in members]
+                for question, rows in zip(members, torch.split(observed, sizes), strict=True):
+                    question.observed = rows
+        whole = torch.cat([part.flatten() for part in parts]).cpu()
+        flat = torch.split(whole, [part.numel() for part in parts])
+        for (spec, members), part, values in zip(groups.items(), parts, flat, strict=True):
+            columns, first = values.view(part.shape).numpy(), 0
+            for question in members:
+                last = first + len(question.positions)
+                question.proposals = Proposals.from_table(columns[:, first:last], spec)
+                first = last
+
+    def _rows(self, batch: Batch, members: Sequence[Question], spec: ScoreSpec, hidden: Tensor) -> Rows:
+        """The rows of questions that share a spec, on the device."""
+        device = hidden.device
+        rows = np.concatenate([batch.rows(one.canvas, one.positions) for one in members])
+        twin = keys = before = None
+        if spec.cfg_scale:
+            twin_rows = np.concatenate([batch.rows(one.canvas, one.positions, twin=True) for one in members])
+            twin = hidden[upload(twin_rows, device)]
+        if spec.temperature:
+            row_keys = [
+                noise.keys(one.canvas.seed, one.canvas.sample, one.canvas.nfe + 1, one.positions) for one in members
+            ]
+            keys = upload(np.concatenate(row_keys).view(np.int64), device)
+        if spec.observe == "divergence":
+            tracks = [(track_of(one.canvas), one.positions) for one in members]
+            before = rows_of([(track, upload(track.find(at), device)) for track, at in tracks if track is not None])
+        boosts = boosting = None
+        firsts = np.cumsum([0, *(len(one.positions) for one in members[:-1])]).tolist()
+        known = [(one, one.boost, first) for one, first in zip(members, firsts, strict=True) if one.boost is not None]
+        if known:
+            boosts = placed(known, device)
+        elif spec.boosted:
+            boosting = partial(learn, members, firsts, spec.unboosted)
+        return Rows(hidden[upload(rows, device)], twin, keys, boosts, boosting, before)
+
+
+def learn(members: Sequence[Question], firsts: Sequence[int], spec: ScoreSpec, start: int, table: Tensor) -> Boosts:
+    """What samplers add to rows `[start, start + rows)` of questions that are scored together, whose rows begin at
+    `firsts`, now that it is known what they propose without: `table [6, rows]` by `spec`."""
+    plain, parts = table.cpu().numpy(), []
+    for question, first in zip(members, firsts, strict=True):
+        begin, end = max(start, first), min(start + plain.shape[1], first + len(question.positions))
+        if begin < end:
+            proposals = Proposals.from_table(plain[:, begin - start : end - start], spec)
+            parts.append((question, question.learn(begin - first, proposals), first - start))
+    return placed(parts, table.device)
+
+
+def placed(parts: Sequence[tuple[Question, Boost, int]], device: torch.device) -> Boosts:
+    """Boosts of questions whose rows begin where it says, as rows, tokens and amounts on the device."""
+    rows = [np.searchsorted(question.positions, boost.rows) + first for question, boost, first in parts]
+    tokens, amounts = [boost.tokens for _, boost, _ in parts], [boost.amounts for _, boost, _ in parts]
+    return (
+        upload(np.concatenate(rows), device),
+        upload(np.concatenate(tokens), device),
+        upload(np.concatenate(amounts), device),
+    )
+
+
+def lacking(canvas: Canvas, choice: Choice) -> bool:
+    """Whether a choice decides too few masks."""
+    if canvas.request.sampler.self_paced or choice.unsound is not None:
+        return False
+    decided = int((canvas.tokens[choice.positions] == canvas.mask_id).sum())
+    return decided - len(choice.cleared) < canvas.demanded()
+
+
+def choose(question: Question, scores: Scores) -> Choice:
+    """Ask the canvas's sampler; drop mask proposals; keep the budget of `max_nfe` and the guarantee of progress.
+
+    Fewer masks than `canvas.demanded()` are decided only where mask proposals stand in the way.
+    """
+    canvas = question.canvas
+    memory = question.memory if canvas.request.sampler.boosts else canvas.memory
+    if question.unsound is not None:
+        return Choice(NONE, NONE, NONE, None, memory, unsound=question.unsound)
+    if canvas.plan.probe:
+        return Choice(NONE, NONE, NONE, None, memory)
+    if canvas.plan.first_only:
+        chosen = np.array([0])
+    else:
+        chosen, memory = canvas.request.sampler.select(scores, canvas.turn(), memory)
+    chosen = chosen[~scores.proposes_mask[chosen]]
+    cleared = NONE if canvas.plan.first_only else canvas.request.sampler.remask(scores, chosen)
+    if not canvas.request.sampler.self_paced:
+        decided, demanded = int(scores.masked[chosen].sum()), canvas.demanded()
+        short = demanded - decided
+        if short > 0 and (decided or not scores.proposes_mask.any()):
+            ranked = scores.descending()
+            spare = ranked[scores.masked[ranked] & ~scores.proposes_mask[ranked] & ~np.isin(ranked, chosen)]
+            chosen = np.concatenate((chosen, spare[:short]))
+            decided += len(spare[:short])
+        cleared = cleared[: max(0, decided - demanded)]
+    logprobs = measures = None
+    if canvas.request.params.record:
+        at = np.searchsorted(question.positions, scores.positions[chosen])
+        logprobs = question.proposals.logprobs[at]
+        measures = None if question.proposals.measures is None else question.proposals.measures[:, at]
+    written = scores.positions[chosen], scores.tokens[chosen], scores.positions[cleared]
+    return Choice(*written, logprobs, memory, measures)

@@ -1,0 +1,206 @@
+"""`/v1/chat/completions` and `/v1/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from dlm.serving.api.answers import Header, Lead, Sample, chat_answer, text_answer
+from dlm.serving.api.chunks import Chunks
+from dlm.serving.api.echo import Echo, Scoring, Scorings, estimates
+from dlm.serving.engine.service import Prepared, Service
+from dlm.serving.http.bodies import body_route
+from dlm.serving.http.disconnect import EventStream, until_gone
+from dlm.serving.http.errors import ApiError
+from dlm.serving.schemas.openapi import OF_DECODING, told
+from dlm.serving.schemas.requests import ChatRequest, CompletionRequest, Message, OpenAIBody, ScoringRequest
+from dlm.serving.schemas.responses import ChatAnswer, TextAnswer
+from dlm.serving.schemas.unsupported_params import refuse_foreign
+
+ROLES = {"developer": "system"}
+"""Roles that chat templates know by another name."""
+
+
+def openai_routes(service: Service) -> APIRouter:
+    """The routes."""
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=body_route(service.bodies))
+
+    chat = told(ChatAnswer, 404, *OF_DECODING, streams=True)
+    text = told(TextAnswer, 404, *OF_DECODING, streams=True)
+
+    @router.post("/chat/completions", response_model=None, responses=chat)
+    async def chat_completions(body: ChatRequest, request: Request) -> dict[str, Any] | Response:
+        name = service.check_model(body.model)
+        refuse_unsupported(body)
+        if body.tools or body.functions:
+            raise ApiError(400, "tools and functions are not supported; leave them out", param="tools")
+        if body.top_logprobs:
+            raise ApiError(400, "top_logprobs: only the chosen token's is known; leave it out", param="top_logprobs")
+        limit = one_limit(body.max_tokens, body.max_completion_tokens)
+        messages = [plain(index, message) for index, message in enumerate(body.messages)]
+        if not messages:
+            raise ApiError(400, "messages is empty; give at least one", param="messages")
+        record = bool(body.logprobs) or bool(body.stream and body.dlm_events)
+        params = service.defaults.params(service.given(body), limit, record=record)
+        prepared = await service.in_text_thread(service.prepare, messages, params)
+        header = Header(True, name)
+        if body.stream:
+            return stream(service, body, header, [prepared], with_logprobs=bool(body.logprobs))
+        samples = await answers(service, request, [prepared])
+        return chat_answer(header, samples[0], prepared, service.codec, with_logprobs=bool(body.logprobs))
+
+    @router.post("/completions", response_model=None, responses=text)
+    async def completions(body: CompletionRequest, request: Request) -> dict[str, Any] | Response:
+        name = service.check_model(body.model)
+        refuse_unsupported(body)
+        if body.suffix:
+            raise ApiError(400, "suffix is not supported; give token ids with mask ids to fill in", param="suffix")
+        if body.best_of not in (None, 1, body.sampling().get("n")):
+            raise ApiError(400, f"best_of={body.best_of} is not supported; use n and choose", param="best_of")
+        if body.logprobs is not None and not 0 <= body.logprobs <= 1:
+            raise ApiError(400, f"logprobs={body.logprobs} must be 0 or 1: one token is known", param="logprobs")
+        scoring = scoring_of(body)
+        if body.stream and body.echo:
+            raise ApiError(400, "echo goes with stream=false alone; leave one of them out", param="echo")
+        prompts = several(body.prompt)
+        header = Header(False, name)
+        given, limit, silent = service.given(body), body.max_tokens, scoring is not None and body.max_tokens == 0
+        if silent:  # the text alone is wanted: the least that is checked as any request is
+            given, limit = {**given, "gen_length": 1, "n": 1}, 1
+        record = body.logprobs is not None or bool(body.stream and body.dlm_events)
+        params = service.defaults.params(given, limit, record=record)
+        prepared = [await service.in_text_thread(service.prepare, prompt, params, chat=False) for prompt in prompts]
+        with_logprobs = body.logprobs is not None
+        if body.stream:
+            return stream(service, body, header, prepared, with_logprobs=with_logprobs)
+        echoes = None if scoring is None else await echoed(service, request, prepared, scoring)
+        if silent:
+            samples = [
+                [Sample.none(one, each.weight_version)] for one, each in zip(prepared, echoes or (), strict=True)
+            ]
+        else:
+            samples = await answers(service, request, prepared)
+        leads = None
+        if body.echo:
+            leads = await service.in_text_thread(leading, service, prepared, echoes, best=bool(body.logprobs))
+        answer = text_answer(header, samples, prepared, service.codec, with_logprobs=with_logprobs, leads=leads)
+        if scoring is not None and echoes is not None:
+            answer["dlm"]["likelihood"] = estimates(scoring, echoes)
+        return answer
+
+    return router
+
+
+def scoring_of(body: CompletionRequest) -> Scoring | None:
+    """How the prompt is scored; None where that is not asked for. Raises `ApiError` (400)."""
+    if body.echo and body.logprobs is not None:
+        return Scoring.of(body.dlm or ScoringRequest.model_validate({}))
+    if body.dlm is not None:
+        raise ApiError(400, "dlm goes with echo and logprobs alone; leave it out", param="dlm")
+    return None
+
+
+async def echoed(service: Service, request: Request, prepared: Sequence[Prepared], scoring: Scoring) -> list[Echo]:
+    """The prompts with their log-probabilities, unless the client leaves before."""
+    texts = [one.request.prompt_ids for one in prepared]
+    score = service.likelihood.score_in_slices
+    slices = [await service.in_text_thread(scoring.slices, score, text) for text in texts]
+    scorings = Scorings(service.thread, slices)
+    found = await until_gone(request, scorings.results(service.settings.request_timeout))
+    return [
+        Echo(text, scoring.context_tokens, each, version)
+        for text, each, version in zip(texts, found, scorings.weight_versions, strict=True)
+    ]
+
+
+def leading(service: Service, prepared: Sequence[Prepared], echoes: Sequence[Echo] | None, *, best: bool) -> list[Lead]:
+    """What goes before the answers."""
+    texts = [service.codec.decode(one.request.prompt_ids) for one in prepared]
+    if echoes is None:
+        return [Lead(text) for text in texts]
+    return [Lead(text, each.logprobs(service.codec, best=best)) for text, each in zip(texts, echoes, strict=True)]
+
+
+async def answers(service: Service, request: Request, prepared: Sequence[Prepared]) -> list[list[Sample]]:
+    """The samples of each prompt, unless the client leaves before."""
+    with service.call(prepared) as call:
+        completions = await until_gone(request, call.completions())
+    found = [
+        [Sample.of(completion, one, service.codec, call.weight_versions[index]) for completion in each]
+        for index, (one, each) in enumerate(zip(prepared, completions, strict=True))
+    ]
+    for each in found:
+        for index, sample in enumerate(each):
+            service.metrics.count_answer(0 if index else sample.prompt_tokens, len(sample.token_ids), sample.nfe)
+    return found
+
+
+def stream(
+    service: Service, body: OpenAIBody, header: Header, prepared: Sequence[Prepared], *, with_logprobs: bool
+) -> Response:
+    """The answer in chunks. Raises `ApiError` where nothing can be sent at all."""
+    options = body.stream_options
+    call = service.call(prepared, watched=True)
+    chunks = Chunks(
+        service,
+        header,
+        prepared,
+        events=bool(body.dlm_events),
+        usage=bool(options and options.include_usage),
+        logprobs=with_logprobs,
+    )
+    call.submit()
+    pieces: AsyncIterator[str] = chunks.of(call)
+    return EventStream(pieces, call)
+
+
+def refuse_unsupported(body: OpenAIBody) -> None:
+    """Raise `ApiError` (400) for a wish that cannot be honoured."""
+    refuse_foreign(body.unknown)
+    for name in ("frequency_penalty", "presence_penalty"):
+        if getattr(body, name):
+            raise ApiError(400, f"{name}={getattr(body, name)} is not supported; leave it out or set 0", param=name)
+    if body.logit_bias:
+        raise ApiError(400, "logit_bias is not supported; leave it out", param="logit_bias")
+    if body.response_format is not None and body.response_format.type != "text":
+        kind = body.response_format.type
+        raise ApiError(400, f"response_format={kind!r} is not supported; text is", param="response_format")
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options goes with stream=true alone; leave it out", param="stream_options")
+    if body.dlm_events and not body.stream:
+        raise ApiError(400, "dlm_events goes with stream=true alone; leave it out", param="dlm_events")
+
+
+def one_limit(first: int | None, second: int | None) -> int | None:
+    """`max_tokens`, or `max_completion_tokens` where that is given. Raises `ApiError` when they disagree."""
+    if first is not None and second is not None and first != second:
+        raise ApiError(
+            400, f"max_tokens={first} and max_completion_tokens={second} disagree; give one of them",
+            param="max_completion_tokens",
+        )  # fmt: skip
+    return second if first is None else first
+
+
+def plain(index: int, message: Message) -> dict[str, str]:
+    """A message whose content is one text. Raises `ApiError` (400) for parts that are none."""
+    where = f"messages[{index}].content"
+    if message.content is None:
+        raise ApiError(400, f"{where} is missing; give a text", param=where)
+    text = message.content
+    if not isinstance(text, str):
+        for part in text:
+            if part.type != "text" or part.text is None:
+                raise ApiError(400, f"{where}: parts of type {part.type!r} are not supported; text is", param=where)
+        text = "".join(part.text or "" for part in text)
+    return {"role": ROLES.get(message.role, message.role), "content": text}
+
+
+def several(prompt: Any) -> list[str | list[int]]:
+    """The prompts of a request. Raises `ApiError` (400) for none, or an empty one."""
+    one = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
+    prompts: list[str | list[int]] = [prompt] if one else prompt
+    if not prompts or not all(prompts):
+        raise ApiError(400, "prompt is empty; give a text or token ids", param="prompt")
+    return prompts

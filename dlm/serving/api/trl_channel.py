@@ -1,0 +1,157 @@
+"""Weights from TRL's client, which sends tensor after tensor over a process group and says over HTTP what comes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from dlm.rl.weights.communicator import BACKEND, HOST, Communicator
+from dlm.serving.engine.served_weights import ServedWeights
+from dlm.serving.http.errors import CONFLICT, SERVER, ApiError, timed_out
+
+log = logging.getLogger("dlm.serving")
+
+RANK = 0
+"""Of the server in the group; the client is the only other process."""
+SIZE = 2
+
+Result = TypeVar("Result")
+
+
+class Channel:
+    """The group, and what is received over it in the order in which it is told.
+
+    Args:
+        weights: take what comes.
+    """
+
+    def __init__(self, weights: ServedWeights) -> None:
+        self._weights = weights
+        self._group: Communicator | None = None
+        self._opened = False
+        self._last: asyncio.Task[None] | None = None
+        self._fault: str | None = None
+
+    async def open(self, host: str, port: int, world_size: int, backend: str | None) -> None:
+        """Begin to wait for the client, which joins once it is told that it may. Raises `ApiError`: 400, 409."""
+        if backend != BACKEND:
+            raise ApiError(
+                400, f"backend={backend!r:.40}: this server cannot join vLLM's NCCL group; in the trainer set "
+                "VLLMClient.init_communicator = dlm.rl.weights.communicator.join",
+                param="backend",
+            )  # fmt: skip
+        if world_size != SIZE:
+            raise ApiError(400, f"world_size={world_size} must be {SIZE}: a server and a client", param="world_size")
+        if self._opened:
+            raise ApiError(409, "there is a group already; POST /close_communicator/ first", CONFLICT)
+        self._opened, self._fault = True, None
+        try:
+            await asyncio.to_thread(check_free, host, port)  # a name is looked up, which may take long
+        except BaseException:
+            self._opened = False
+            raise
+        self._follow(self._join(host, port))
+
+    async def expect(self, name: str, dtype: str, shape: Sequence[int]) -> None:
+        """Receive a tensor, which the client sends once it is told that it may. Raises `ApiError`: 400, 409, 503."""
+        kind = getattr(torch, dtype.removeprefix("torch."), None)
+        if not isinstance(kind, torch.dtype):
+            raise ApiError(400, f"dtype={dtype!r:.40} is unknown; write torch.bfloat16 and the like", param="dtype")
+        await self._weights.check(name, shape, kind)
+        if not self._opened:
+            raise ApiError(409, "there is no group to receive weights over; POST /init_communicator/ first", CONFLICT)
+        await self.settled()
+        await self._weights.check(name, shape, kind)  # it may be what has come meanwhile
+        self._follow(self._receive(name, kind, shape))
+
+    async def settled(self) -> None:
+        """Wait until all that was told has come, and has been written if the model was complete.
+
+        Raises `ApiError`: 503 where something did not come, 504 when it takes too long.
+        """
+        if self._last is not None:
+            _, late = await asyncio.wait({self._last}, timeout=self._weights.timeout)
+            if late:
+                raise timed_out(self._weights.timeout)
+        if self._fault is not None:
+            raise ApiError(
+                503, f"{self._fault}; the weights are those of before. POST /close_communicator/ and "
+                "/init_communicator/, and send all of them again",
+                SERVER, code="update_failed",
+            )  # fmt: skip
+
+    async def close(self) -> None:
+        """Let go of the group, and of an update that is not complete."""
+        if self._last is not None:
+            self._last.cancel()
+        self._group, self._opened, self._last, self._fault = None, False, None, None
+        await self._weights.forget()
+
+    def _follow(self, job: Coroutine[Any, Any, None]) -> None:
+        self._last = asyncio.create_task(self._remembering(job))
+
+    async def _remembering(self, job: Coroutine[Any, Any, None]) -> None:
+        try:
+            await job
+        except Exception as error:
+            log.warning("weights did not come (%s)", type(error).__name__, exc_info=True)
+            self._fault = f"an update of the weights failed: {error!s:.500}"
+            await self._weights.forget()
+
+    async def _join(self, host: str, port: int) -> None:
+        self._group = await apart(lambda: Communicator(host, port, RANK, SIZE))
+
+    async def _receive(self, name: str, dtype: torch.dtype, shape: Sequence[int]) -> None:
+        group = self._group
+        assert group is not None  # what is told before it is there waits for it
+
+        def receive() -> Tensor:
+            tensor = torch.empty(tuple(shape), dtype=dtype, device=HOST)
+            group.broadcast(tensor, SIZE - 1)
+            group.barrier()
+            return tensor
+
+        await self._weights.add([(name, await apart(receive))], last=False)
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise `ApiError` unless something can listen there: 400 for what is no name of a host, else 409."""
+    try:
+        with socket.socket() as found:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind((host, port))
+    except (TypeError, ValueError) as error:
+        raise ApiError(400, f"host={host!r:.80} is no name or address of a host ({error})", param="host") from error
+    except OSError as error:
+        raise ApiError(
+            409, f"cannot listen on {host:.80}:{port} ({error}); choose another group_port", CONFLICT
+        ) from error
+
+
+async def apart(function: Callable[[], Result]) -> Result:
+    """What `function` returns, which waits for another program: in a thread that keeps no process alive."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[Result] = loop.create_future()
+
+    def settle(result: Any, error: Exception | None) -> None:
+        if not found.done():
+            found.set_exception(error) if error else found.set_result(result)
+
+    def work() -> None:
+        result, fault = None, None
+        try:
+            result = function()
+        except Exception as error:
+            fault = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result, fault)
+
+    threading.Thread(target=work, name="weights", daemon=True).start()
+    return await found
