@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dlm.decoding.request import check_real, check_whole
+from dlm.decoding.params import check_real, check_whole
 from dlm.errors import ConfigError, RequestError
 
 Prompt = str | Sequence[int]

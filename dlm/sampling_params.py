@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from dlm.decoding.request import MAX_LENGTH, PARAM_NAMES, check_whole
-from dlm.decoding.request import SamplingParams as DecoderParams
+from dlm.decoding.params import MAX_LENGTH, PARAM_NAMES, check_whole
+from dlm.decoding.params import SamplingParams as DecoderParams
 from dlm.errors import RequestError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ BLOCK_LENGTH = Unnamed(32)
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams(DecoderParams):
-    """How one prompt is decoded. The fields of `dlm.decoding.request.SamplingParams` are documented there.
+    """How one prompt is decoded. The fields of `dlm.decoding.params.SamplingParams` are documented there.
 
     Below, None stands for the default of the algorithm; a parameter that the algorithm does not have is refused when
     the request is made. Ranges and meanings are those of the engine or sampler that has a field of the name

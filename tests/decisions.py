@@ -17,10 +17,10 @@ from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderOptions
 from dlm.decoding.packing import Batch
 from dlm.decoding.request import Request
-from dlm.decoding.samplers import Scores
 from dlm.decoding.scoring import selection
 from dlm.decoding.scoring.score_request import Question
 from dlm.decoding.scoring.selection import Choice, Selector
+from dlm.decoding.types import Scores
 from dlm.models.backbone import Backbone
 from dlm.models.devices import upload
 from dlm.models.families import SpecialTokens
@@ -73,13 +73,13 @@ class Decision:
     @property
     def favourites(self) -> tuple[int, ...]:
         """The most probable token of each candidate, where the sampler remembers it; else nothing."""
-        boosts = self.question.canvas.request.sampler.boosts
-        return tuple(self.logits.argmax(-1).tolist()) if boosts else ()
+        biases = self.question.canvas.request.sampler.biases
+        return tuple(self.logits.argmax(-1).tolist()) if biases else ()
 
     def left_behind(self, choice: Choice | None = None) -> tuple[Any, ...]:
         """What is written by a choice (default: the one that was made) and remembered of it, real numbers apart."""
         made = choice or self.choice
-        memory = None if self.question.canvas.request.sampler.boosts else made.memory
+        memory = None if self.question.canvas.request.sampler.biases else made.memory
         tokens = dict(zip(made.positions.tolist(), made.tokens.tolist(), strict=True))
         return tokens, set(made.cleared.tolist()), self.favourites, memory
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from dlm.decoding.samplers import Scores
+from dlm.decoding.types import Scores
 from dlm.models.backbone import Backbone
 from dlm.models.families import SpecialTokens
 from tests.decisions import Decision, decisions, first_difference

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dlm.decoding.engines import DualCache, Engine, Full, Smooth
-from dlm.decoding.request import Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Request
 from dlm.decoding.samplers import Credit, Fixed, Sampler, Threshold
 from dlm.models.backbone import Backbone
 from dlm.models.families import SpecialTokens

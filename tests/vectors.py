@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from dlm.decoding.engines import BlockCausal, DualCache, Engine, Full, PrefixCache, Smooth, Sparse, Vicinity
-from dlm.decoding.request import Completion, Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import (
     Credit,
     DInferThreshold,
@@ -28,12 +29,10 @@ from dlm.decoding.samplers import (
     LLaDA2,
     LLaDA21Edit,
     Sampler,
-    Scores,
     Sdar,
     Threshold,
-    Turn,
 )
-from dlm.decoding.samplers.base import Floats, Indices
+from dlm.decoding.types import Floats, Indices, Scores, StepContext
 from dlm.errors import CheckpointError
 from dlm.models.families import SpecialTokens
 from dlm.models.io.loading import Checkpoint, load_checkpoint
@@ -111,12 +110,12 @@ class OriginDraws(Dream):
 
     draws: tuple[tuple[float, ...], ...] = ()
 
-    def idle(self, turn: Turn, uniform: Callable[[int], Floats]) -> int:
-        return super().idle(turn, lambda step: np.array(self.draws[step]))
+    def skipped_steps(self, context: StepContext, uniform: Callable[[int], Floats]) -> int:
+        return super().skipped_steps(context, lambda step: np.array(self.draws[step]))
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
-        drawn = np.array(self.draws[turn.step], dtype=np.float64)
-        return super().select(replace(scores, uniform=drawn), turn, memory)
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
+        drawn = np.array(self.draws[context.step], dtype=np.float64)
+        return super().select(replace(scores, uniform=drawn), context, memory)
 
 
 def decoder_sampler(params: dict[str, Any]) -> Sampler | Unsupported:

@@ -6,16 +6,15 @@ paid, and the scheduled number of most confident positions is revealed instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from dlm.decoding.engines import ENGINES
-from dlm.decoding.request import SamplingParams
-from dlm.decoding.samplers import SAMPLERS, Boost, Fixed, Sampler, Scores, Sdar, Turn
-from dlm.decoding.samplers.base import NONE, Floats, Indices
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.samplers import SAMPLERS, Fixed, Sampler, Sdar
+from dlm.decoding.types import Indices, LogitBias, Scores, StepContext
 
 SCHEDULE = "fixed"
 """What a workload calls the schedule itself, without another sampler on top."""
@@ -46,22 +45,19 @@ def sampler_for(name: str, engine: str, steps_per_block: int) -> Sampler:
 
 
 @dataclass(frozen=True)
-class Paced:
+class Paced(Sampler):
     """`inner` does its work, `pace` says what is revealed."""
 
     inner: Sampler
     pace: Sampler
-
-    whole_canvas = False
-    self_paced = False
 
     @property
     def name(self) -> str:
         return self.inner.name
 
     @property
-    def order(self) -> str:
-        return self.inner.order
+    def ranks_by(self) -> str:
+        return self.inner.ranks_by
 
     @property
     def edits(self) -> bool:
@@ -72,32 +68,20 @@ class Paced:
         return self.inner.track
 
     @property
-    def boosts(self) -> bool:
-        return self.inner.boosts
+    def biases(self) -> bool:
+        return self.inner.biases
 
     def check(self, params: SamplingParams, num_blocks: int) -> None:
         self.pace.check(params, num_blocks)
 
-    def idle(self, turn: Turn, uniform: Callable[[int], Floats]) -> int:
-        return 0
+    def logit_bias(self, scores: Scores, memory: Any) -> tuple[LogitBias, Any]:
+        return self.inner.logit_bias(scores, memory)
 
-    def boost(self, scores: Scores, memory: Any) -> tuple[Boost, Any]:
-        return self.inner.boost(scores, memory)
-
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
-        _, memory = self.inner.select(scores, turn, memory)
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
+        _, memory = self.inner.select(scores, context, memory)
         masked = np.flatnonzero(scores.masked)
-        chosen, _ = self.pace.select(part_of(scores, masked), turn, None)
+        chosen, _ = self.pace.select(part_of(scores, masked), context, None)
         return masked[chosen], memory
-
-    def remask(self, scores: Scores, chosen: Indices) -> Indices:
-        return NONE
-
-    def settled(self, memory: Any) -> bool:
-        return True
-
-    def done(self, left: int, memory: Any) -> bool:
-        return left == 0
 
 
 def part_of(scores: Scores, rows: Indices) -> Scores:

@@ -15,7 +15,8 @@ from dlm.bench.workloads import Case, Forward
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import ENGINES
 from dlm.decoding.options import DecoderOptions, StepReport
-from dlm.decoding.request import Completion, Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Completion, Request
 from dlm.errors import RunError
 from dlm.models.architecture import BackboneConfig
 from dlm.models.io.loading import Checkpoint

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlm.config.build import instantiate
 from dlm.decoding.algorithms import FamilyDefault
-from dlm.decoding.request import PARAM_NAMES, SamplingParams
+from dlm.decoding.params import PARAM_NAMES, SamplingParams
 from dlm.errors import ConfigError, RequestError
 from dlm.runs.launch import is_launched
 

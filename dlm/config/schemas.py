@@ -19,7 +19,7 @@ from omegaconf import MISSING
 from dlm.config.build import mirror
 from dlm.data.prompts import DemoFamilyPrompts, DemoPrompts, HfPrompts, JsonlPrompts
 from dlm.decoding.engines import ENGINES
-from dlm.decoding.request import SamplingParams
+from dlm.decoding.params import SamplingParams
 from dlm.decoding.samplers import SAMPLERS
 from dlm.models.io.model_source import CheckpointSource, RandomSource
 

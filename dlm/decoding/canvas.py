@@ -10,13 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dlm.decoding import noise
-from dlm.decoding.engines import Plan, Window
-from dlm.decoding.expansion import Outlook, grow
 from dlm.decoding.layout import Block, IntArray, blocks_from, first_block
-from dlm.decoding.pace import Pace
+from dlm.decoding.params import SamplingParams
 from dlm.decoding.request import Request
-from dlm.decoding.samplers import Turn
 from dlm.decoding.scoring.token_stats import NUM_MEASURES
+from dlm.decoding.types import LengthEstimate, Plan, ReferenceSchedule, StepContext, Window
 
 
 class Canvas:
@@ -40,10 +38,10 @@ class Canvas:
         committed: positions before this one have their final keys and values in the arena (block-causal engines).
         ceiling: positions that it may grow to; its length, where `initial_gen_length` is not given.
         sizing: forwards are still made to find its length, before any is made to decode.
-        outlook: what the last forward says of its length, where that was asked.
+        length_estimate: what the last forward says of its length, where that was asked.
         inserted: where and how many positions were put in after the last forward; None for none.
         plan: the next forward.
-        pace: what the program that the engine comes from would have counted.
+        reference: what the program that the engine comes from would have counted.
         slots: arena ranges (start) of the canvas and of its unconditional twin, while it runs; None without a cache.
         memory: what the sampler keeps for the active block; None at its start.
         tensors: what is kept on the device for the canvas, by name (`selection.py`, `smoothing.py`).
@@ -67,12 +65,12 @@ class Canvas:
         self._first = first_block(self.tokens, self.prompt_length, size, mask_id, aligned=aligned)
         self.blocks = self._lay_out(self.tokens)
         self.sizing = length < self.ceiling
-        self.outlook: Outlook | None = None
+        self.length_estimate: LengthEstimate | None = None
         self.inserted: tuple[int, int] | None = None
         self.nfe = 0
         self.positions = 0
         self.committed = 0
-        self.pace = Pace()
+        self.reference = ReferenceSchedule()
         self.slots: tuple[int | None, ...] = ()
         self.admitted = 0.0
         self.step_map = np.zeros(self.length, dtype=np.int64)
@@ -102,10 +100,10 @@ class Canvas:
             self.plan: Plan = Plan((Window(0, self.length),), shifted=self.shifted, probe=True)
             return
         if engine.unroll is not None:
-            self.pace.begin(len(self.masked()), engine.unroll)
+            self.reference.begin(len(self.masked()), engine.unroll)
         self.plan = engine.plan(self)
         if not self.plan.first_only:
-            self.block_steps += self.request.sampler.idle(self.turn(), self.uniform)
+            self.block_steps += self.request.sampler.skipped_steps(self.context(), self.uniform)
 
     def uniform(self, step: int, positions: IntArray | None = None) -> npt.NDArray[np.float64]:
         """Noise in (0, 1) for `positions` (default: the masks of the block) at a step of the block's schedule."""
@@ -117,18 +115,23 @@ class Canvas:
         self.committed = committed
         self.plan = self.request.engine.plan(self)
 
-    def turn(self) -> Turn:
+    def context(self) -> StepContext:
         """Where the active block stands, for the sampler."""
         smoothing = self.request.engine.smoothing
-        return Turn(
+        return StepContext(
             step=self.block_steps,
             steps=self.block.steps,
             masks=self.block_masks,
             left=len(self.masked()),
             block_length=self.request.params.block_length,
             gen_length=self.request.params.gen_length,
-            floor=smoothing.floor(self.pace.forwards) if smoothing else 0.0,
+            floor=smoothing.floor(self.reference.forwards) if smoothing else 0.0,
         )
+
+    @property
+    def params(self) -> SamplingParams:
+        """Those of the request."""
+        return self.request.params
 
     @property
     def length(self) -> int:
@@ -194,7 +197,7 @@ class Canvas:
             return False
         return self.plan.probe or min(params.expand_eos_confidence_threshold, params.low_conf_threshold) > 0
 
-    def demanded(self) -> int:
+    def min_reveals(self) -> int:
         """How many positions this forward must reveal at least so that `max_nfe` is kept and every block gets one."""
         if self.plan.probe:
             return 0
@@ -272,14 +275,11 @@ class Canvas:
             return
         self.block_forwards += 1
         self.block_steps += 1
-        self.pace.advance(self.plan.phase, self.block_index)
+        self.reference.advance(self.plan.phase, self.block_index)
 
     def finish_forward(self) -> None:
-        """What the forward chose is written; the canvas grows where the forward asks for it."""
+        """What the forward chose is written."""
         self.committed = self.request.engine.committed(self)
-        outlook, self.outlook = self.outlook, None
-        if outlook is not None:
-            grow(self, outlook)
 
     def answer(self, end_ids: Sequence[int]) -> tuple[IntArray, bool]:
         """The generated tokens up to the active block's end that lie before the first end token, and whether there is
@@ -295,7 +295,7 @@ class Canvas:
         if self.block_index + 1 == len(self.blocks):
             return False
         engine = self.request.engine
-        while engine.unroll is not None and self.pace.idles:
-            self.pace.advance(engine.plan(self).phase, self.block_index)
+        while engine.unroll is not None and self.reference.makes_another:
+            self.reference.advance(engine.plan(self).phase, self.block_index)
         self._enter(self.block_index + 1)
         return True

@@ -22,6 +22,7 @@ from dlm.decoding import ending
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.cuda.graphs import Graphs, Recorder, choose_recorder
 from dlm.decoding.engines import soft_inputs as smoothing
+from dlm.decoding.expansion import grow
 from dlm.decoding.kv.arena import Arena
 from dlm.decoding.kv.sharing import PromptSharing
 from dlm.decoding.options import DecoderOptions, DecoderStats, StepReport
@@ -306,6 +307,7 @@ class Decoder:
         canvas.count_forward()
         canvas.write(choice.positions, choice.tokens, choice.cleared, choice.logprobs, choice.measures)
         canvas.finish_forward()
+        grow(canvas)
         self.sharing.computed(canvas)
         smoothing.remember(canvas, self.backbone, weight)
         goes_on = ending.goes_on(canvas, choice, self.special.end_ids)

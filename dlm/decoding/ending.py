@@ -23,7 +23,7 @@ def goes_on(canvas: Canvas, choice: Choice, end_ids: Sequence[int]) -> bool:
     if not left and params.max_nfe is not None and canvas.nfe >= params.max_nfe:
         return False
     ends = params.eos_early_stop and bool(np.isin(choice.tokens, end_ids).any())
-    if (ends or (sampler.self_paced and not params.ignore_eos)) and sampler.settled(canvas.memory):
+    if (ends or (sampler.ignores_budget and not params.ignore_eos)) and sampler.is_final(canvas.memory):
         answer, ended = canvas.answer(end_ids)
         if ended and canvas.mask_id not in answer:
             return False

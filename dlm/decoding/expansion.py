@@ -16,68 +16,48 @@ many masks are put in as there is room for (the program that came with the paper
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dlm.decoding.canvas import Canvas
 from dlm.decoding.layout import IntArray
+from dlm.decoding.types import LengthEstimate
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from dlm.decoding.canvas import Canvas
     from dlm.decoding.scoring.proposals import Proposals
 
 
-@dataclass(frozen=True)
-class Outlook:
-    """What a forward of the whole canvas expects at each generated position, whatever stands there.
-
-    Attributes:
-        positions: `[m]` int64, ascending.
-        confidence: `[m]` float64, probability of the most probable token.
-        ends: `[m]` bool, that token ends the sequence.
-        eos_id: which token that is.
-    """
-
-    positions: IntArray
-    confidence: npt.NDArray[np.float64]
-    ends: npt.NDArray[np.bool_]
-    eos_id: int
-
-    @classmethod
-    def of(cls, positions: IntArray, proposals: Proposals, eos_id: int) -> Outlook:
-        """From what was proposed at temperature 0 without any token forbidden."""
-        with np.errstate(over="ignore"):
-            confidence = 1.0 / (1.0 + np.exp(proposals.log_odds))
-        return cls(positions, confidence, proposals.tokens == eos_id, eos_id)
-
-    def end_confidence(self, count: int) -> float:
-        """Mean over the last `count` positions that propose the end, 0..1."""
-        return float(self.confidence[self.ends][-count:].sum() / count)
+def length_estimate(positions: IntArray, proposals: Proposals, eos_id: int) -> LengthEstimate:
+    """From what was proposed at temperature 0 without any token forbidden."""
+    with np.errstate(over="ignore"):
+        confidence = 1.0 / (1.0 + np.exp(proposals.log_odds))
+    return LengthEstimate(positions, confidence, proposals.tokens == eos_id, eos_id)
 
 
-def grow(canvas: Canvas, outlook: Outlook) -> None:
-    """Let the canvas grow as a forward asks for it, whose tokens are written."""
+def grow(canvas: Canvas) -> None:
+    """Let the canvas grow where the last forward, whose tokens are written, asks for it."""
+    estimate, canvas.length_estimate = canvas.length_estimate, None
+    if estimate is None:
+        return
     params = canvas.request.params
-    end = outlook.end_confidence(params.eos_check_tokens)
+    end = estimate.end_confidence(params.eos_check_tokens)
     if not canvas.plan.probe:
         if end < params.expand_eos_confidence_threshold:
-            _insert(canvas, outlook)
+            _insert(canvas, estimate)
     elif end < params.eos_confidence_threshold:
         grown = canvas.insert(canvas.length, params.expansion_factor, canvas.mask_id)
         canvas.sizing = grown and canvas.length < canvas.ceiling
     else:
-        canvas.insert(canvas.length, params.eos_check_tokens // 2, outlook.eos_id)
+        canvas.insert(canvas.length, params.eos_check_tokens // 2, estimate.eos_id)
         canvas.sizing = False
 
 
-def _insert(canvas: Canvas, outlook: Outlook) -> None:
+def _insert(canvas: Canvas, estimate: LengthEstimate) -> None:
     """One doubtful mask of the active block becomes several."""
     params = canvas.request.params
-    masked = np.isin(outlook.positions, canvas.masked())
-    doubtful = np.flatnonzero(masked & (outlook.confidence < params.low_conf_threshold))
+    masked = np.isin(estimate.positions, canvas.masked())
+    doubtful = np.flatnonzero(masked & (estimate.confidence < params.low_conf_threshold))
     if len(doubtful):
-        worst = doubtful[np.argmin(outlook.confidence[doubtful])]
-        canvas.insert(int(outlook.positions[worst]), params.expansion_factor - 1, canvas.mask_id)
+        worst = doubtful[np.argmin(estimate.confidence[doubtful])]
+        canvas.insert(int(estimate.positions[worst]), params.expansion_factor - 1, canvas.mask_id)

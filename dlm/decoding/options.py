@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dlm.decoding.request import check_whole
+from dlm.decoding.params import check_whole
 
 
 @dataclass(frozen=True)

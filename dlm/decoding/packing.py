@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dlm.decoding.canvas import Canvas
-from dlm.decoding.engines import Window
 from dlm.decoding.layout import IntArray
+from dlm.decoding.types import Window
 from dlm.models.attention.segments import Segment, packing_order
 
 

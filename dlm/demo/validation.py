@@ -10,7 +10,8 @@ from statistics import mean
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import DualCache, Engine
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.request import Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Request
 from dlm.decoding.samplers import Sampler, Threshold
 from dlm.demo.tasks import Example, check
 from dlm.models.backbone import Backbone

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlm.decoding.layout import IntArray
-from dlm.decoding.request import MIN_TEMPERATURE, check_real, check_whole
+from dlm.decoding.params import MIN_TEMPERATURE, check_real, check_whole
 from dlm.errors import NotFiniteError, RequestError
 from dlm.likelihood.estimates import Plan, Scored, Scores
 from dlm.likelihood.given import GivenTokens

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from dlm.decoding import noise
 from dlm.decoding.layout import IntArray
-from dlm.decoding.request import check_real, check_whole
+from dlm.decoding.params import check_real, check_whole
 from dlm.errors import RequestError
 from dlm.likelihood.estimates import COMMON, Plan
 from dlm.likelihood.presentation import Presentation, Question, Target

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from dlm.data.prompts import Fault, Prompt
 from dlm.decoding.engines import Engine
 from dlm.decoding.noise import seed_of
-from dlm.decoding.request import Completion, Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import Sampler
 from dlm.distributed.heartbeat import StopSwitch
 from dlm.errors import RequestError

@@ -246,7 +246,7 @@ class Session:
     def _recipe(self, source: ModelSource) -> Recipe:
         """How every prompt is decoded."""
         from dlm.decoding.algorithms import complete
-        from dlm.decoding.request import PARAM_NAMES, SamplingParams
+        from dlm.decoding.params import PARAM_NAMES, SamplingParams
         from dlm.pipeline.data import Recipe
 
         config, generation = self.config, self.config.generation

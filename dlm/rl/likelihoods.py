@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dlm.decoding.request import check_whole
+from dlm.decoding.params import check_whole
 from dlm.likelihood import Likelihood, Scheme
 from dlm.rl.rollout import Rollout
 

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderOptions, StepReport
-from dlm.decoding.request import Request, check_whole
+from dlm.decoding.params import check_whole
+from dlm.decoding.request import Request
 from dlm.errors import ConfigError, RequestError
 from dlm.inputs import Prompt, choose_device, one_each, prompt_list
 from dlm.likelihood import SCHEMES, Likelihood, LladaMC, Scheme, Scores

@@ -19,7 +19,8 @@ from dlm.decoding import noise
 from dlm.decoding.algorithms import compose
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.request import Completion, Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Completion, Request
 from dlm.decoding.scoring.proposals import ScoreSpec, score
 from dlm.decoding.scoring.rows import Rows
 from dlm.errors import RequestError

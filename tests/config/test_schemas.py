@@ -17,7 +17,7 @@ from dlm.config.checks import check_predict
 from dlm.decoding.algorithms import ALGORITHMS
 from dlm.decoding.engines import ENGINES
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.request import PARAM_NAMES, SamplingParams
+from dlm.decoding.params import PARAM_NAMES, SamplingParams
 from dlm.decoding.samplers import SAMPLERS
 from dlm.errors import ConfigError
 from dlm.serving.config import register as register_serve

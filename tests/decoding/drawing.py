@@ -19,7 +19,8 @@ from dlm.decoding.engines import (
     Sparse,
     Vicinity,
 )
-from dlm.decoding.request import Completion, Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import (
     SAMPLERS,
     Credit,

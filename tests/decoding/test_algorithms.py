@@ -11,7 +11,8 @@ from dlm.decoding import engines, samplers
 from dlm.decoding.algorithms import ALGORITHMS, canonical, compose, resolve
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.request import Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Request
 from dlm.errors import RequestError
 from dlm.models.families import DREAM, FAMILIES, LLADA, LLADA2, LLADA_MOE, NEMOTRON, SDAR, Family
 from tests.decoding.worlds import WORLDS

@@ -15,7 +15,8 @@ from torch import Tensor
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import BlockCausal
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.request import Completion, Progress, Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Completion, Progress, Request
 from dlm.decoding.samplers import Threshold
 from tests.decoding.drawing import draw_request, facts
 from tests.decoding.worlds import BY_NAME, MASK, SPECIAL, tiny_model

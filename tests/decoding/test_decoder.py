@@ -15,8 +15,10 @@ from torch import Tensor
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import DualCache, Full, PrefixCache
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.request import Completion, Request, SamplingParams
-from dlm.decoding.samplers import Factor, Fixed, Scores, Threshold, Turn
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Completion, Request
+from dlm.decoding.samplers import Factor, Fixed, Threshold
+from dlm.decoding.types import Scores, StepContext
 from dlm.errors import RequestError
 from dlm.models.attention import NaiveAttention
 from dlm.models.attention.segments import Segment
@@ -127,7 +129,7 @@ def test_max_nfe_is_kept_and_no_mask_survives(engine: Any, budget: int) -> None:
 def test_a_sampler_that_picks_nothing_still_progresses() -> None:
     @dataclasses.dataclass(frozen=True)
     class Idle(Threshold):
-        def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[np.ndarray, Any]:
+        def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[np.ndarray, Any]:
             return np.zeros(0, dtype=np.int64), None
 
     completion = answer(ask(sampler=Idle()))

@@ -14,7 +14,8 @@ from torch import Tensor
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import BlockCausal, CausalCommit, DualCache, Engine, Full, PrefixCache, Sparse, Vicinity
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.request import Completion, Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import Fixed, Sampler, Threshold
 from dlm.models.families import SpecialTokens
 from dlm.models.io.loading import Checkpoint, empty_backbone

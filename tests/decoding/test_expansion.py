@@ -16,7 +16,8 @@ from torch import Tensor
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import BlockCausal, DualCache, Engine, Full, PrefixCache, Smooth, Sparse, Vicinity
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.request import EXPANSION_NAMES, Completion, Progress, Request, SamplingParams
+from dlm.decoding.params import EXPANSION_NAMES, SamplingParams
+from dlm.decoding.request import Completion, Progress, Request
 from dlm.decoding.samplers import Credit, Dream, FastDLLMDream, Fixed, Klass, Threshold
 from dlm.demo.tasks import check, held_out
 from dlm.errors import RequestError

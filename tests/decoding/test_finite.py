@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dlm.decoding.engines import Full
-from dlm.decoding.request import Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Request
 from dlm.decoding.samplers import Fixed
 from dlm.decoding.scoring.proposals import Proposals, ScoreSpec, score
 from dlm.decoding.scoring.rows import Rows

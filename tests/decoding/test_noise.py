@@ -12,7 +12,8 @@ from dlm.decoding import noise
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import Full
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.request import Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Request
 from dlm.decoding.samplers import Fixed
 from dlm.decoding.scoring import proposals as scoring
 from dlm.models.attention import NaiveAttention

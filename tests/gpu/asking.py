@@ -8,7 +8,8 @@ from typing import Any
 
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.request import Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Request
 from dlm.models.io.loading import Checkpoint, random_checkpoint
 from tests.gpu import CUDA
 

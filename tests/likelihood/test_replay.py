@@ -14,7 +14,8 @@ import torch
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import Autoregressive, BlockCausal, CausalCommit, DualCache, Engine, Full
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.request import Completion, Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import Fixed, LLaDA21Edit, RemaskHierarchy
 from dlm.errors import RequestError
 from dlm.likelihood import Likelihood

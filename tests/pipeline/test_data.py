@@ -13,7 +13,8 @@ from dlm.cli.command_line import compose_config
 from dlm.data.prompts import Fault, Prompt
 from dlm.decoding.engines import DualCache
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.request import Completion, Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import Threshold
 from dlm.demo import CHECKPOINT
 from dlm.distributed.heartbeat import Heart, StopSwitch

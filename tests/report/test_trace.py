@@ -13,7 +13,8 @@ import pytest
 from dlm.cli.command_line import compose_config
 from dlm.config.checks import check_predict
 from dlm.decoding.engines import BlockCausal, DualCache, Engine
-from dlm.decoding.request import Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Request
 from dlm.decoding.samplers import Threshold
 from dlm.errors import ConfigError
 from dlm.predict import run as predict

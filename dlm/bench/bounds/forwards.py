@@ -16,8 +16,7 @@ from dlm.bench.reference import PROGRAMS, BlankModel, Outcome
 from dlm.bench.workloads import Case, Forward
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.request import Request
-from dlm.decoding.samplers import Scores
-from dlm.decoding.samplers.base import NONE, Indices
+from dlm.decoding.types import NONE, Indices, Scores
 
 
 def canvas_forwards(request: Request, case: Case, mask_id: int, *, shifted: bool) -> list[Forward]:
@@ -28,7 +27,7 @@ def canvas_forwards(request: Request, case: Case, mask_id: int, *, shifted: bool
     while True:
         masked, rows = canvas.masked(), len(canvas.scored())
         first_only = canvas.plan.first_only
-        chosen = np.array([0]) if first_only else pace.select(blank_scores(masked), canvas.turn(), None)[0]
+        chosen = np.array([0]) if first_only else pace.select(blank_scores(masked), canvas.context(), None)[0]
         windows = tuple((w.stop - w.start, w.stop - w.start if w.keys is None else w.keys) for w in canvas.plan.windows)
         soft = rows if request.engine.smoothing is not None else 0
         found.append(Forward(windows, rows, rows, soft, len(chosen)))

@@ -1,6 +1,6 @@
 """What a step recomputes; one family of engines a file."""
 
-from dlm.decoding.engines.base import Engine, Plan, Smoothing, Window
+from dlm.decoding.engines.base import Engine
 from dlm.decoding.engines.block_causal import Autoregressive, BlockCausal, CausalCommit, LinearSpec
 from dlm.decoding.engines.cached import DualCache, Full, PrefixCache, Vicinity
 from dlm.decoding.engines.smooth import Smooth
@@ -23,11 +23,8 @@ __all__ = [
     "Engine",
     "Full",
     "LinearSpec",
-    "Plan",
     "PrefixCache",
     "Smooth",
-    "Smoothing",
     "Sparse",
     "Vicinity",
-    "Window",
 ]

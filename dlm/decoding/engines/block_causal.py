@@ -8,40 +8,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from dlm.decoding.engines.base import Defaults, Plan, Window
+from dlm.decoding.engines.base import Engine
+from dlm.decoding.types import CanvasState, Plan, Window
 from dlm.models.architecture import AttentionKind
-
-if TYPE_CHECKING:
-    from dlm.decoding.canvas import Canvas
 
 
 @dataclass(frozen=True)
-class BlockCausal(Defaults):
+class BlockCausal(Engine):
     """The active block against all earlier ones; the canvas ends with it (LLaDA2, SDAR)."""
 
     name: ClassVar[str] = "block_causal"
     attention: ClassVar[AttentionKind] = "block_causal"
     blocks_from_zero: ClassVar[bool] = True
 
-    def slots(self, canvas: Canvas) -> int:
+    def slots(self, canvas: CanvasState) -> int:
         return canvas.length
 
-    def shared(self, canvas: Canvas) -> int:
+    def shared(self, canvas: CanvasState) -> int:
         return canvas.blocks[0].start
 
-    def plan(self, canvas: Canvas) -> Plan:
-        size, start, stop = canvas.request.params.block_length, canvas.block_start, canvas.block_stop
+    def plan(self, canvas: CanvasState) -> Plan:
+        size, start, stop = canvas.params.block_length, canvas.block_start, canvas.block_stop
         edges = [(at, at + size) for at in range(canvas.committed, start, size)]
         windows = tuple(Window(first, last, first, last) for first, last in (*edges, (start, stop)))
         return Plan(windows, phase="refresh" if edges else "reuse")
 
 
 @dataclass(frozen=True)
-class CausalCommit(Defaults):
+class CausalCommit(Engine):
     """As `BlockCausal` for models that see what lies before the block causally, each token the earlier ones alone.
 
     The pass that keeps a finished block predicts the token behind it, which becomes the next block's first token, so it
@@ -51,17 +49,17 @@ class CausalCommit(Defaults):
     name: ClassVar[str] = "causal_commit"
     attention: ClassVar[AttentionKind] = "causal_context"
 
-    def slots(self, canvas: Canvas) -> int:
+    def slots(self, canvas: CanvasState) -> int:
         return canvas.length
 
-    def shared(self, canvas: Canvas) -> int:
+    def shared(self, canvas: CanvasState) -> int:
         """All but the last token, which is fed for what it predicts."""
         return max(0, canvas.blocks[0].start - 1)
 
-    def least_forwards(self, canvas: Canvas, masks: int) -> int:
+    def least_forwards(self, canvas: CanvasState, masks: int) -> int:
         return min(masks, 2)
 
-    def plan(self, canvas: Canvas) -> Plan:
+    def plan(self, canvas: CanvasState) -> Plan:
         start, stop = canvas.block_start, canvas.block_stop
         block = Window(start, stop, start, stop)
         if canvas.committed == start:
@@ -71,7 +69,7 @@ class CausalCommit(Defaults):
             return Plan((*commit, block), phase="refresh")
         return Plan(commit, first_only=True, shifted=True, phase="refresh")
 
-    def commit(self, canvas: Canvas) -> tuple[Window, ...]:
+    def commit(self, canvas: CanvasState) -> tuple[Window, ...]:
         """The causal pass up to the block's start. What samples share goes as a window of its own, so that the rest has
         the same shape, and the same bits, whether that was taken over or not."""
         shared, start = self.shared(canvas), canvas.block_start
@@ -99,11 +97,11 @@ class LinearSpec(CausalCommit):
     name: ClassVar[str] = "linear_spec"
     one_block: ClassVar[bool] = True
 
-    def plan(self, canvas: Canvas) -> Plan:
+    def plan(self, canvas: CanvasState) -> Plan:
         first, known = canvas.block_start, canvas.committed
         if known < first and canvas.tokens[first] == canvas.mask_id:
             return Plan(self.commit(canvas), shifted=True, phase="refresh", first_only=True)
-        stop = min(known + canvas.request.params.block_length, canvas.length)
+        stop = min(known + canvas.params.block_length, canvas.length)
         drafting = (canvas.tokens[known + 1 : stop] == canvas.mask_id).any()
         if drafting:
             draft = Window(known, stop, known, stop, drafts=True)
@@ -111,7 +109,7 @@ class LinearSpec(CausalCommit):
         window = Window(known, stop, known, stop, causal=True)
         return Plan((window,), shifted=True, phase="refresh", reads=(known + 1, min(stop + 1, canvas.length)))
 
-    def committed(self, canvas: Canvas) -> int:
+    def committed(self, canvas: CanvasState) -> int:
         """The last token that a causal pass has chosen: its keys and values come with the next draft."""
         if canvas.plan.phase == "reuse":
             return canvas.committed

@@ -3,50 +3,48 @@ values (Fast-dLLM, arXiv 2505.22618; dInfer, arXiv 2510.08666)."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from dlm.decoding.engines.base import Defaults, Phase, Plan, Unroll, Window
-from dlm.decoding.request import check_whole
-
-if TYPE_CHECKING:
-    from dlm.decoding.canvas import Canvas
+from dlm.decoding.engines.base import Engine
+from dlm.decoding.params import check_whole
+from dlm.decoding.types import CanvasState, Phase, Plan, Unroll, Window
 
 
 @dataclass(frozen=True)
-class Full(Defaults):
+class Full(Engine):
     """The whole canvas at every step (LLaDA's `generate`)."""
 
     name: ClassVar[str] = "full"
     takes_shifted: ClassVar[bool] = True
     grows: ClassVar[bool] = True
 
-    def slots(self, canvas: Canvas) -> int:
+    def slots(self, canvas: CanvasState) -> int:
         return 0
 
-    def plan(self, canvas: Canvas) -> Plan:
+    def plan(self, canvas: CanvasState) -> Plan:
         return Plan((Window(0, canvas.length),), shifted=canvas.shifted)
 
 
-class Cached(Defaults, ABC):
+class Cached(Engine):
     """What the engines of this file share: a forward of the whole canvas fills the cache at a block's first step, later
     ones recompute `span` and read the rest from it."""
 
-    def slots(self, canvas: Canvas) -> int:
+    def slots(self, canvas: CanvasState) -> int:
         return canvas.ceiling
 
-    def least_forwards(self, canvas: Canvas, masks: int) -> int:
+    def least_forwards(self, canvas: CanvasState, masks: int) -> int:
         return min(masks, 2) if canvas.shifted else 1
 
-    def phase(self, canvas: Canvas) -> Phase:
+    def phase(self, canvas: CanvasState) -> Phase:
         return "refresh" if canvas.block_forwards == 0 else "reuse"
 
     @abstractmethod
-    def span(self, canvas: Canvas) -> tuple[int, int]:
+    def span(self, canvas: CanvasState) -> tuple[int, int]:
         """What a step inside a block recomputes, as `[start, stop)`."""
 
-    def plan(self, canvas: Canvas) -> Plan:
+    def plan(self, canvas: CanvasState) -> Plan:
         phase = self.phase(canvas)
         if phase == "reuse":
             start, stop = self.span(canvas)
@@ -64,7 +62,7 @@ class PrefixCache(Cached):
     takes_shifted: ClassVar[bool] = True
     grows: ClassVar[bool] = True
 
-    def span(self, canvas: Canvas) -> tuple[int, int]:
+    def span(self, canvas: CanvasState) -> tuple[int, int]:
         return canvas.block_start, canvas.length
 
 
@@ -76,7 +74,7 @@ class DualCache(Cached):
     takes_shifted: ClassVar[bool] = True
     grows: ClassVar[bool] = True
 
-    def span(self, canvas: Canvas) -> tuple[int, int]:
+    def span(self, canvas: CanvasState) -> tuple[int, int]:
         return canvas.block_start, canvas.block_stop
 
 
@@ -109,13 +107,13 @@ class Vicinity(Cached):
     def unroll(self) -> Unroll:
         return Unroll(self.maximum_unroll, self.expected_tpf)
 
-    def phase(self, canvas: Canvas) -> Phase:
-        pace = canvas.pace
-        if pace.pending:
+    def phase(self, canvas: CanvasState) -> Phase:
+        reference = canvas.reference
+        if reference.pending:
             return "reuse"
-        if pace.forwards < self.warmup_steps:
+        if reference.forwards < self.warmup_steps:
             return "whole"
-        return "reuse" if pace.has_cache and pace.tested == canvas.block_index else "refresh"
+        return "reuse" if reference.has_cache and reference.tested == canvas.block_index else "refresh"
 
-    def span(self, canvas: Canvas) -> tuple[int, int]:
+    def span(self, canvas: CanvasState) -> tuple[int, int]:
         return max(0, canvas.block_start - self.prefix_look), min(canvas.length, canvas.block_stop + self.after_look)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from dlm.decoding.engines.base import Defaults, Engine, Plan, Smoothing, Unroll
+from dlm.decoding.engines.base import Engine
 from dlm.decoding.engines.cached import Vicinity
-from dlm.decoding.request import check_real, check_whole
+from dlm.decoding.params import check_real, check_whole
+from dlm.decoding.types import CanvasState, Plan, Smoothing, Unroll
 from dlm.errors import RequestError
-
-if TYPE_CHECKING:
-    from dlm.decoding.canvas import Canvas
 
 
 @dataclass(frozen=True)
-class Smooth(Defaults):
+class Smooth(Engine):
     """`base`, with masked positions fed E[mask] + w (softmax(logits) E).
 
     Forwards that dInfer makes on a finished block advance w and are not made.
@@ -52,8 +50,8 @@ class Smooth(Defaults):
     def unroll(self) -> Unroll:
         return Unroll(self.maximum_unroll, self.expected_tpf)
 
-    def slots(self, canvas: Canvas) -> int:
+    def slots(self, canvas: CanvasState) -> int:
         return self.base.slots(canvas)
 
-    def plan(self, canvas: Canvas) -> Plan:
+    def plan(self, canvas: CanvasState) -> Plan:
         return self.base.plan(canvas)

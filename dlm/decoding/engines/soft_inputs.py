@@ -36,7 +36,7 @@ def embed(backbone: Backbone, batch: Batch, token_ids: Tensor) -> Tensor | None:
 def weight(canvas: Canvas) -> float:
     """w of the canvas's next forward; 0 where it is not smoothed."""
     smoothing = canvas.request.engine.smoothing
-    return smoothing.weight(canvas.pace.forwards) if smoothing is not None else 0.0
+    return smoothing.weight(canvas.reference.forwards) if smoothing is not None else 0.0
 
 
 def remember(canvas: Canvas, backbone: Backbone, share: float) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from dlm.decoding.engines.base import Defaults, Plan, Window
-from dlm.decoding.request import check_real, check_whole
+from dlm.decoding.engines.base import Engine
+from dlm.decoding.params import check_real, check_whole
+from dlm.decoding.types import CanvasState, Plan, Window
 from dlm.errors import RequestError
 from dlm.models.attention.segments import Retain
 
-if TYPE_CHECKING:
-    from dlm.decoding.canvas import Canvas
-
 
 @dataclass(frozen=True)
-class Sparse(Defaults):
+class Sparse(Engine):
     """In each block `delay_step` forwards of the whole canvas; one more, during which each layer keeps the keys and
     values of a share of the positions outside the block; then the block alone, against those and itself.
 
@@ -42,14 +40,14 @@ class Sparse(Defaults):
         if self.kernel_size % 2 == 0:
             raise RequestError(f"kernel_size={self.kernel_size} must be odd, so that a position lies in its middle")
 
-    def _retained(self, canvas: Canvas, block_length: int) -> int:
+    def _retained(self, canvas: CanvasState, block_length: int) -> int:
         return int((canvas.length - block_length) * self.retention_ratio)
 
-    def slots(self, canvas: Canvas) -> int:
+    def slots(self, canvas: CanvasState) -> int:
         lengths = {block.stop - block.start for block in canvas.blocks}
         return max(self._retained(canvas, length) + length for length in lengths)
 
-    def plan(self, canvas: Canvas) -> Plan:
+    def plan(self, canvas: CanvasState) -> Plan:
         start, stop = canvas.block_start, canvas.block_stop
         count = self._retained(canvas, stop - start)
         if canvas.block_forwards < self.delay_step:

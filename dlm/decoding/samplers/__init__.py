@@ -1,6 +1,6 @@
 """Which masked positions of the active block become tokens; one family of samplers a file."""
 
-from dlm.decoding.samplers.base import Boost, Sampler, Scores, Turn
+from dlm.decoding.samplers.base import Sampler
 from dlm.decoding.samplers.block_diffusion import LLaDA2, LLaDA21Edit, Sdar
 from dlm.decoding.samplers.confident import DInferThreshold, EntropyBound, Factor, Klass, Threshold
 from dlm.decoding.samplers.credit import Credit
@@ -19,7 +19,6 @@ SAMPLERS: dict[str, type[Sampler]] = {
 
 __all__ = [
     "SAMPLERS",
-    "Boost",
     "Credit",
     "DInferThreshold",
     "Dream",
@@ -35,8 +34,6 @@ __all__ = [
     "LinearSpec",
     "RemaskHierarchy",
     "Sampler",
-    "Scores",
     "Sdar",
     "Threshold",
-    "Turn",
 ]

@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dlm.decoding.request import check_real, check_whole
-from dlm.decoding.samplers.base import Indices, Ordinary, Scores, Turn
+from dlm.decoding.params import check_real, check_whole
+from dlm.decoding.samplers.base import Sampler
+from dlm.decoding.types import Indices, Scores, StepContext
 from dlm.errors import RequestError
 
 
-def quota(turn: Turn, steps: int) -> int:
+def quota(context: StepContext, steps: int) -> int:
     """Positions scheduled for this step when a block's positions are shared over `steps`, the earlier taking more."""
-    each, extra = divmod(turn.block_length, steps)
-    return max(1, each + (turn.step < extra)) if turn.step < steps else turn.left
+    each, extra = divmod(context.block_length, steps)
+    return max(1, each + (context.step < extra)) if context.step < steps else context.left
 
 
 def sure_or_scheduled(scores: Scores, threshold: float, count: int) -> Indices:
@@ -26,7 +27,7 @@ def sure_or_scheduled(scores: Scores, threshold: float, count: int) -> Indices:
 
 
 @dataclass(frozen=True)
-class LLaDA2(Ordinary):
+class LLaDA2(Sampler):
     """All candidates with confidence > threshold if they are at least the scheduled number, else the scheduled best
     (LLaDA2.0's `generate`).
 
@@ -46,13 +47,13 @@ class LLaDA2(Ordinary):
         check_whole("steps_per_block", self.steps_per_block, 1)
         check_whole("minimal_topk", self.minimal_topk, 1)
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
-        steps = max(1, min(self.steps_per_block, turn.gen_length // self.minimal_topk))
-        return sure_or_scheduled(scores, self.threshold, quota(turn, steps)), None
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
+        steps = max(1, min(self.steps_per_block, context.gen_length // self.minimal_topk))
+        return sure_or_scheduled(scores, self.threshold, quota(context, steps)), None
 
 
 @dataclass(frozen=True)
-class LLaDA21Edit(Ordinary):
+class LLaDA21Edit(Sampler):
     """All candidates with confidence > threshold, or else the best `num_to_transfer`; and every generated token of the
     block whose proposal differs with confidence > `editing_threshold` is replaced (LLaDA2.1's `generate`).
 
@@ -72,7 +73,7 @@ class LLaDA21Edit(Ordinary):
         check_whole("num_to_transfer", self.num_to_transfer, 1)
         check_whole("max_post_steps", self.max_post_steps, 1)
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
         post_steps: int = memory or 0
         confidence, masked = scores.confidence, scores.masked
         edited = ~masked & scores.differs & (confidence > self.editing_threshold) & ~scores.proposes_mask
@@ -92,7 +93,7 @@ STRATEGIES = ("low_confidence_dynamic", "low_confidence_static", "sequential")
 
 
 @dataclass(frozen=True)
-class Sdar(Ordinary):
+class Sdar(Sampler):
     """SDAR's `block_diffusion_generate`.
 
     Attributes:
@@ -115,10 +116,10 @@ class Sdar(Ordinary):
         if self.steps_per_block is not None:
             check_whole("steps_per_block", self.steps_per_block, 1)
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
-        count = quota(turn, self.steps_per_block or turn.block_length)
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
+        count = quota(context, self.steps_per_block or context.block_length)
         if self.remasking_strategy == "sequential":
-            return np.arange(min(count, len(scores.rank))), None
+            return np.arange(min(count, len(scores.priority))), None
         if self.remasking_strategy == "low_confidence_static":
             return scores.descending()[:count], None
         return sure_or_scheduled(scores, self.confidence_threshold, count), None

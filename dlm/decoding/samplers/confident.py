@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dlm.decoding.request import check_real, check_whole
-from dlm.decoding.samplers.base import Indices, Ordinary, Scores, Turn
+from dlm.decoding.params import check_real, check_whole
+from dlm.decoding.samplers.base import Sampler
+from dlm.decoding.types import Indices, Scores, StepContext
 
 
 @dataclass(frozen=True)
-class Threshold(Ordinary):
+class Threshold(Sampler):
     """Every candidate with confidence >= threshold, and always the best one."""
 
     threshold: float = 0.9
@@ -22,14 +23,14 @@ class Threshold(Ordinary):
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold, 0.0, 1.0)
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
-        chosen = scores.confidence >= max(self.threshold, turn.floor)
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
+        chosen = scores.confidence >= max(self.threshold, context.floor)
         chosen[scores.descending()[0]] = True
         return np.flatnonzero(chosen), memory
 
 
 @dataclass(frozen=True)
-class Factor(Ordinary):
+class Factor(Sampler):
     """Candidates by descending confidence: rank r (from 1) needs confidence >= 1 - factor / (r + 1); the prefix up to
     the first failure, and always the best one.
 
@@ -42,7 +43,7 @@ class Factor(Ordinary):
     def __post_init__(self) -> None:
         check_real("factor", self.factor, 0.0, None)
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
         ranked = scores.descending()
         bar = 1.0 - self.factor / (np.arange(len(ranked)) + 2.0)
         failed = scores.confidence[ranked] < bar
@@ -60,7 +61,7 @@ def near_best(scores: Scores, threshold: float) -> Indices:
 
 
 @dataclass(frozen=True)
-class DInferThreshold(Ordinary):
+class DInferThreshold(Sampler):
     """As `Threshold` with the bar lowered to the best candidate's confidence - 1e-5; positions that propose the mask id
     are no candidates (dInfer's threshold decoder)."""
 
@@ -70,24 +71,24 @@ class DInferThreshold(Ordinary):
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold, 0.0, 1.0)
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
-        return near_best(scores, max(self.threshold, turn.floor)), None
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
+        return near_best(scores, max(self.threshold, context.floor)), None
 
 
 @dataclass(frozen=True)
-class EntropyBound(Ordinary):
+class EntropyBound(Sampler):
     """Candidates by ascending entropy H: the longest prefix with sum H - max H <= gamma, at least one (EB-Sampler)."""
 
     gamma: float = 0.1
     name: ClassVar[str] = "entropy_bound"
-    order: ClassVar[str] = "entropy"
+    ranks_by: ClassVar[str] = "entropy"
 
     def __post_init__(self) -> None:
         check_real("gamma", self.gamma, 0.0, None)
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
         ranked = scores.descending()
-        entropy = -scores.rank[ranked]
+        entropy = -scores.priority[ranked]
         fits = np.cumsum(entropy) - entropy <= self.gamma
         fits[0] = True
         count = len(ranked) if fits.all() else int(np.argmin(fits))
@@ -95,7 +96,7 @@ class EntropyBound(Ordinary):
 
 
 @dataclass(frozen=True)
-class Klass(Ordinary):
+class Klass(Sampler):
     """Candidates with confidence >= threshold whose distribution has moved by KL <= kl_threshold in each of the last
     `history` steps of the block; where there is none, the best one (KLASS)."""
 
@@ -110,10 +111,10 @@ class Klass(Ordinary):
         check_real("kl_threshold", self.kl_threshold, 0.0, None)
         check_whole("history", self.history, 1)
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
         calm = scores.divergence <= self.kl_threshold
         before: dict[int, int] = memory or {}
         counts = {int(at): before.get(int(at), 0) + 1 for at in scores.positions[calm]}
         settled = np.array([counts.get(int(at), 0) >= self.history for at in scores.positions])
-        chosen = np.flatnonzero(settled & (scores.confidence >= max(self.threshold, turn.floor)))
+        chosen = np.flatnonzero(settled & (scores.confidence >= max(self.threshold, context.floor)))
         return chosen if len(chosen) else scores.descending()[:1], counts

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dlm.decoding.request import check_real
-from dlm.decoding.samplers.base import Boost, Indices, Ordinary, Scores, Turn
+from dlm.decoding.params import check_real
+from dlm.decoding.samplers.base import Sampler
 from dlm.decoding.samplers.confident import near_best
+from dlm.decoding.types import Indices, LogitBias, Scores, StepContext
 
 Credits = dict[int, dict[int, float]]
 """Credit by position and token; tokens that never won have none. In float64: numpy's float32 powers and logarithms
@@ -17,7 +18,7 @@ differ in their last bits from one processor to another. Amounts are rounded onc
 
 
 @dataclass(frozen=True)
-class Credit(Ordinary):
+class Credit(Sampler):
     """Per block a table C: at each step C decays by `decay_beta` (not at the first), each masked position's most
     probable token gains p ** `boost_gamma`, and dInfer's threshold rule sees logits + `credit_alpha` log(1 + C)."""
 
@@ -26,7 +27,7 @@ class Credit(Ordinary):
     boost_gamma: float = 0.2
     decay_beta: float = 0.8
     name: ClassVar[str] = "credit"
-    boosts: ClassVar[bool] = True
+    biases: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold, 0.0, 1.0)
@@ -34,7 +35,7 @@ class Credit(Ordinary):
         check_real("boost_gamma", self.boost_gamma, 0.0, None)
         check_real("decay_beta", self.decay_beta, 0.0, 1.0)
 
-    def boost(self, scores: Scores, memory: Any) -> tuple[Boost, Any]:
+    def logit_bias(self, scores: Scores, memory: Any) -> tuple[LogitBias, Any]:
         before: Credits = memory or {}
         credits: Credits = {
             place: {token: value * self.decay_beta for token, value in before.get(place, {}).items()}
@@ -49,7 +50,7 @@ class Credit(Ordinary):
             tokens_out += list(table)
             values += list(table.values())
         amounts = self.credit_alpha * np.log1p(np.array(values, dtype=np.float64))
-        return Boost(np.array(rows, dtype=np.int64), np.array(tokens_out, dtype=np.int64), amounts), credits
+        return LogitBias(np.array(rows, dtype=np.int64), np.array(tokens_out, dtype=np.int64), amounts), credits
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
-        return near_best(scores, max(self.threshold, turn.floor)), memory
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
+        return near_best(scores, max(self.threshold, context.floor)), memory

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from dlm.decoding.request import MIN_TEMPERATURE, SamplingParams, check_real
-from dlm.decoding.samplers.base import Floats, Indices, Ordinary, Scores, Turn, check_length
+from dlm.decoding.params import MIN_TEMPERATURE, SamplingParams, check_real
+from dlm.decoding.samplers.base import Sampler, check_length
+from dlm.decoding.types import Floats, Indices, Scores, StepContext
 from dlm.errors import RequestError
 
 ALGS = {"origin": "random", "maskgit_plus": "low_confidence", "topk_margin": "margin", "entropy": "entropy"}
@@ -29,7 +30,7 @@ def transfer_shares(steps: int, eps: float) -> npt.NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class Dream(Ordinary):
+class Dream(Sampler):
     """Dream's own time steps: step i reveals int(n (1 - t_{i+1} / t_i)) of n masks, the last step all.
 
     A step that reveals nothing makes no forward.
@@ -56,7 +57,7 @@ class Dream(Ordinary):
             raise RequestError(f"alg_temp={self.alg_temp} has no meaning with alg=origin; leave it out")
 
     @property
-    def order(self) -> str:  # type: ignore[override]  # a field decides what is constant elsewhere
+    def ranks_by(self) -> str:
         return ALGS[self.alg]
 
     def check(self, params: SamplingParams, num_blocks: int) -> None:
@@ -64,35 +65,35 @@ class Dream(Ordinary):
         if params.steps < num_blocks:
             raise RequestError(f"steps={params.steps} must be at least {num_blocks}, one for each block")
 
-    def _count(self, step: int, turn: Turn) -> int:
-        if step >= turn.steps - 1:
-            return turn.left
-        return int(np.float32(turn.left) * transfer_shares(turn.steps, self.eps)[step])
+    def _count(self, step: int, context: StepContext) -> int:
+        if step >= context.steps - 1:
+            return context.left
+        return int(np.float32(context.left) * transfer_shares(context.steps, self.eps)[step])
 
-    def idle(self, turn: Turn, uniform: Callable[[int], Floats]) -> int:
-        step = turn.step
-        while step < turn.steps - 1 and not self._reveals(step, turn, uniform):
+    def skipped_steps(self, context: StepContext, uniform: Callable[[int], Floats]) -> int:
+        step = context.step
+        while step < context.steps - 1 and not self._reveals(step, context, uniform):
             step += 1
-        return step - turn.step
+        return step - context.step
 
-    def _reveals(self, step: int, turn: Turn, uniform: Callable[[int], Floats]) -> bool:
+    def _reveals(self, step: int, context: StepContext, uniform: Callable[[int], Floats]) -> bool:
         if self.alg == "origin":
-            return bool((uniform(step) < transfer_shares(turn.steps, self.eps)[step]).any())
-        return self._count(step, turn) > 0
+            return bool((uniform(step) < transfer_shares(context.steps, self.eps)[step]).any())
+        return self._count(step, context) > 0
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
         if self.alg == "origin":
-            step = min(turn.step, turn.steps - 1)
-            return np.flatnonzero(scores.uniform < transfer_shares(turn.steps, self.eps)[step]), None
-        count = self._count(turn.step, turn)
+            step = min(context.step, context.steps - 1)
+            return np.flatnonzero(scores.uniform < transfer_shares(context.steps, self.eps)[step]), None
+        count = self._count(context.step, context)
         if not self.alg_temp:
             return scores.descending()[:count], None
-        drawn = scores.rank / self.alg_temp - np.log(-np.log(scores.uniform))
+        drawn = scores.priority / self.alg_temp - np.log(-np.log(scores.uniform))
         return np.argsort(-drawn, kind="stable")[:count], None
 
 
 @dataclass(frozen=True)
-class FastDLLMDream(Ordinary):
+class FastDLLMDream(Sampler):
     """Each step looks at the best `masks // steps` candidates and those it rejected before: the first goes, the others
     if their confidence >= threshold. Rejections at the last step add one that looks at nothing new (Fast-dLLM)."""
 
@@ -108,9 +109,9 @@ class FastDLLMDream(Ordinary):
         if params.gen_length % params.steps:
             raise RequestError(f"steps={params.steps} must divide gen_length={params.gen_length} for fastdllm_dream")
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
         carry: int = memory or 0
-        base = turn.masks // turn.steps if turn.step < turn.steps else 0
+        base = context.masks // context.steps if context.step < context.steps else 0
         looked = scores.descending()[: base + carry]
         kept = scores.confidence[looked] >= self.threshold
         kept[:1] = True

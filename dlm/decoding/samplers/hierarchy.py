@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dlm.decoding.request import check_real
-from dlm.decoding.samplers.base import Flags, Floats, Indices, Ordinary, Scores, Turn
+from dlm.decoding.params import check_real
+from dlm.decoding.samplers.base import Sampler
+from dlm.decoding.types import Flags, Floats, Indices, Scores, StepContext
 
 
 def best_of_runs(positions: Indices, confidence: Floats) -> Flags:
@@ -20,7 +21,7 @@ def best_of_runs(positions: Indices, confidence: Floats) -> Flags:
 
 
 @dataclass(frozen=True)
-class Hierarchy(Ordinary):
+class Hierarchy(Sampler):
     """In each run of neighbouring masks its best one; and all above a threshold; and always the block's best.
 
     Comparisons are strict, so that 1 and 0 are what dInfer's program calls None; ties inside a run go together.
@@ -38,16 +39,16 @@ class Hierarchy(Ordinary):
         for name in ("threshold", "low_threshold"):
             check_real(name, getattr(self, name), 0.0, 1.0)
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
         confidence = scores.confidence
         chosen = best_of_runs(scores.positions, confidence) & (confidence > self.low_threshold)
-        chosen |= confidence > max(self.threshold, turn.floor)
+        chosen |= confidence > max(self.threshold, context.floor)
         chosen[scores.descending()[0]] = True
         return np.flatnonzero(chosen), None
 
 
 @dataclass(frozen=True)
-class RemaskHierarchy(Ordinary):
+class RemaskHierarchy(Sampler):
     """As `Hierarchy`, and decided positions of the block where the model's best token has probability below
     `remask_threshold` are candidates again: chosen they are replaced, otherwise they become masks.
 
@@ -68,13 +69,13 @@ class RemaskHierarchy(Ordinary):
         doubtful: Flags = ~scores.masked & (scores.confidence < self.remask_threshold)
         return doubtful
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
         confidence, doubtful = scores.confidence, self._doubtful(scores)
         eligible = np.flatnonzero(scores.masked | doubtful)
         best = best_of_runs(scores.positions[eligible], confidence[eligible])
         chosen = np.zeros(len(confidence), dtype=np.bool_)
         chosen[eligible] = best & (confidence[eligible] > self.low_threshold)
-        chosen[eligible] |= confidence[eligible] > max(self.threshold, turn.floor)
+        chosen[eligible] |= confidence[eligible] > max(self.threshold, context.floor)
         short = int(doubtful.sum()) + 1 - int(chosen.sum())
         if short > 0:
             ranked = scores.descending()

@@ -7,15 +7,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dlm.decoding.request import SamplingParams
-from dlm.decoding.samplers.base import Indices, Ordinary, Scores, Turn, check_length
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.samplers.base import Sampler, check_length
+from dlm.decoding.types import Indices, Scores, StepContext
 from dlm.errors import RequestError
 
 ORDERS = ("low_confidence", "random", "entropy", "margin")
 
 
 @dataclass(frozen=True)
-class Fixed(Ordinary):
+class Fixed(Sampler):
     """n masks and s steps: the first n mod s steps reveal n // s + 1 candidates, the others n // s.
 
     A candidate that was due but proposed the mask id is made up for in the next steps.
@@ -33,7 +34,7 @@ class Fixed(Ordinary):
             raise RequestError(f"remasking={self.remasking!r} must be one of {', '.join(ORDERS)}")
 
     @property
-    def order(self) -> str:  # type: ignore[override]  # a field decides what is constant elsewhere
+    def ranks_by(self) -> str:
         return self.remasking
 
     def check(self, params: SamplingParams, num_blocks: int) -> None:
@@ -44,19 +45,19 @@ class Fixed(Ordinary):
                 f"block_length={params.block_length}; raise steps or block_length"
             )
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
-        each, extra = divmod(turn.masks, turn.steps)
-        done = min(turn.step + 1, turn.steps)
-        due = turn.masks if done == turn.steps else done * each + min(done, extra)
-        revealed = turn.masks - turn.left
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
+        each, extra = divmod(context.masks, context.steps)
+        done = min(context.step + 1, context.steps)
+        due = context.masks if done == context.steps else done * each + min(done, extra)
+        revealed = context.masks - context.left
         return scores.descending()[: max(1, due - revealed)], None
 
 
 @dataclass(frozen=True)
-class Leftmost(Ordinary):
+class Leftmost(Sampler):
     """The leftmost candidate: autoregressive order."""
 
     name: ClassVar[str] = "leftmost"
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
         return np.array([0]), None

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dlm.decoding.request import SamplingParams
-from dlm.decoding.samplers.base import NONE, Indices, Ordinary, Scores, Turn
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.samplers.base import Sampler
+from dlm.decoding.types import NONE, Indices, Scores, StepContext
 from dlm.errors import RequestError
 
 DRAFTED = "drafted"
@@ -17,7 +18,7 @@ DRAFTED = "drafted"
 
 
 @dataclass(frozen=True)
-class LinearSpec(Ordinary):
+class LinearSpec(Sampler):
     """With engine `linear_spec`: a forward that reveals every mask of its window drafts it; the next one verifies.
 
     Drafts stay up to the first that the causal pass would not have chosen; that one is replaced, the rest are masked
@@ -26,13 +27,13 @@ class LinearSpec(Ordinary):
 
     name: ClassVar[str] = "linear_spec"
     edits: ClassVar[bool] = True
-    self_paced: ClassVar[bool] = True
+    ignores_budget: ClassVar[bool] = True
 
     def check(self, params: SamplingParams, num_blocks: int) -> None:
         if params.max_nfe is not None:
             raise RequestError(f"max_nfe={params.max_nfe} cannot be kept by linear_spec, whose forwards depend on text")
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
         if memory is None:
             return np.flatnonzero(scores.masked), DRAFTED
         wrong = np.flatnonzero(scores.differs)
@@ -47,5 +48,5 @@ class LinearSpec(Ordinary):
     def done(self, left: int, memory: Any) -> bool:
         return left == 0 and memory is None
 
-    def settled(self, memory: Any) -> bool:
+    def is_final(self, memory: Any) -> bool:
         return memory is None

@@ -48,7 +48,7 @@ class ScoreSpec:
     """How the rows of a canvas are scored; rows with equal specs are scored together.
 
     Attributes:
-        order: what `rank` holds: `low_confidence`, `entropy`, `margin` or `random` (then the caller ranks).
+        ranks_by: what `priority` holds: `low_confidence`, `entropy`, `margin` or `random` (then the caller ranks).
         temperature, top_k, top_p: as in SamplingParams.
         cfg_scale: guidance, 0 for none.
         banned: ids whose logit becomes -inf before anything else.
@@ -59,7 +59,7 @@ class ScoreSpec:
         observe: what else is wanted of the raw logits, a key of `OBSERVERS`; empty for nothing.
     """
 
-    order: str
+    ranks_by: str
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -79,7 +79,7 @@ class ScoreSpec:
     @property
     def unboosted(self) -> ScoreSpec:
         """What the amounts depend on: the most probable tokens and their odds."""
-        return ScoreSpec(self.order, banned=self.banned, deferred=self.deferred)
+        return ScoreSpec(self.ranks_by, banned=self.banned, deferred=self.deferred)
 
     @property
     def greedy_odds(self) -> bool:
@@ -87,7 +87,7 @@ class ScoreSpec:
         is wanted."""
         plain = self.temperature == 0 and not (self.boosted or self.deferred or self.observe or self.alters_logits)
         plain = plain and not self.measured
-        return plain and self.order not in STATISTICS and len(self.banned) <= fused.MAX_BANNED
+        return plain and self.ranks_by not in STATISTICS and len(self.banned) <= fused.MAX_BANNED
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Proposals:
 
     Attributes:
         tokens: `[m]` int64, the token each candidate would take.
-        rank: `[m]` float64, higher is surer, by the spec's order.
+        priority: `[m]` float64, higher is surer, by the spec's `ranks_by`.
         log_odds: `[m]` float64, log((1 - c) / c) of the proposal's probability c; nan where the logits are not finite.
         logprobs: `[m]` float64, log-probability under the raw logits; likewise.
         measures: `[2, m]` float64, log-probability under the logits that it was drawn from and entropy of the raw ones
@@ -104,7 +104,7 @@ class Proposals:
     """
 
     tokens: npt.NDArray[np.int64]
-    rank: npt.NDArray[np.float64]
+    priority: npt.NDArray[np.float64]
     log_odds: npt.NDArray[np.float64]
     logprobs: npt.NDArray[np.float64]
     measures: npt.NDArray[np.float64] | None = None
@@ -115,12 +115,12 @@ class Proposals:
 
         The logarithms are taken here because numpy's do not depend on an element's place in the array; torch's do.
         """
-        tokens, rank, others, gap, raw_others, raw_gap, *sums = table
+        tokens, priority, others, gap, raw_others, raw_gap, *sums = table
         with np.errstate(divide="ignore", invalid="ignore"):
             log_odds = np.where(np.isinf(gap) & ~np.isnan(others), np.inf, np.log(others) + gap)
             logprobs = -np.logaddexp(0.0, np.log(raw_others) + raw_gap if spec.alters_logits else log_odds)
-        rank = rank if spec.order in STATISTICS else -log_odds
-        return cls(tokens.astype(np.int64), rank, log_odds, logprobs, measures_of(*sums) if sums else None)
+        priority = priority if spec.ranks_by in STATISTICS else -log_odds
+        return cls(tokens.astype(np.int64), priority, log_odds, logprobs, measures_of(*sums) if sums else None)
 
     @property
     def unsound(self) -> npt.NDArray[np.bool_]:
@@ -139,7 +139,7 @@ def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tens
         max_rows: rows of logits that may exist at once, a multiple of `ROW_TILE`.
 
     Returns:
-        `[6, rows]` float64, to be finished by `Proposals.from_table`: proposed token; the order's statistic, else 0;
+        `[6, rows]` float64, to be finished by `Proposals.from_table`: proposed token; the quantity's statistic, else 0;
         the sum of exp(l_v - max) over v other than the proposal; max - l_proposal, inf when deferred; and the same two
         of the raw logits, when the spec alters them. When it is measured four more rows, of `draw_sums` and
         `entropy_sums`. One of sum and difference is nan where a logit is nan or +inf, or all are -inf. Then
@@ -155,7 +155,7 @@ def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tens
             observed.append(OBSERVERS[spec.observe](model, logits, chunk, spec))
         if rows.boosting is not None:
             plain = _score_chunk(logits, replace(chunk, keys=None), spec.unboosted, keep=True)
-            chunk = replace(chunk, boosts=rows.boosting(start, plain))
+            chunk = replace(chunk, biases=rows.boosting(start, plain))
         parts.append(_score_chunk(logits, chunk, spec))
     table = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return table[:, :count], torch.cat(observed)[:count] if observed else None
@@ -209,8 +209,8 @@ def _score_slice(logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
         logits = logits.float()
     raw = logits.clone() if spec.alters_logits else None
     entropy = entropy_sums(logits) if spec.measured else ()
-    if rows.boosts is not None:
-        row, boosted, amounts = rows.boosts
+    if rows.biases is not None:
+        row, boosted, amounts = rows.biases
         logits.index_put_((row, boosted), amounts.to(logits.dtype), accumulate=True)
     ban(logits, spec.banned)
     token, drawn = (argmax(logits), ()) if rows.keys is None else _draw(logits, rows.keys, spec)
@@ -218,7 +218,7 @@ def _score_slice(logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
     chosen = logits.gather(1, at)
     nothing = torch.zeros_like(token, dtype=torch.float64)
     measured = (*(drawn or (nothing, nothing)), *entropy) if spec.measured else ()
-    statistic = STATISTICS[spec.order](logits) if spec.order in STATISTICS else nothing
+    statistic = STATISTICS[spec.ranks_by](logits) if spec.ranks_by in STATISTICS else nothing
     ban(logits, spec.deferred)
     best = logits.amax(-1, keepdim=True)
     gap = (best - chosen).squeeze(1).double()

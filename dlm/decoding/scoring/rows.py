@@ -20,14 +20,14 @@ class Rows:
         twin: the same positions of the unconditional twins, when guided.
         keys: `[rows]` int64 noise keys, when the temperature is above 0.
         boosts: rows and tokens `[k]` int64 and amounts `[k]` float64, when boosted.
-        boosting: gives `boosts` of some rows, from the first of them and what they propose without, `[6, rows]`.
+        boosting: gives `biases` of some rows, from the first of them and what they propose without, `[6, rows]`.
         before: the same positions in an earlier forward, when their divergence is observed.
     """
 
     hidden: Tensor
     twin: Tensor | None = None
     keys: Tensor | None = None
-    boosts: Boosts | None = None
+    biases: Boosts | None = None
     boosting: Callable[[int, Tensor], Boosts] | None = None
     before: Rows | None = None
 
@@ -40,19 +40,19 @@ class Rows:
             F.pad(self.hidden, (0, 0, 0, spare)),
             None if self.twin is None else F.pad(self.twin, (0, 0, 0, spare)),
             None if self.keys is None else F.pad(self.keys, (0, spare)),
-            self.boosts,
+            self.biases,
             self.boosting,
             None if self.before is None else self.before.filled(tile),
         )
 
     def slice(self, start: int, stop: int) -> Rows:
         """Rows `[start, stop)`."""
-        boosts = self.boosts
-        if boosts is not None:
-            here = (boosts[0] >= start) & (boosts[0] < stop)
-            boosts = (boosts[0][here] - start, boosts[1][here], boosts[2][here])
+        biases = self.biases
+        if biases is not None:
+            here = (biases[0] >= start) & (biases[0] < stop)
+            biases = (biases[0][here] - start, biases[1][here], biases[2][here])
         part = slice(start, stop)
         twin = None if self.twin is None else self.twin[part]
         before = None if self.before is None else self.before.slice(start, stop)
         keys = None if self.keys is None else self.keys[part]
-        return Rows(self.hidden[part], twin, keys, boosts, before=before)
+        return Rows(self.hidden[part], twin, keys, biases, before=before)

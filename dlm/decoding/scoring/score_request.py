@@ -11,10 +11,9 @@ from torch import Tensor
 
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.layout import IntArray
-from dlm.decoding.samplers import Boost, Scores
-from dlm.decoding.samplers.base import NONE
 from dlm.decoding.scoring.proposals import Proposals, ScoreSpec
 from dlm.decoding.scoring.tracking import Track
+from dlm.decoding.types import NONE, LogitBias, Scores
 from dlm.models.families import SpecialTokens
 
 NO_PROPOSALS = Proposals(NONE, *(np.zeros(0) for _ in range(3)))
@@ -40,7 +39,7 @@ class Question:
     ban_mask: bool = False
     raw: bool = False
     observe: str = ""
-    boost: Boost | None = None
+    boost: LogitBias | None = None
     memory: Any = None
     proposals: Proposals = NO_PROPOSALS
     observed: Tensor | None = None
@@ -53,7 +52,7 @@ class Question:
         warm = params.temperature > 0
         banned = (special.eos_id,) if params.logits_eos_inf and special.eos_id is not None else ()
         return ScoreSpec(
-            order=sampler.order,
+            ranks_by=sampler.ranks_by,
             temperature=params.temperature,
             top_k=params.top_k if warm else 0,
             top_p=params.top_p if warm else 1.0,
@@ -62,7 +61,7 @@ class Question:
             deferred=special.end_ids if params.confidence_eos_eot_inf else (),
             record=params.record,
             measured=self.canvas.request.measures,
-            boosted=sampler.boosts,
+            boosted=sampler.biases,
             observe=self.observe,
         )
 
@@ -80,7 +79,7 @@ class Question:
         uniform = canvas.uniform(canvas.block_steps, candidates)
         return Scores(
             positions=candidates,
-            rank=uniform if canvas.request.sampler.order == "random" else proposals.rank[where],
+            priority=uniform if canvas.request.sampler.ranks_by == "random" else proposals.priority[where],
             log_odds=proposals.log_odds[where],
             tokens=tokens,
             proposes_mask=tokens == canvas.mask_id,
@@ -97,13 +96,13 @@ class Question:
             return np.full(len(self.positions), np.inf)
         return np.where(track.knows(self.positions), self.observed.double().cpu().numpy(), np.inf)
 
-    def learn(self, first: int, proposals: Proposals) -> Boost:
+    def learn(self, first: int, proposals: Proposals) -> LogitBias:
         """Let the sampler say what it adds to the logits of the positions from index `first` on, for which it is known
         what they propose without. Its rows are positions of the canvas."""
         part = Question(self.canvas, self.positions[first : first + len(proposals.tokens)], proposals=proposals)
         scores = part.scores(np.intersect1d(self.canvas.candidates(), part.positions))
-        boost, memory = self.canvas.request.sampler.boost(scores, self.canvas.memory)
-        boost = Boost(scores.positions[boost.rows], boost.tokens, boost.amounts)
+        boost, memory = self.canvas.request.sampler.logit_bias(scores, self.canvas.memory)
+        boost = LogitBias(scores.positions[boost.rows], boost.tokens, boost.amounts)
         self.boost = boost if self.boost is None else self.boost.joined(boost)
         self.memory = {**(self.memory or {}), **memory}
         return boost

@@ -14,15 +14,14 @@ from torch import Tensor
 
 from dlm.decoding import noise
 from dlm.decoding.canvas import Canvas
-from dlm.decoding.expansion import Outlook
+from dlm.decoding.expansion import length_estimate
 from dlm.decoding.layout import IntArray
 from dlm.decoding.packing import Batch
-from dlm.decoding.samplers import Boost, Scores
-from dlm.decoding.samplers.base import NONE
 from dlm.decoding.scoring.proposals import Head, Proposals, ScoreSpec, score
 from dlm.decoding.scoring.rows import Boosts, Rows
 from dlm.decoding.scoring.score_request import Question, track_of
 from dlm.decoding.scoring.tracking import Track, rows_of
+from dlm.decoding.types import NONE, LogitBias, Scores
 from dlm.models.devices import upload
 from dlm.models.families import SpecialTokens
 
@@ -64,7 +63,7 @@ class Selector:
         for canvas in canvases:
             observe = "divergence" if track_of(canvas) is not None else ""
             observe = "expected_embedding" if canvas.request.engine.smoothing else observe
-            banned = canvas.request.sampler.self_paced or canvas.plan.first_only
+            banned = canvas.request.sampler.ignores_budget or canvas.plan.first_only
             asked.append(Question(canvas, canvas.scored(), banned, observe=observe))
         outlooks = [Question(canvas, canvas.generated(), raw=True) for canvas in canvases if canvas.may_grow]
         self._answer(batch, [*asked, *outlooks], hidden)
@@ -84,7 +83,9 @@ class Selector:
                 canvas.tensors["expected"] = (question.positions, question.observed)
         for question in outlooks:
             if self.special.eos_id is not None:
-                question.canvas.outlook = Outlook.of(question.positions, question.proposals, self.special.eos_id)
+                question.canvas.length_estimate = length_estimate(
+                    question.positions, question.proposals, self.special.eos_id
+                )
             if question.unsound is not None:
                 index = canvases.index(question.canvas)
                 choices[index] = replace(choices[index], unsound=question.unsound)
@@ -140,14 +141,14 @@ class Selector:
         if spec.observe == "divergence":
             tracks = [(track_of(one.canvas), one.positions) for one in members]
             before = rows_of([(track, upload(track.find(at), device)) for track, at in tracks if track is not None])
-        boosts = boosting = None
+        biases = boosting = None
         firsts = np.cumsum([0, *(len(one.positions) for one in members[:-1])]).tolist()
         known = [(one, one.boost, first) for one, first in zip(members, firsts, strict=True) if one.boost is not None]
         if known:
-            boosts = placed(known, device)
+            biases = placed(known, device)
         elif spec.boosted:
             boosting = partial(learn, members, firsts, spec.unboosted)
-        return Rows(hidden[upload(rows, device)], twin, keys, boosts, boosting, before)
+        return Rows(hidden[upload(rows, device)], twin, keys, biases, boosting, before)
 
 
 def learn(members: Sequence[Question], firsts: Sequence[int], spec: ScoreSpec, start: int, table: Tensor) -> Boosts:
@@ -162,7 +163,7 @@ def learn(members: Sequence[Question], firsts: Sequence[int], spec: ScoreSpec, s
     return placed(parts, table.device)
 
 
-def placed(parts: Sequence[tuple[Question, Boost, int]], device: torch.device) -> Boosts:
+def placed(parts: Sequence[tuple[Question, LogitBias, int]], device: torch.device) -> Boosts:
     """Boosts of questions whose rows begin where it says, as rows, tokens and amounts on the device."""
     rows = [np.searchsorted(question.positions, boost.rows) + first for question, boost, first in parts]
     tokens, amounts = [boost.tokens for _, boost, _ in parts], [boost.amounts for _, boost, _ in parts]
@@ -175,19 +176,19 @@ def placed(parts: Sequence[tuple[Question, Boost, int]], device: torch.device) -
 
 def lacking(canvas: Canvas, choice: Choice) -> bool:
     """Whether a choice decides too few masks."""
-    if canvas.request.sampler.self_paced or choice.unsound is not None:
+    if canvas.request.sampler.ignores_budget or choice.unsound is not None:
         return False
     decided = int((canvas.tokens[choice.positions] == canvas.mask_id).sum())
-    return decided - len(choice.cleared) < canvas.demanded()
+    return decided - len(choice.cleared) < canvas.min_reveals()
 
 
 def choose(question: Question, scores: Scores) -> Choice:
     """Ask the canvas's sampler; drop mask proposals; keep the budget of `max_nfe` and the guarantee of progress.
 
-    Fewer masks than `canvas.demanded()` are decided only where mask proposals stand in the way.
+    Fewer masks than `canvas.min_reveals()` are decided only where mask proposals stand in the way.
     """
     canvas = question.canvas
-    memory = question.memory if canvas.request.sampler.boosts else canvas.memory
+    memory = question.memory if canvas.request.sampler.biases else canvas.memory
     if question.unsound is not None:
         return Choice(NONE, NONE, NONE, None, memory, unsound=question.unsound)
     if canvas.plan.probe:
@@ -195,18 +196,18 @@ def choose(question: Question, scores: Scores) -> Choice:
     if canvas.plan.first_only:
         chosen = np.array([0])
     else:
-        chosen, memory = canvas.request.sampler.select(scores, canvas.turn(), memory)
+        chosen, memory = canvas.request.sampler.select(scores, canvas.context(), memory)
     chosen = chosen[~scores.proposes_mask[chosen]]
     cleared = NONE if canvas.plan.first_only else canvas.request.sampler.remask(scores, chosen)
-    if not canvas.request.sampler.self_paced:
-        decided, demanded = int(scores.masked[chosen].sum()), canvas.demanded()
-        short = demanded - decided
+    if not canvas.request.sampler.ignores_budget:
+        decided, min_reveals = int(scores.masked[chosen].sum()), canvas.min_reveals()
+        short = min_reveals - decided
         if short > 0 and (decided or not scores.proposes_mask.any()):
             ranked = scores.descending()
             spare = ranked[scores.masked[ranked] & ~scores.proposes_mask[ranked] & ~np.isin(ranked, chosen)]
             chosen = np.concatenate((chosen, spare[:short]))
             decided += len(spare[:short])
-        cleared = cleared[: max(0, decided - demanded)]
+        cleared = cleared[: max(0, decided - min_reveals)]
     logprobs = measures = None
     if canvas.request.params.record:
         at = np.searchsorted(question.positions, scores.positions[chosen])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from dlm.decoding.request import check_whole
+from dlm.decoding.params import check_whole
 from dlm.errors import RequestError
 from dlm.likelihood.schemes import SCHEMES, LladaMC, Scheme
 from dlm.sampling_params import SamplingParams

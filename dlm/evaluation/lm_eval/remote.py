@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
-from dlm.decoding.request import check_real, check_whole
+from dlm.decoding.params import check_real, check_whole
 from dlm.errors import ConfigError, MissingExtraError, RunError
 from dlm.evaluation.lm_eval.answering import Answer, Job
 from dlm.evaluation.lm_eval.asking import Settings, greedy_values

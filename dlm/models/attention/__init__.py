@@ -12,22 +12,23 @@ Every backend is an `Attention` made anew for each forward from the same segment
 * `VarlenAttention`: variable-length flash kernels on CUDA, for float16 and bfloat16. `frames.py` has the same over
   buffers of fixed shape, for forwards that are recorded.
 * `NaiveAttention`: the definition written out, for tests.
+
+What is named here is imported when it is first used: `segments.py` needs no torch, nor do those who use it alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from dlm._lazy import exports
 
-from dlm.models.attention import kernels
-from dlm.models.attention.naive import NaiveAttention
-from dlm.models.attention.packed import PackedAttention
-from dlm.models.attention.sdpa import Run, SdpaAttention, SeparateAttention, equal_runs
-from dlm.models.attention.segments import Segment
-from dlm.models.attention.varlen import VarlenAttention
-from dlm.models.backbone import Attention
+if TYPE_CHECKING:
+    from dlm.models.attention.backends import AttentionBackend, choose_backend
+    from dlm.models.attention.naive import NaiveAttention
+    from dlm.models.attention.packed import PackedAttention
+    from dlm.models.attention.sdpa import Run, SdpaAttention, SeparateAttention, equal_runs
+    from dlm.models.attention.segments import Segment
+    from dlm.models.attention.varlen import VarlenAttention
 
 __all__ = [
     "AttentionBackend",
@@ -42,15 +43,18 @@ __all__ = [
     "equal_runs",
 ]
 
-AttentionBackend = Callable[[Sequence[Segment], Tensor | None, Tensor | None], Attention]
-
-
-def choose_backend(device: torch.device, dtype: torch.dtype) -> type[SdpaAttention] | type[VarlenAttention]:
-    """The fastest backend that runs here and, on a CPU, leaves a window's bits to that window: flash kernels take half
-    precision on CUDA only."""
-    if device.type == "cpu":
-        return SeparateAttention
-    half = dtype in (torch.float16, torch.bfloat16)
-    if device.type == "cuda" and half and kernels.varlen_kernel() is not None:
-        return VarlenAttention
-    return SdpaAttention
+__getattr__, __dir__ = exports(
+    __name__,
+    {
+        "AttentionBackend": "dlm.models.attention.backends",
+        "NaiveAttention": "dlm.models.attention.naive",
+        "PackedAttention": "dlm.models.attention.packed",
+        "Run": "dlm.models.attention.sdpa",
+        "SdpaAttention": "dlm.models.attention.sdpa",
+        "Segment": "dlm.models.attention.segments",
+        "SeparateAttention": "dlm.models.attention.sdpa",
+        "VarlenAttention": "dlm.models.attention.varlen",
+        "choose_backend": "dlm.models.attention.backends",
+        "equal_runs": "dlm.models.attention.sdpa",
+    },
+)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlm.decoding.request import check_real
+from dlm.decoding.params import check_real
 from dlm.errors import RequestError
 
 SPREAD = 1e-4

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dlm.decoding.decoder import Decoder
-from dlm.decoding.request import check_whole
+from dlm.decoding.params import check_whole
 from dlm.errors import ConfigError, DLMError, RequestError, RunError
 from dlm.models.backbone import Backbone
 from dlm.models.io.loading import Checkpoint

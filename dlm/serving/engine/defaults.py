@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlm.decoding.algorithms import resolve
-from dlm.decoding.request import MAX_LENGTH
+from dlm.decoding.params import MAX_LENGTH
 from dlm.errors import RequestError
 from dlm.models.families import Family
 from dlm.sampling_params import BLOCK_LENGTH, OPTION_NAMES, SamplingParams

@@ -15,8 +15,8 @@ from typing import Any, get_type_hints
 
 from dlm.decoding.algorithms import ALGORITHMS
 from dlm.decoding.engines import ENGINES, Smooth, Vicinity
-from dlm.decoding.request import MAX_LENGTH, PARAM_NAMES
-from dlm.decoding.request import SamplingParams as DecoderParams
+from dlm.decoding.params import MAX_LENGTH, PARAM_NAMES
+from dlm.decoding.params import SamplingParams as DecoderParams
 from dlm.decoding.samplers import SAMPLERS
 from dlm.errors import RequestError
 from dlm.models.architecture import AttentionKind

@@ -17,8 +17,8 @@ from dlm.bench.sides import Planned, check_ours, decode, decoder_options, plan, 
 from dlm.bench.workloads import Case, prompts
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import ENGINES
-from dlm.decoding.samplers import Scores, Threshold, Turn
-from dlm.decoding.samplers.base import Indices
+from dlm.decoding.samplers import Threshold
+from dlm.decoding.types import Indices, Scores, StepContext
 from dlm.errors import RunError
 from dlm.models.io.loading import random_checkpoint
 from dlm.models.sizes import SIZES
@@ -29,7 +29,7 @@ NOW = Stopwatch(torch.device("cpu"))
 
 def case(engine: str, sampler: str = "fixed", lengths: tuple[int, ...] = (5, 9), steps: int = 3) -> Case:
     return Case(
-        size=SIZE_OF[ENGINES[engine].attention],
+        size=SIZE_OF[ENGINES[engine]().attention],
         engine=engine,
         sampler=sampler,
         batch=len(lengths),
@@ -129,9 +129,9 @@ def test_a_paced_sampler_asks_its_inner_one() -> None:
     asked = []
 
     class Watched(Threshold):
-        def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Indices, Any]:
+        def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
             asked.append(len(scores.tokens))
-            return super().select(scores, turn, memory)
+            return super().select(scores, context, memory)
 
     one = case("full", lengths=(5,))
     checkpoint = random_checkpoint(one.size)

@@ -86,7 +86,7 @@ def test_tokens_are_equal_and_odds_to_rounding(
         for ours, others in (
             (mine.log_odds, theirs.log_odds),
             (mine.logprobs, theirs.logprobs),
-            (mine.rank, theirs.rank),
+            (mine.priority, theirs.priority),
         ):
             rounding = of_products(torch.float32, columns)
             np.testing.assert_allclose(ours, others, rtol=rounding, atol=rounding)
@@ -145,9 +145,14 @@ def test_logits_that_are_a_part_of_something_else(on_a_cpu: list[int], monkeypat
 def test_only_what_needs_no_more_is_fused() -> None:
     plain = ScoreSpec("low_confidence")
     assert plain.greedy_odds
-    for change in ({"order": "random"}, {"banned": (1,)}, {"banned": (1, 2)}, {"record": True}, {"cfg_scale": 1.0}):
+    for change in ({"ranks_by": "random"}, {"banned": (1,)}, {"banned": (1, 2)}, {"record": True}, {"cfg_scale": 1.0}):
         assert replace(plain, **change).greedy_odds
-    changes: list[dict[str, Any]] = [{"order": "entropy"}, {"order": "margin"}, {"temperature": 0.5}, {"boosted": True}]
+    changes: list[dict[str, Any]] = [
+        {"ranks_by": "entropy"},
+        {"ranks_by": "margin"},
+        {"temperature": 0.5},
+        {"boosted": True},
+    ]
     changes += [{"deferred": (1,)}, {"observe": "log_probabilities"}, {"banned": (1, 2, 3)}]
     changes += [{"record": True, "banned": (1,)}]
     for change in changes:

@@ -19,7 +19,8 @@ from dlm.decoding.cuda.graphs import Play, choose_recorder
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import BlockCausal, DualCache, Full, PrefixCache, Smooth, Sparse, Vicinity
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.request import Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Request
 from dlm.decoding.samplers import Fixed, LLaDA2, Threshold
 from dlm.llm import LLM
 from dlm.models.attention import SdpaAttention, SeparateAttention, VarlenAttention, kernels

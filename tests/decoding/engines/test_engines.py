@@ -20,11 +20,11 @@ from dlm.decoding.engines import (
     Smooth,
     Sparse,
     Vicinity,
-    Window,
 )
-from dlm.decoding.request import Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Request
 from dlm.decoding.samplers import Dream, Sampler, Threshold
-from dlm.decoding.samplers.base import NONE
+from dlm.decoding.types import NONE, Window
 from dlm.errors import RequestError
 from dlm.models.attention.segments import Retain
 
@@ -90,11 +90,11 @@ def test_vicinity_counts_the_forward_that_the_program_makes_after_a_refresh() ->
     subject = canvas(Vicinity(2, 2, warmup_steps=0, maximum_unroll=1))
     assert subject.plan.windows == KEPT
     reveal(subject, 4)
-    assert (subject.nfe, subject.pace.forwards) == (1, 2)
+    assert (subject.nfe, subject.reference.forwards) == (1, 2)
     assert subject.plan.windows == KEPT  # a new block's first forward fills the cache again
     reveal(subject, 1)
     assert subject.plan.windows == (Window(8, 14, 8, 14),)
-    assert (subject.nfe, subject.pace.forwards) == (2, 3)
+    assert (subject.nfe, subject.reference.forwards) == (2, 3)
 
 
 def test_vicinity_looks_at_the_block_only_after_its_unrolled_iterations() -> None:
@@ -102,7 +102,7 @@ def test_vicinity_looks_at_the_block_only_after_its_unrolled_iterations() -> Non
     and the warm-up of five is nearly over when the next block begins."""
     subject = canvas(Vicinity(0, 0, warmup_steps=5, maximum_unroll=4, expected_tpf=1))
     reveal(subject, 4)
-    assert (subject.nfe, subject.pace.forwards) == (1, 4)
+    assert (subject.nfe, subject.reference.forwards) == (1, 4)
     assert subject.plan.windows == WHOLE
     reveal(subject, 1)
     assert subject.plan.windows == KEPT

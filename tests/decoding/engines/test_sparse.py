@@ -10,7 +10,8 @@ from torch import Tensor
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import DualCache, Engine, Sparse
 from dlm.decoding.packing import Batch
-from dlm.decoding.request import Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Request
 from dlm.decoding.samplers import Fixed
 from tests.decoding.worlds import BY_NAME
 

@@ -10,7 +10,8 @@ import pytest
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import Autoregressive, BlockCausal, CausalCommit
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.request import Completion, Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import Leftmost, Sdar, Threshold
 from dlm.models.io.loading import random_checkpoint
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dlm.decoding.request import SamplingParams
+from dlm.decoding.params import SamplingParams
 from dlm.decoding.samplers import (
     Credit,
     DInferThreshold,

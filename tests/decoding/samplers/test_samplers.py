@@ -23,13 +23,12 @@ from dlm.decoding.samplers import (
     LLaDA2,
     LLaDA21Edit,
     Sampler,
-    Scores,
     Sdar,
     Threshold,
-    Turn,
 )
 from dlm.decoding.samplers.block_diffusion import quota
 from dlm.decoding.samplers.dream import transfer_shares
+from dlm.decoding.types import Scores, StepContext
 from tests.rounding import of_products
 
 ROUNDING = of_products(torch.float32, 1, 1, 1, 1)
@@ -43,7 +42,7 @@ def scores(confidence: list[float], **changes: Any) -> Scores:
     return replace(
         Scores(
             positions=np.arange(10, 10 + size),
-            rank=-odds,
+            priority=-odds,
             log_odds=odds,
             tokens=np.arange(size),
             proposes_mask=np.zeros(size, dtype=bool),
@@ -56,11 +55,13 @@ def scores(confidence: list[float], **changes: Any) -> Scores:
     )
 
 
-def turn(step: int, left: int, *, steps: int = 4, masks: int = 6, floor: float = 0.0, gen_length: int = 64) -> Turn:
-    return Turn(step, steps, masks, left, block_length=masks, gen_length=gen_length, floor=floor)
+def turn(
+    step: int, left: int, *, steps: int = 4, masks: int = 6, floor: float = 0.0, gen_length: int = 64
+) -> StepContext:
+    return StepContext(step, steps, masks, left, block_length=masks, gen_length=gen_length, floor=floor)
 
 
-def chosen(sampler: Sampler, given: Scores, now: Turn | None = None, memory: Any = None) -> list[int]:
+def chosen(sampler: Sampler, given: Scores, now: StepContext | None = None, memory: Any = None) -> list[int]:
     return sorted(int(i) for i in sampler.select(given, now or turn(0, 6), memory)[0])
 
 
@@ -122,19 +123,19 @@ def test_hierarchy(sampler: Hierarchy, confidence: list[float], expected: list[i
 
 def test_credit_gathers_decays_and_dies_with_the_block() -> None:
     sampler = Credit(0.9, credit_alpha=0.5, boost_gamma=0.5, decay_beta=0.8)
-    first, memory = sampler.boost(scores([0.25, 0.64], tokens=[3, 4]), None)
+    first, memory = sampler.logit_bias(scores([0.25, 0.64], tokens=[3, 4]), None)
     assert (first.rows.tolist(), first.tokens.tolist()) == ([0, 1], [3, 4])
     np.testing.assert_allclose(first.amounts, 0.5 * np.log1p([0.5, 0.8]), rtol=1e-14)
     # Position 10 is won by another token, position 11 by the same one.
-    second, memory = sampler.boost(scores([0.36, 0.81], tokens=[5, 4]), memory)
+    second, memory = sampler.logit_bias(scores([0.36, 0.81], tokens=[5, 4]), memory)
     assert (second.rows.tolist(), second.tokens.tolist()) == ([0, 0, 1], [3, 5, 4])
     np.testing.assert_allclose(second.amounts, 0.5 * np.log1p([0.5 * 0.8, 0.6, 0.8 * 0.8 + 0.9]), rtol=1e-14)
     assert {place: set(tokens) for place, tokens in memory.items()} == {10: {3, 5}, 11: {4}}
     # Position 10 is decided: its credit is kept by nobody's logits.
-    third, _ = sampler.boost(scores([0.49], positions=[11], tokens=[4]), memory)
+    third, _ = sampler.logit_bias(scores([0.49], positions=[11], tokens=[4]), memory)
     assert (third.rows.tolist(), third.tokens.tolist()) == ([0], [4])
     np.testing.assert_allclose(third.amounts, 0.5 * np.log1p([1.54 * 0.8 + 0.7]), rtol=1e-14)
-    anew, _ = sampler.boost(scores([0.25], tokens=[3]), None)
+    anew, _ = sampler.logit_bias(scores([0.25], tokens=[3]), None)
     np.testing.assert_allclose(anew.amounts, 0.5 * np.log1p([0.5]), rtol=1e-14)
 
 
@@ -157,7 +158,7 @@ def test_credit_reveals_by_dinfers_threshold_and_keeps_its_memory() -> None:
     ],
 )
 def test_entropy_bound_takes_the_longest_prefix(gamma: float, expected: list[int]) -> None:
-    given = scores([0.5, 0.5, 0.5, 0.5], rank=[-0.6, -0.3, -0.1, -0.9])
+    given = scores([0.5, 0.5, 0.5, 0.5], priority=[-0.6, -0.3, -0.1, -0.9])
     assert chosen(EntropyBound(gamma), given) == expected
 
 
@@ -176,7 +177,7 @@ def test_klass_waits_until_a_position_has_been_calm() -> None:
 
 
 def test_quotas_count_from_the_block_length() -> None:
-    of_eight = Turn(0, 1, masks=3, left=3, block_length=8, gen_length=64)
+    of_eight = StepContext(0, 1, masks=3, left=3, block_length=8, gen_length=64)
     assert [quota(replace(of_eight, step=step), 3) for step in range(5)] == [3, 3, 2, 3, 3]
     assert [quota(replace(of_eight, step=step), 32) for step in (0, 7, 8, 31, 32)] == [1, 1, 1, 1, 3]
 
@@ -250,18 +251,18 @@ def no_noise(step: int) -> np.ndarray:
 def test_dream_passes_over_steps_that_reveal_nothing() -> None:
     sampler = Dream()
     # Step i of 10 has the share 0.0999 / (1 - 0.0999 i): of 3 masks none goes before step 8, whose share is 0.4975.
-    assert sampler.idle(turn(0, 3, steps=10), no_noise) == 8
-    assert sampler.idle(turn(8, 3, steps=10), no_noise) == 0
-    assert sampler.idle(turn(8, 2, steps=10), no_noise) == 1
-    assert sampler.idle(turn(9, 1, steps=10), no_noise) == 0  # the last step takes all
-    assert sampler.idle(turn(5, 1, steps=10), no_noise) == 4
+    assert sampler.skipped_steps(turn(0, 3, steps=10), no_noise) == 8
+    assert sampler.skipped_steps(turn(8, 3, steps=10), no_noise) == 0
+    assert sampler.skipped_steps(turn(8, 2, steps=10), no_noise) == 1
+    assert sampler.skipped_steps(turn(9, 1, steps=10), no_noise) == 0  # the last step takes all
+    assert sampler.skipped_steps(turn(5, 1, steps=10), no_noise) == 4
     assert chosen(sampler, scores([0.5, 0.5, 0.5]), turn(9, 3, steps=10)) == [0, 1, 2]
 
 
 def test_dreams_origin_draws_each_position() -> None:
     sampler = Dream("origin", eps=1e-9)
     noise = {0: [0.3, 0.26], 1: [0.4, 0.34], 2: [0.51, 0.49]}
-    assert sampler.idle(turn(0, 2), lambda step: np.array(noise[step])) == 2
+    assert sampler.skipped_steps(turn(0, 2), lambda step: np.array(noise[step])) == 2
     assert chosen(sampler, scores([0.1, 0.9], uniform=[0.51, 0.49]), turn(2, 2)) == [1]
     assert chosen(sampler, scores([0.1, 0.9], uniform=[0.51, 0.999999]), turn(3, 2)) == [0, 1]
 
@@ -269,7 +270,7 @@ def test_dreams_origin_draws_each_position() -> None:
 def test_dreams_alg_temp_draws_positions_in_proportion() -> None:
     """One of two, with odds e^(0.7 / 0.5) by the Gumbel trick."""
     generator, sampler = np.random.default_rng(0), Dream("maskgit_plus", alg_temp=0.5, eps=1e-9)
-    given, now = scores([0.5, 0.5], rank=[0.7, 0.0]), turn(2, 2)
+    given, now = scores([0.5, 0.5], priority=[0.7, 0.0]), turn(2, 2)
     first = sum(chosen(sampler, replace(given, uniform=generator.uniform(size=2)), now) == [0] for _ in range(4000))
     assert first / 4000 == pytest.approx(1 / (1 + np.exp(-1.4)), abs=0.03)
 

@@ -13,7 +13,8 @@ from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import Autoregressive, CausalCommit, Engine
 from dlm.decoding.engines import LinearSpec as LinearSpecEngine
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.request import Completion, Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import Leftmost, LinearSpec, Sampler, Threshold
 from dlm.models.attention import NaiveAttention, VarlenAttention, kernels
 from dlm.models.attention.segments import Segment

@@ -10,7 +10,8 @@ import pytest
 from torch import Tensor
 
 from dlm.decoding.engines import DualCache, Engine, Full, Smooth
-from dlm.decoding.request import Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Request
 from dlm.decoding.samplers import Credit
 from dlm.models.architecture import ROW_TILE
 from tests.decoding.drawing import draw_prompt, facts

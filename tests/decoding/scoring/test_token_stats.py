@@ -12,7 +12,8 @@ from torch import Tensor
 from dlm.decoding import noise
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import DualCache, Full
-from dlm.decoding.request import Completion, Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import Fixed, Threshold
 from dlm.decoding.scoring.proposals import Proposals, ScoreSpec, score
 from dlm.decoding.scoring.rows import Rows

@@ -13,8 +13,10 @@ from torch import Tensor
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.engines import DualCache, Engine, Full, Smooth
 from dlm.decoding.memory import Limits, kept_bytes
-from dlm.decoding.request import Request, SamplingParams
-from dlm.decoding.samplers import Klass, Sampler, Scores, Threshold, Turn
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Request
+from dlm.decoding.samplers import Klass, Sampler, Threshold
+from dlm.decoding.types import Scores, StepContext
 from dlm.models.attention import NaiveAttention
 from dlm.models.attention.segments import Segment
 from tests.decoding.worlds import BY_NAME, World
@@ -28,9 +30,9 @@ class Watched(Klass):
 
     seen: list[Scores] = field(default_factory=list)
 
-    def select(self, scores: Scores, turn: Turn, memory: Any) -> tuple[Any, Any]:
+    def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Any, Any]:
         self.seen.append(scores)
-        return super().select(scores, turn, memory)
+        return super().select(scores, context, memory)
 
 
 def log_probabilities(world: World, canvas: Canvas) -> Tensor:

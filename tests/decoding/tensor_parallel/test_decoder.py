@@ -18,7 +18,8 @@ from dlm.decoding.algorithms import compose
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import Full, Sparse
 from dlm.decoding.options import DecoderOptions
-from dlm.decoding.request import Completion, Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import Fixed
 from dlm.decoding.tensor_parallel.decoder import ParallelDecoder
 from dlm.distributed.group import ParallelGroup

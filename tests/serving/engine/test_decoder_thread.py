@@ -14,7 +14,8 @@ from torch import Tensor
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import DualCache
 from dlm.decoding.options import DecoderOptions, StepReport
-from dlm.decoding.request import Completion, Request, SamplingParams
+from dlm.decoding.params import SamplingParams
+from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import Fixed
 from dlm.serving.engine import decoder_thread, desk
 from dlm.serving.engine.decoder_thread import DecoderThread

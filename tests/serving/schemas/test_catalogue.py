@@ -9,7 +9,7 @@ import pytest
 
 from dlm.decoding.algorithms import ALGORITHMS, compose
 from dlm.decoding.engines import ENGINES
-from dlm.decoding.request import MAX_LENGTH
+from dlm.decoding.params import MAX_LENGTH
 from dlm.errors import RequestError
 from dlm.models.architecture import AttentionKind
 from dlm.models.families import FAMILIES, Family
@@ -23,7 +23,7 @@ LLADA = next(family for family in FAMILIES if family.name == "llada")
 
 
 def attention(family: Family) -> AttentionKind:
-    return ENGINES[ALGORITHMS[family.default_algorithm].engine].attention
+    return ENGINES[ALGORITHMS[family.default_algorithm].engine]().attention
 
 
 def told(family: Family = LLADA, **defaults: Any) -> dict[str, Any]:
