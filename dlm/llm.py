@@ -40,7 +40,7 @@ from dlm.text import TextCodec
 
 
 @dataclass(frozen=True)
-class Job:
+class PromptJob:
     """A prompt as it was given, and how it is to be decoded."""
 
     prompt: Prompt
@@ -175,7 +175,7 @@ class LLM:
         wanted = SamplingParams() if sampling_params is None else sampling_params
         params = one_each("sampling_params", wanted, SamplingParams, len(given))
         sparse = one_each("sparse_configs", sparse_configs, SparseConfig, len(given), optional=True)
-        jobs = [Job(*each) for each in zip(given, params, sparse, strict=True)]
+        jobs = [PromptJob(*each) for each in zip(given, params, sparse, strict=True)]
         with self._lock:
             if self._closed:
                 raise RunError("this LLM is closed; make a new one")
@@ -188,7 +188,7 @@ class LLM:
                     self._drop()  # it may have been left between two states, with canvases in its arena
                     raise
 
-    def _decode(self, decoder: Decoder, jobs: Sequence[Job], bar: tqdm) -> list[dict[str, Any]]:
+    def _decode(self, decoder: Decoder, jobs: Sequence[PromptJob], bar: tqdm) -> list[dict[str, Any]]:
         items: dict[int, dict[str, Any]] = {}
         samples: dict[int, list[dict[str, Any]]] = {}
         begun, tokens, forwards = time.perf_counter(), 0, decoder.stats.num_steps
@@ -214,7 +214,7 @@ class LLM:
                     settle(index, item_of(sorted(mine, key=lambda sample: sample["sample"])))
         return [items[index] for index in range(len(jobs))]
 
-    def _requests(self, jobs: Sequence[Job], refuse: Callable[[int, str], None]) -> Iterator[Request]:
+    def _requests(self, jobs: Sequence[PromptJob], refuse: Callable[[int, str], None]) -> Iterator[Request]:
         for index, job in enumerate(jobs):
             try:
                 request = self._request(index, job)
@@ -223,7 +223,7 @@ class LLM:
             else:
                 yield request
 
-    def _request(self, index: int, job: Job) -> Request:
+    def _request(self, index: int, job: PromptJob) -> Request:
         """The decoder's request for a job. Raises `RequestError`."""
         config = self.config.backbone
         params, engine, sampler = job.params.translate(

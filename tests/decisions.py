@@ -18,8 +18,8 @@ from dlm.decoding.options import DecoderOptions
 from dlm.decoding.packing import Batch
 from dlm.decoding.request import Request
 from dlm.decoding.scoring import selection
-from dlm.decoding.scoring.score_request import Question
-from dlm.decoding.scoring.selection import Choice, Selector
+from dlm.decoding.scoring.score_request import ScoreRequest
+from dlm.decoding.scoring.selection import Selection, Selector
 from dlm.decoding.types import Scores
 from dlm.models.backbone import Backbone
 from dlm.models.devices import upload
@@ -45,8 +45,8 @@ class Decision:
     tokens: tuple[int, ...]
     logits: Floats
     scores: Scores
-    question: Question
-    choice: Choice
+    question: ScoreRequest
+    choice: Selection
 
     @property
     def boosted(self) -> Floats:
@@ -76,14 +76,14 @@ class Decision:
         biases = self.question.canvas.request.sampler.biases
         return tuple(self.logits.argmax(-1).tolist()) if biases else ()
 
-    def left_behind(self, choice: Choice | None = None) -> tuple[Any, ...]:
+    def left_behind(self, choice: Selection | None = None) -> tuple[Any, ...]:
         """What is written by a choice (default: the one that was made) and remembered of it, real numbers apart."""
         made = choice or self.choice
         memory = None if self.question.canvas.request.sampler.biases else made.memory
         tokens = dict(zip(made.positions.tolist(), made.tokens.tolist(), strict=True))
         return tokens, set(made.cleared.tolist()), self.favourites, memory
 
-    def rechosen(self, scores: Scores) -> Choice:
+    def rechosen(self, scores: Scores) -> Selection:
         """What would have been chosen with these scores."""
         return selection.choose(copy.deepcopy(self.question), scores)
 
@@ -95,10 +95,10 @@ class _Watching(Selector):
         super().__init__(other.model, other.special, other.max_rows)
         self.decisions: list[Decision] = []
 
-    def select(self, batch: Batch, canvases: Sequence[Canvas], hidden: Tensor) -> list[Choice]:
+    def select(self, batch: Batch, canvases: Sequence[Canvas], hidden: Tensor) -> list[Selection]:
         choose = selection.choose
 
-        def watched(question: Question, scores: Scores) -> Choice:
+        def watched(question: ScoreRequest, scores: Scores) -> Selection:
             canvas, asked = question.canvas, copy.deepcopy(question)
             step, tokens = canvas.nfe + 1, tuple(canvas.tokens.tolist())
             logits, choice = self._logits(batch, canvas, scores, hidden), choose(question, scores)

@@ -18,10 +18,10 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 
 from dlm.bench.load.config import LoadConfig
-from dlm.bench.load.figures import Figures
+from dlm.bench.load.figures import LoadFigures
 from dlm.bench.load.report import render
 from dlm.bench.load.run import measure
-from dlm.bench.load.target import Target
+from dlm.bench.load.target import LoadTarget
 from dlm.serving.fleet.processes import answers
 from dlm.serving.settings import IDENTITY_VARIABLE, Identity
 from tests.running import environment, python, wait_until
@@ -53,7 +53,7 @@ def started(folder: Path, name: str, command: Sequence[str], **extra: str) -> It
 
 
 @contextmanager
-def targets(folder: Path) -> Iterator[list[Target]]:
+def targets(folder: Path) -> Iterator[list[LoadTarget]]:
     """One worker, it behind a router, and two others behind a router."""
     port = free_ports(5)
     urls = [f"http://127.0.0.1:{port + index}" for index in range(5)]
@@ -72,10 +72,10 @@ def targets(folder: Path) -> Iterator[list[Target]]:
         for url in urls:
             wait_until(partial(answers, f"{url}/ready"), f"{url} was ready")
         names = {urls[0]: "1 worker", urls[3]: "router, 1 worker", urls[4]: "router, 2 workers"}
-        yield [Target.at(url, name) for url, name in names.items()]
+        yield [LoadTarget.at(url, name) for url, name in names.items()]
 
 
-def summary(rows: Sequence[Figures]) -> list[str]:
+def summary(rows: Sequence[LoadFigures]) -> list[str]:
     """The two answers."""
     found = {(row.load.clients, row.server): row for row in rows}
     lines = []

@@ -13,7 +13,7 @@ import pytest
 
 from dlm.cli.command_line import compose_config
 from dlm.data.prompts import Prompt
-from dlm.distributed.heartbeat import StopSwitch
+from dlm.distributed.heartbeat import StopFlag
 from dlm.errors import CheckpointError, ConfigError, DataError, DLMError, IncompleteRunError, RunError
 from dlm.predict import run as predict
 from dlm.runs import shards
@@ -173,9 +173,9 @@ def test_missing_answers_are_never_a_success(prompts: Path, tmp_path: Path, monk
     from dlm.pipeline.writer import ShardWriter
 
     append, switches = ShardWriter._append, []
-    create = StopSwitch.__init__
+    create = StopFlag.__init__
 
-    def remembered(self: StopSwitch) -> None:
+    def remembered(self: StopFlag) -> None:
         create(self)
         switches.append(self)
 
@@ -184,7 +184,7 @@ def test_missing_answers_are_never_a_success(prompts: Path, tmp_path: Path, monk
         if self.shard.rows == 3:
             switches[-1].throw()
 
-    monkeypatch.setattr(StopSwitch, "__init__", remembered)
+    monkeypatch.setattr(StopFlag, "__init__", remembered)
     monkeypatch.setattr(ShardWriter, "_append", stopping)
     run_dir = tmp_path / "run"
     arguments = [*TINY, f"data.path={prompts}", "decoder.max_num_seqs=2", f"run_dir={run_dir}"]

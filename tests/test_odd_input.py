@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from dlm.cli.command_line import compose_config
 from dlm.demo import CHECKPOINT
-from dlm.distributed.heartbeat import Status
+from dlm.distributed.heartbeat import WorkerStatus
 from dlm.distributed.processes import machine, process_birth
 from dlm.errors import CheckpointError, DataError, RunError
 from dlm.evaluate import run as evaluate
@@ -137,7 +137,7 @@ def test_a_folder_without_hard_links_works(tmp_path: Path, monkeypatch: pytest.M
 def test_another_start_in_the_folder_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "run" / "claims" / "other"
     other.mkdir(parents=True)
-    status = Status("rank0", machine(), os.getpid(), process_birth(os.getpid()), state="running")
+    status = WorkerStatus("rank0", machine(), os.getpid(), process_birth(os.getpid()), state="running")
     (other / "rank0.status.json").write_text(json.dumps(asdict(status)))
     assert decode(*TINY, *QUICK, lines(tmp_path / "p", [GOOD % (1, 1)]), f"run_dir={tmp_path / 'run'}") == 0
     assert capsys.readouterr().err.count("another start works in this run folder: attempt other") == 1

@@ -23,7 +23,7 @@ from dlm.training.attention import FreshAttention
 from dlm.training.config import register_training_schema
 from dlm.training.data import CanvasBuilder, file_canvases
 from dlm.training.loss import masked_diffusion_loss
-from dlm.training.masking import Canvas, Masker
+from dlm.training.masking import Masker, TrainingCanvas
 from dlm.training.run import train
 from tests.rounding import of_a_forward
 
@@ -37,12 +37,12 @@ def smoke(output: Path, *overrides: str) -> list[dict]:
     return [json.loads(line) for line in (output / "training.jsonl").read_text().splitlines()]
 
 
-def canvases(count: int = 40) -> list[Canvas]:
+def canvases(count: int = 40) -> list[TrainingCanvas]:
     rng = np.random.default_rng(5)
     made = []
     for _ in range(count):
         prompt, answer, gen = int(rng.integers(3, 9)), int(rng.integers(1, 30)), int(rng.choice([32, 64]))
-        made.append(Canvas([*range(10, 10 + prompt + gen)], prompt, answer))
+        made.append(TrainingCanvas([*range(10, 10 + prompt + gen)], prompt, answer))
     return made
 
 

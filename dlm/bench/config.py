@@ -14,7 +14,6 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from dlm.bench.load.config import CompareConfig, LoadConfig
 from dlm.bench.paced import PACED_ENGINES, PACED_SAMPLERS
-from dlm.bench.workloads import prompt_lengths
 from dlm.decoding.engines import ENGINES
 from dlm.decoding.samplers import SAMPLERS
 from dlm.errors import ConfigError
@@ -23,6 +22,19 @@ from dlm.models.sizes import SIZES
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
 CLOCKS = ("wall", "cpu")
+
+
+GSM8K_LENGTHS = (109, 139, 91, 77, 104, 81, 84, 112, 126, 97, 101, 87, 66, 94, 232, 118)
+"""Prompt lengths like those of GSM8K, mean 107: sixteen evenly spaced quantiles, the shortest and the longest included,
+of the 1,319 test questions (words, digits and signs counted as tokens) plus 45 tokens of chat template and instruction;
+in shuffled order."""
+
+
+def prompt_lengths(batch: int, prompt_length: int) -> list[int]:
+    """`prompt_length` for a single canvas; for more, GSM8K-like lengths, stretched where `prompt_length` is not 128."""
+    if batch == 1:
+        return [prompt_length]
+    return [max(1, GSM8K_LENGTHS[i % len(GSM8K_LENGTHS)] * prompt_length // 128) for i in range(batch)]
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from dlm.bench.bounds.ceiling import ideal
-from dlm.bench.bounds.floor import Body, costs
+from dlm.bench.bounds.floor import BodyCost, costs
 from dlm.bench.config import BenchConfig, QualityConfig, SpeedConfig
 from dlm.bench.machine.facts import Machine, Yardstick
 from dlm.bench.machine.memory import PeakMemory
@@ -119,7 +119,7 @@ def measure(
         positions=sum(forward.rows for forward in planned.ours),
         tokens=planned.tokens,
         memory=peak_memory,
-        costs=costs(planned.ours, Body.of(backbone.config, backbone.dtype.itemsize)),
+        costs=costs(planned.ours, BodyCost.of(backbone.config, backbone.dtype.itemsize)),
         peak=facts.matmul_flops[case.dtype],
         bandwidth=facts.memory_bytes,
         against=against,

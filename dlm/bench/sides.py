@@ -10,7 +10,7 @@ import torch
 from dlm.bench.bounds.forwards import canvas_forwards, packed, reference_forwards, reference_outcomes
 from dlm.bench.machine.stopwatch import Stopwatch
 from dlm.bench.paced import SCHEDULE, sampler_for
-from dlm.bench.reference import PROGRAMS, Outcome, ReferenceModel, supports
+from dlm.bench.reference import PROGRAMS, ReferenceModel, ReferenceOutcome, supports
 from dlm.bench.workloads import Case, Forward
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.engines import ENGINES
@@ -34,7 +34,7 @@ class Planned:
 
     lanes: tuple[tuple[Forward, ...], ...]
     ours: tuple[Forward, ...]
-    outcomes: tuple[Outcome, ...] | None
+    outcomes: tuple[ReferenceOutcome, ...] | None
 
     @property
     def theirs(self) -> list[Forward]:
@@ -115,7 +115,7 @@ def decode(decoder: Decoder, case: Case, now: Stopwatch) -> tuple[float, list[Co
 
 def decode_reference(
     model: ReferenceModel, case: Case, prompts: Sequence[Sequence[int]], mask_id: int, now: Stopwatch
-) -> tuple[float, list[Outcome]]:
+) -> tuple[float, list[ReferenceOutcome]]:
     """The reference on some of the case's prompts: seconds and what came out for each."""
     run = PROGRAMS[case.engine].run
     begun = now()
@@ -141,14 +141,14 @@ def check_ours(planned: Planned, completions: Sequence[Completion], reports: Seq
             )
 
 
-def check_reference(planned: Planned, outcomes: Sequence[Outcome]) -> None:
+def check_reference(planned: Planned, outcomes: Sequence[ReferenceOutcome]) -> None:
     """Raise `RunError` unless the reference made exactly the calls planned."""
     for expected, outcome in zip(planned.outcomes or (), outcomes, strict=True):
         if outcome.calls != expected.calls:
             raise RunError(f"the reference made {outcome.calls}, the schedule says {expected.calls}")
 
 
-def same_tokens(completions: Sequence[Completion], outcomes: Sequence[Outcome], mask_id: int) -> float:
+def same_tokens(completions: Sequence[Completion], outcomes: Sequence[ReferenceOutcome], mask_id: int) -> float:
     """Share of the tokens that ours decided that are equal on the other side."""
     pairs = [
         pair

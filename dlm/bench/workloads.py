@@ -5,15 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from dlm.bench.config import SpeedConfig
-
-GSM8K_LENGTHS = (109, 139, 91, 77, 104, 81, 84, 112, 126, 97, 101, 87, 66, 94, 232, 118)
-"""Prompt lengths like those of GSM8K, mean 107: sixteen evenly spaced quantiles, the shortest and the longest included,
-of the 1,319 test questions (words, digits and signs counted as tokens) plus 45 tokens of chat template and instruction;
-in shuffled order."""
+from dlm.bench.config import SpeedConfig, prompt_lengths
 
 
 @dataclass(frozen=True)
@@ -99,13 +92,6 @@ def cases(work: SpeedConfig, vocab_sizes: dict[str, int]) -> list[Case]:
         for gen_length in work.gen_lengths
         for batch in work.batches
     ]
-
-
-def prompt_lengths(batch: int, prompt_length: int) -> list[int]:
-    """`prompt_length` for a single canvas; for more, GSM8K-like lengths, stretched where `prompt_length` is not 128."""
-    if batch == 1:
-        return [prompt_length]
-    return [max(1, GSM8K_LENGTHS[i % len(GSM8K_LENGTHS)] * prompt_length // 128) for i in range(batch)]
 
 
 def prompts(lengths: Sequence[int], vocab_size: int, seed: int) -> tuple[tuple[int, ...], ...]:

@@ -13,7 +13,7 @@ from dlm.decoding import noise
 from dlm.decoding.layout import Block, IntArray, blocks_from, first_block
 from dlm.decoding.params import SamplingParams
 from dlm.decoding.request import Request
-from dlm.decoding.scoring.token_stats import NUM_MEASURES
+from dlm.decoding.scoring.token_stats import NUM_STATS
 from dlm.decoding.types import LengthEstimate, Plan, ReferenceSchedule, StepContext, Window
 
 
@@ -42,7 +42,7 @@ class Canvas:
         inserted: where and how many positions were put in after the last forward; None for none.
         plan: the next forward.
         reference: what the program that the engine comes from would have counted.
-        slots: arena ranges (start) of the canvas and of its unconditional twin, while it runs; None without a cache.
+        slots: arena ranges (start) of the canvas and of its unconditional pair, while it runs; None without a cache.
         memory: what the sampler keeps for the active block; None at its start.
         tensors: what is kept on the device for the canvas, by name (`selection.py`, `smoothing.py`).
     """
@@ -75,7 +75,7 @@ class Canvas:
         self.admitted = 0.0
         self.step_map = np.zeros(self.length, dtype=np.int64)
         self.logprobs = np.full(self.length, np.nan)
-        self.measures = np.full((NUM_MEASURES, self.length if request.measures else 0), np.nan)
+        self.token_stats = np.full((NUM_STATS, self.length if request.token_stats else 0), np.nan)
         self.tensors: dict[str, Any] = {}
         self._enter(0)
 
@@ -238,8 +238,8 @@ class Canvas:
         self.given = np.insert(self.given, at, np.zeros(count, dtype=np.bool_))
         self.step_map = np.insert(self.step_map, at, np.zeros(count, dtype=np.int64))
         self.logprobs = np.insert(self.logprobs, at, np.full(count, np.nan))
-        if self.request.measures:
-            self.measures = np.insert(self.measures, [at] * count, np.nan, axis=1)
+        if self.request.token_stats:
+            self.token_stats = np.insert(self.token_stats, [at] * count, np.nan, axis=1)
         self.tensors.pop("track", None)
         self.inserted = (at, count)
         self._begin_block()
@@ -251,20 +251,20 @@ class Canvas:
         tokens: IntArray,
         cleared: IntArray,
         logprobs: npt.NDArray[np.float64] | None,
-        measures: npt.NDArray[np.float64] | None = None,
+        token_stats: npt.NDArray[np.float64] | None = None,
     ) -> None:
         """Put tokens where they were chosen and masks where they were taken back, as the outcome of a forward."""
         self.tokens[cleared] = self.mask_id
         self.step_map[cleared] = 0
         self.logprobs[cleared] = np.nan
-        if self.request.measures:
-            self.measures[:, cleared] = np.nan
+        if self.request.token_stats:
+            self.token_stats[:, cleared] = np.nan
         self.tokens[positions] = tokens
         self.step_map[positions] = self.nfe
         if logprobs is not None:
             self.logprobs[positions] = logprobs
-        if measures is not None:
-            self.measures[:, positions] = measures
+        if token_stats is not None:
+            self.token_stats[:, positions] = token_stats
 
     def count_forward(self) -> None:
         """The planned forward was made."""

@@ -31,7 +31,7 @@ from dlm.decoding.packing import Batch
 from dlm.decoding.request import Completion, Request
 from dlm.decoding.scheduler import Scheduler
 from dlm.decoding.scoring.proposals import rows_within
-from dlm.decoding.scoring.selection import Choice, Selector
+from dlm.decoding.scoring.selection import Selection, Selector
 from dlm.decoding.validation import faults_of
 from dlm.errors import RequestError
 from dlm.models.arrangement import Arrangement
@@ -280,7 +280,7 @@ class Decoder:
         hidden: Tensor = self.backbone(token_ids, positions, attention, embedded, flags)
         return hidden
 
-    def _commit(self, canvases: Sequence[Canvas], choices: Sequence[Choice]) -> int:
+    def _commit(self, canvases: Sequence[Canvas], choices: Sequence[Selection]) -> int:
         """Write what was chosen, move on where a block is done, and take out what has ended; how many were chosen.
 
         A canvas whose logits are not finite ends its request. What one raises (its request's functions may) is raised
@@ -302,10 +302,10 @@ class Decoder:
                 raise self._broken[canvas]
         return sum(len(choice.positions) for choice in choices)
 
-    def _advance(self, canvas: Canvas, choice: Choice) -> None:
+    def _advance(self, canvas: Canvas, choice: Selection) -> None:
         weight = smoothing.weight(canvas)
         canvas.count_forward()
-        canvas.write(choice.positions, choice.tokens, choice.cleared, choice.logprobs, choice.measures)
+        canvas.write(choice.positions, choice.tokens, choice.cleared, choice.logprobs, choice.token_stats)
         canvas.finish_forward()
         grow(canvas)
         self.sharing.computed(canvas)

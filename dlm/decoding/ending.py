@@ -8,10 +8,10 @@ import numpy as np
 
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.layout import IntArray
-from dlm.decoding.scoring.selection import Choice
+from dlm.decoding.scoring.selection import Selection
 
 
-def goes_on(canvas: Canvas, choice: Choice, end_ids: Sequence[int]) -> bool:
+def goes_on(canvas: Canvas, choice: Selection, end_ids: Sequence[int]) -> bool:
     """Whether the active block needs another forward.
 
     Args:

@@ -148,7 +148,7 @@ def plan_memory(
 ) -> DecoderOptions:
     """Sizes of arena and logits that fit in `available` bytes together with the activations and what canvases keep.
 
-    The arena is no larger than `max_num_seqs` canvases of `max_model_len` can use, each with its guided twin.
+    The arena is no larger than `max_num_seqs` canvases of `max_model_len` can use, each with its unconditional pair.
 
     Args:
         whole: architecture of the model.

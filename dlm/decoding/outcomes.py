@@ -10,11 +10,11 @@ import torch
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.layout import IntArray
 from dlm.decoding.request import Completion, Progress, Request
-from dlm.decoding.scoring.selection import Choice
+from dlm.decoding.scoring.selection import Selection
 from dlm.errors import NotFiniteError
 
 
-def progress_of(canvas: Canvas, choice: Choice, end_ids: Sequence[int], *, block_done: bool) -> Progress:
+def progress_of(canvas: Canvas, choice: Selection, end_ids: Sequence[int], *, block_done: bool) -> Progress:
     """What the forward just made did to the canvas."""
     return Progress(
         sample=canvas.sample,
@@ -40,7 +40,7 @@ def completion_of(canvas: Canvas, answer: IntArray, *, stopped: bool) -> Complet
     """
     request, prompt = canvas.request, canvas.prompt_length
     limit, record = request.params.max_tokens, request.params.record
-    processed, entropies = (tuple(row[prompt:].tolist()) if request.measures else None for row in canvas.measures)
+    processed, entropies = (tuple(row[prompt:].tolist()) if request.token_stats else None for row in canvas.token_stats)
     cut = limit is not None and len(answer) > limit
     return Completion(
         request_id=request.id,

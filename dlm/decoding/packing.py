@@ -16,11 +16,11 @@ from dlm.models.attention.segments import Segment, packing_order
 
 @dataclass(frozen=True)
 class Entry:
-    """One window of a step: of a canvas, or of its unconditional twin, which sees no prompt."""
+    """One window of a step: of a canvas, or of its unconditional pair, which sees no prompt."""
 
     canvas: Canvas
     window: Window
-    twin: bool
+    uncond: bool
     slot: int | None
 
     @property
@@ -42,7 +42,7 @@ class Entry:
     def token_ids(self) -> IntArray:
         window = slice(self.window.start, self.window.stop)
         tokens = self.canvas.tokens[window]
-        return np.where(self.canvas.given[window], self.canvas.mask_id, tokens) if self.twin else tokens
+        return np.where(self.canvas.given[window], self.canvas.mask_id, tokens) if self.uncond else tokens
 
 
 @dataclass
@@ -63,14 +63,14 @@ class Batch:
     def of(cls, canvases: Sequence[Canvas]) -> Batch:
         """The next windows of `canvases`."""
         entries = [
-            Entry(canvas, window, bool(twin), slot)
+            Entry(canvas, window, bool(uncond), slot)
             for canvas in canvases
-            for twin, slot in enumerate(canvas.slots)
+            for uncond, slot in enumerate(canvas.slots)
             for window in canvas.plan.windows
         ]
         batch = cls()
         for entry in sorted(entries, key=lambda entry: packing_order(entry.segment(0))):
-            places = batch._offsets.setdefault((id(entry.canvas), entry.twin), [])
+            places = batch._offsets.setdefault((id(entry.canvas), entry.uncond), [])
             places.append((entry.window, batch.num_rows - entry.window.start))
             batch.entries.append(entry)
             batch.segments.append(entry.segment(batch.num_rows))
@@ -91,13 +91,13 @@ class Batch:
             return None
         return np.repeat([entry.window.drafts for entry in self.entries], [entry.rows for entry in self.entries])
 
-    def rows(self, canvas: Canvas, positions: IntArray, *, twin: bool = False) -> IntArray:
+    def rows(self, canvas: Canvas, positions: IntArray, *, uncond: bool = False) -> IntArray:
         """Rows of the batch that predict the canvas's `positions`.
 
         Where the plan is shifted that is the row of the position before; the first row of a window then stands for
         itself too.
         """
-        places = self._offsets[id(canvas), twin]
+        places = self._offsets[id(canvas), uncond]
         if canvas.plan.shifted:
             first = min(window.start for window, _ in places)
             positions = np.maximum(positions - 1, first)

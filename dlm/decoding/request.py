@@ -21,7 +21,7 @@ class Request:
         should_stop: called with the generated tokens before the first end token each time a block is done; True ends
             the answer there (stop strings, which the decoder knows nothing of).
         watch: called after each forward of each sample, in the decoder's thread.
-        measures: with `params.record`, also keep `Completion.logprobs_processed` and `entropies`; each forward then
+        token_stats: with `params.record`, also keep `Completion.logprobs_processed` and `entropies`; each forward then
             makes another pass over its rows of logits.
     """
 
@@ -32,7 +32,7 @@ class Request:
     sampler: Sampler
     should_stop: Callable[[Sequence[int]], bool] | None = None
     watch: Callable[[Progress], None] | None = None
-    measures: bool = False
+    token_stats: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class Completion:
             `record`. Not an autoregressive likelihood.
         logprobs_processed: likewise under the distribution that the token was drawn from: after `temperature`, `top_k`
             and `top_p`, and after what may not be chosen was taken away. 0 at temperature 0, where nothing is drawn.
-            Only with `Request.measures`.
+            Only with `Request.token_stats`.
         entropies: likewise the entropy, in nats, of softmax(raw logits) at the token's position. Only with
-            `Request.measures`.
+            `Request.token_stats`.
         error: why there is no answer; None where there is one.
         fault: with `error`: `refused` (the request cannot be decoded), `failed` (its forward raised), `out_of_memory`,
             `not_finite` (the model's logits were); empty otherwise.

@@ -27,8 +27,8 @@ def faults_of(canvas: Canvas, config: BackboneConfig, special: SpecialTokens, ca
             f"prompt of {len(prompt)} tokens and gen_length={params.gen_length} make {canvas.ceiling} positions, "
             f"the model has {config.max_positions}; shorten one of them"
         )
-    if request.measures and not params.record:
-        faults.append("measures=True goes with record=True; set it too")
+    if request.token_stats and not params.record:
+        faults.append("token_stats=True goes with record=True; set it too")
     if params.logits_eos_inf and special.eos_id is None:
         faults.append("logits_eos_inf needs an end-of-sequence token, the model names none")
     if params.initial_gen_length is not None:

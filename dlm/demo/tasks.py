@@ -1,6 +1,6 @@
 """The demo's tasks: questions whose answers a few lines of Python can check.
 
-Each `Family` makes examples from a seeded `random.Random` and checks an answer from the texts of question and answer
+Each `TaskFamily` makes examples from a seeded `random.Random` and checks an answer from the texts of question and answer
 alone. Where a question has many valid answers, any of them counts; the generator draws one at random, so that a model
 trained on it learns the whole distribution, which is what breaks when dependent tokens are revealed together. Numbers
 are small, so that each is one token: sums written digit by digit are not learned in an hour on one core.
@@ -37,7 +37,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Family:
+class TaskFamily:
     """One kind of question.
 
     Attributes:
@@ -179,14 +179,14 @@ def _check_capital(question: str, answer: str) -> bool:
 FAMILIES = {
     family.name: family
     for family in (
-        Family("split", True, False, 3, _make_split, _check_split),
-        Family("pick", True, False, 1, _make_pick, _check_pick),
-        Family("sudoku", True, False, 5, _make_sudoku, _check_sudoku),
-        Family("add", False, False, 1, _make_add, _check_add),
-        Family("copy", False, False, 1, _make_copy, _check_copy),
-        Family("sort", False, False, 1, _make_sort, _check_sort),
-        Family("reverse", False, False, 1, _make_reverse, _check_reverse),
-        Family("capital", False, True, 1, _make_capital, _check_capital),
+        TaskFamily("split", True, False, 3, _make_split, _check_split),
+        TaskFamily("pick", True, False, 1, _make_pick, _check_pick),
+        TaskFamily("sudoku", True, False, 5, _make_sudoku, _check_sudoku),
+        TaskFamily("add", False, False, 1, _make_add, _check_add),
+        TaskFamily("copy", False, False, 1, _make_copy, _check_copy),
+        TaskFamily("sort", False, False, 1, _make_sort, _check_sort),
+        TaskFamily("reverse", False, False, 1, _make_reverse, _check_reverse),
+        TaskFamily("capital", False, True, 1, _make_capital, _check_capital),
     )
 }
 

@@ -29,7 +29,7 @@ STATUS = ".status.json"
 
 
 @dataclass(frozen=True)
-class Status:
+class WorkerStatus:
     """What one process tells the others.
 
     Attributes:
@@ -62,7 +62,7 @@ class Status:
         return self.state in ("done", "stopped", "failed")
 
 
-class StopSwitch:
+class StopFlag:
     """Asks the work to end early; remembers the signal that asked."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class StopSwitch:
                 action()
 
 
-class Heart:
+class Heartbeat:
     """Beats while the process works; use as a context.
 
     Args:
@@ -99,9 +99,9 @@ class Heart:
         mark: name of the stop mark of those who stop together.
     """
 
-    def __init__(self, folder: Path, worker: str, stop: StopSwitch, mark: str = "stop") -> None:
+    def __init__(self, folder: Path, worker: str, stop: StopFlag, mark: str = "stop") -> None:
         self.folder, self.stop, self._mark = folder, stop, folder / mark
-        self.status = Status(worker, machine(), os.getpid(), process_birth(os.getpid()))
+        self.status = WorkerStatus(worker, machine(), os.getpid(), process_birth(os.getpid()))
         self._listeners: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         self._end = threading.Event()
@@ -169,30 +169,30 @@ def status_file(folder: Path, worker: str) -> Path:
     return folder / f"{worker}{STATUS}"
 
 
-def read_status(folder: Path, worker: str) -> Status | None:
+def read_status(folder: Path, worker: str) -> WorkerStatus | None:
     """What `worker` last told; None when it has told nothing yet."""
     try:
-        return Status(**json.loads(status_file(folder, worker).read_text()))
+        return WorkerStatus(**json.loads(status_file(folder, worker).read_text()))
     except (OSError, ValueError, TypeError, RecursionError):
         # Not there yet, a network file system is between two versions of it, or somebody has damaged it.
         return None
 
 
 @dataclass
-class _Seen:
+class _LastBeat:
     beat: int
     at: float
 
 
-class Others:
+class PeerMonitor:
     """The other processes of the attempt, as this one sees them."""
 
     def __init__(self, folder: Path, workers: list[str]) -> None:
         self.folder, self.workers = folder, workers
         self._here = machine()
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, _LastBeat] = {}
 
-    def statuses(self) -> list[Status]:
+    def statuses(self) -> list[WorkerStatus]:
         """What each has last told."""
         return [status for worker in self.workers if (status := read_status(self.folder, worker)) is not None]
 
@@ -220,7 +220,7 @@ class Others:
         beat = -1 if status is None else status.beat
         seen = self._seen.get(worker)
         if seen is None or seen.beat != beat:
-            seen = self._seen[worker] = _Seen(beat, now)
+            seen = self._seen[worker] = _LastBeat(beat, now)
         if status is None:
             return now - seen.at > SILENCE
         if status.ended:

@@ -37,7 +37,7 @@ ORPHANED = 3
 
 
 @dataclass(frozen=True)
-class Task:
+class WorkerTask:
     """What a worker is to do.
 
     Attributes:
@@ -84,7 +84,7 @@ class Workers:
         self.threads_before = torch.get_num_threads()
         threads = max(1, self.threads_before // size) if devices is None else self.threads_before
         self._tasks = [
-            Task(self.folder, rank, size, backend, threads, None if devices is None else devices[rank], serve)
+            WorkerTask(self.folder, rank, size, backend, threads, None if devices is None else devices[rank], serve)
             for rank in range(size)
         ]
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -171,7 +171,7 @@ def _sweep(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(task: Task) -> subprocess.Popen[bytes]:
+def _start(task: WorkerTask) -> subprocess.Popen[bytes]:
     program = f"import sys; sys.path[:] = {sys.path!r}; from dlm.distributed.workers import main; main()"
     payload = pickle.dumps(task)
     process = subprocess.Popen([sys.executable, "-c", program, str(task.folder), str(task.rank)], stdin=subprocess.PIPE)

@@ -1,6 +1,6 @@
 """What a task's results say: scores with intervals, what went wrong, and how far it is from a published score.
 
-`Report.figures` is what `summary.json` holds.
+`TaskReport.figures` is what `summary.json` holds.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Published:
 
 
 @dataclass
-class Report:
+class TaskReport:
     """The results of a run.
 
     Attributes:
@@ -124,7 +124,7 @@ def report_of(
     ks: Sequence[int],
     level: float,
     published: Published | None = None,
-) -> Report:
+) -> TaskReport:
     """Sum up.
 
     Args:
@@ -165,10 +165,10 @@ def report_of(
         for group in sorted(groups)
     }
     comparison = None if published is None else published.compare(scores[0])
-    return Report(task, scores, by_group, counts, tokens, nfe, examples, comparison)
+    return TaskReport(task, scores, by_group, counts, tokens, nfe, examples, comparison)
 
 
-def show(report: Report, speed: dict[str, Any], files: dict[str, str]) -> None:
+def show(report: TaskReport, speed: dict[str, Any], files: dict[str, str]) -> None:
     """Print the table on standard output.
 
     Args:

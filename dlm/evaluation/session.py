@@ -13,13 +13,13 @@ from omegaconf import DictConfig
 from dlm.config.build import instantiate
 from dlm.data.prompts import Prompt
 from dlm.errors import ConfigError
-from dlm.evaluation.report import Published, Report, report_of, show
+from dlm.evaluation.report import Published, TaskReport, report_of, show
 from dlm.evaluation.results import judge_answers, judge_choices, judged, processors, write_results
 from dlm.evaluation.sandbox.run import Sandbox, reads_are_closed, warn_of_open_files
 from dlm.evaluation.tasks import ChoiceTask, GenerationTask
 from dlm.pipeline.session import Session
 from dlm.runs.launch import Launch
-from dlm.runs.leases import Claims, Plan
+from dlm.runs.leases import LeasePlan, Leases
 from dlm.runs.whole_files import replace
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class EvaluationSession(Session):
     """A run as one process sees it.
 
     Leaves in its folder, besides what predict leaves, `results.jsonl` (a `Result` for each sample) and in
-    `summary.json` the figures of `Report.figures` and of the speed.
+    `summary.json` the figures of `TaskReport.figures` and of the speed.
     """
 
     entry: ClassVar[str] = "dlm.evaluate"
@@ -59,7 +59,7 @@ class EvaluationSession(Session):
         return self.task.read(instantiate(self.config.data))
 
     def _parts(
-        self, source: ModelSource, claims: Claims, plan: Plan, writer: ShardWriter
+        self, source: ModelSource, claims: Leases, plan: LeasePlan, writer: ShardWriter
     ) -> tuple[LightningModule, LightningDataModule]:
         if isinstance(self.task, GenerationTask):
             return super()._parts(source, claims, plan, writer)
@@ -92,7 +92,7 @@ class EvaluationSession(Session):
         for logger in loggers:
             attempt("the summary", partial(log_summary, logger, figures, totals.rows, self.folder))
 
-    def _judge(self) -> Report:
+    def _judge(self) -> TaskReport:
         """Judge every prediction, and keep the results."""
         from dlm.runs.summary import read_predictions
 

@@ -6,7 +6,7 @@ scores = likelihood.score([prompt_ids], [completion_ids], LladaMC(mc_num=128), s
 replayed = likelihood.replay_logprobs(prompt_ids, canvas_ids, step_map)
 """
 
-from dlm.likelihood.estimates import Scored, Scores
+from dlm.likelihood.estimates import Scored, TokenScores
 from dlm.likelihood.likelihood import Likelihood
 from dlm.likelihood.replay import Replay
 from dlm.likelihood.schemes import SCHEMES, Ar, BlockCausal, Coupled, D1OneStep, LladaMC, Scheme
@@ -22,5 +22,5 @@ __all__ = [
     "Replay",
     "Scheme",
     "Scored",
-    "Scores",
+    "TokenScores",
 ]

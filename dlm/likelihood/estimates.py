@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from dlm.decoding.layout import IntArray
-from dlm.likelihood.views import Sheet
+from dlm.likelihood.windows import ScoringBatch
 
 COMMON = -1
 """Draw of a term that all draws share."""
 
 
 @dataclass(frozen=True)
-class Scores:
+class TokenScores:
     """Estimates for `n` texts.
 
     Attributes:
@@ -40,7 +40,7 @@ class Scored:
     """The estimate for one text, with what each token adds to it.
 
     Attributes:
-        mean, stderr: as in `Scores`.
+        mean, stderr: as in `TokenScores`.
         per_token: `[length of the completion]` float64, the terms.
         best_logprobs: `[length]` float64, log-probability of the most probable token where each token is asked for once
             with weight 1; elsewhere nan.
@@ -55,7 +55,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Estimator:
     """The log-probabilities that an estimate is made of.
 
     Attributes:
@@ -66,7 +66,7 @@ class Plan:
         num_draws: how many there are; 0 where nothing is random.
     """
 
-    sheet: Sheet
+    sheet: ScoringBatch
     places: IntArray
     weights: npt.NDArray[np.float64]
     draws: IntArray
@@ -87,7 +87,7 @@ class Plan:
         return Scored(float(terms.sum()), self.stderr(logprobs), terms.numpy(), best_logprobs, best)
 
     def stderr(self, logprobs: Tensor) -> float:
-        """Standard error of the estimate (see `Scores`)."""
+        """Standard error of the estimate (see `TokenScores`)."""
         if self.num_draws < 2:
             return math.nan if self.num_draws else 0.0
         drawn = self.draws != COMMON

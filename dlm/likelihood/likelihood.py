@@ -12,12 +12,12 @@ from torch import Tensor
 from dlm.decoding.layout import IntArray
 from dlm.decoding.params import MIN_TEMPERATURE, check_real, check_whole
 from dlm.errors import NotFiniteError, RequestError
-from dlm.likelihood.estimates import Plan, Scored, Scores
-from dlm.likelihood.given import GivenTokens
-from dlm.likelihood.presentation import Target, presentation_of
+from dlm.likelihood.attention_layout import ScoredText, presentation_of
+from dlm.likelihood.estimates import Estimator, Scored, TokenScores
 from dlm.likelihood.replay import Replay, check_steps, replayed
 from dlm.likelihood.schemes import Scheme
-from dlm.likelihood.views import Sheet
+from dlm.likelihood.token_scorer import TokenScorer
+from dlm.likelihood.windows import ScoringBatch
 from dlm.models.attention import AttentionBackend
 from dlm.models.backbone import Backbone
 from dlm.models.families import SpecialTokens
@@ -57,7 +57,7 @@ class Likelihood:
         check_real("logits_mib", logits_mib, 0.0, None, open_low=True)
         self.backbone, self.special = backbone, special
         self.presentation = presentation_of(backbone.config, special.mask_id)
-        self.given = GivenTokens(backbone, max_tokens=max_tokens, logits_mib=logits_mib, backend=backend)
+        self.given = TokenScorer(backbone, max_tokens=max_tokens, logits_mib=logits_mib, backend=backend)
 
     def score(
         self,
@@ -68,7 +68,7 @@ class Likelihood:
         seed: int | Sequence[int] = 0,
         per_token: bool = False,
         gradients: bool = False,
-    ) -> Scores:
+    ) -> TokenScores:
         """Estimate log p(completion | prompt) of `n` pairs.
 
         Masks are a function of the seed, the draw and the position alone, so that equal seeds give equal estimates
@@ -79,7 +79,7 @@ class Likelihood:
             completions: as many, none empty and without masks.
             scheme: how; see `dlm.likelihood.schemes`.
             seed: of the masks, from 0; one for all, or one for each pair.
-            per_token: `Scores.per_token` is wanted.
+            per_token: `TokenScores.per_token` is wanted.
             gradients: keep the graph, for `mean` and `per_token`.
 
         Raises:
@@ -99,7 +99,7 @@ class Likelihood:
         ]
         if not plans:
             nothing = torch.zeros(0, dtype=torch.float64, device=self.backbone.device)
-            return Scores(nothing, nothing, [] if per_token else None)
+            return TokenScores(nothing, nothing, [] if per_token else None)
         logprobs = self.given.logprobs((plan.sheet for plan in plans), gradients=gradients)
         values = torch.split(logprobs, [len(plan.places) for plan in plans])
         if not gradients:
@@ -107,7 +107,7 @@ class Likelihood:
         terms = [plan.terms(each, len(given)) for plan, each, given in zip(plans, values, completions, strict=True)]
         device = self.backbone.device
         errors = [plan.stderr(each) for plan, each in zip(plans, values, strict=True)]
-        return Scores(
+        return TokenScores(
             torch.stack([each.sum() for each in terms]).to(device),
             torch.tensor(errors, dtype=torch.float64, device=device),
             [each.to(device) for each in terms] if per_token else None,
@@ -131,7 +131,7 @@ class Likelihood:
         plan = self._plan("the completion", prompt, completion, scheme, seed)
         return self._in_slices(plan, len(completion))
 
-    def _in_slices(self, plan: Plan, length: int) -> Iterator[Scored | None]:
+    def _in_slices(self, plan: Estimator, length: int) -> Iterator[Scored | None]:
         parts = []
         for part in self.given.measure([plan.sheet]):
             parts.append(part)
@@ -140,7 +140,9 @@ class Likelihood:
         check_finite("completion", [torch.from_numpy(measured[0])])
         yield plan.scored(measured, length)
 
-    def _plan(self, name: str, prompt: Sequence[int], completion: Sequence[int], scheme: Scheme, seed: int) -> Plan:
+    def _plan(
+        self, name: str, prompt: Sequence[int], completion: Sequence[int], scheme: Scheme, seed: int
+    ) -> Estimator:
         check_whole("seed", seed, 0, 2**63 - 1)
         target = self._target(prompt, completion)
         self._refuse_masks(name, target.tokens[target.prompt_length :])
@@ -221,7 +223,7 @@ class Likelihood:
             for result, asked, part in zip(results, places, parts, strict=True)
         ]
 
-    def _states(self, replay: Replay, shrink: int) -> tuple[Sheet | None, IntArray]:
+    def _states(self, replay: Replay, shrink: int) -> tuple[ScoringBatch | None, IntArray]:
         """What is fed to replay a canvas, None where nothing was revealed; and which of its tokens come back."""
         if replay.block_length is not None:
             check_whole("block_length", replay.block_length, 1)
@@ -241,7 +243,7 @@ class Likelihood:
         asked = np.concatenate([question.asked for question in questions])
         return presentation.sheet(target, questions), asked - target.prompt_length
 
-    def _target(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Target:
+    def _target(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> ScoredText:
         """Prompt and completion, checked against the model."""
         config = self.backbone.config
         if not len(prompt_ids):
@@ -257,7 +259,7 @@ class Likelihood:
                 f"prompt of {len(prompt_ids)} and completion of {len(completion_ids)} tokens make {len(tokens)} "
                 f"positions, the model has {config.max_positions}; shorten one of them"
             )
-        return Target(tokens, len(prompt_ids))
+        return ScoredText(tokens, len(prompt_ids))
 
     def _refuse_masks(self, name: str, tokens: IntArray) -> None:
         if self.special.mask_id in tokens:

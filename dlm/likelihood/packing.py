@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dlm.decoding.layout import IntArray
-from dlm.likelihood.views import Sheet, View
+from dlm.likelihood.windows import ScoringBatch, ScoringWindow
 from dlm.models.attention.segments import Segment
 
 KEYS_PER_ROW = 16
 """So many copied keys count as one row of a batch, so that copies of long streams do not outgrow its activations."""
 
-Piece = tuple[Sheet, list[View]]
+Piece = tuple[ScoringBatch, list[ScoringWindow]]
 """Views of one sheet that go into one batch."""
 
 
 @dataclass
-class Batch:
+class ScoringForward:
     """One packed forward.
 
     Attributes:
@@ -39,7 +39,7 @@ class Batch:
 
 
 @dataclass
-class _Layout:
+class _BatchBuilder:
     """The batch in the making."""
 
     token_ids: list[IntArray] = field(default_factory=list)
@@ -67,7 +67,7 @@ class _Layout:
         self.keys += sum(count for _, count in spans)
         return at
 
-    def add(self, sheet: Sheet, views: Sequence[View]) -> None:
+    def add(self, sheet: ScoringBatch, views: Sequence[ScoringWindow]) -> None:
         """Lay down the part of a sheet's stream that the views see, and the views."""
         length, stream = max(view.start for view in views), self.rows
         key_start = self.see((stream, length)) if length else 0
@@ -83,10 +83,10 @@ class _Layout:
             self.reads.append(np.where(view.reads < start, stream, row - start) + view.reads)
             self.targets.append(view.targets)
 
-    def batch(self) -> Batch:
+    def batch(self) -> ScoringForward:
         """The whole."""
         seen = np.concatenate(self.seen) if self.seen else np.zeros(0, dtype=np.int64)
-        return Batch(
+        return ScoringForward(
             np.concatenate(self.token_ids),
             np.concatenate(self.positions),
             self.segments,
@@ -96,7 +96,7 @@ class _Layout:
         )
 
 
-def pack(sheets: Iterable[Sheet], max_tokens: int) -> Iterator[Batch]:
+def pack(sheets: Iterable[ScoringBatch], max_tokens: int) -> Iterator[ScoringForward]:
     """Batches in the order of the views, each as full as goes.
 
     A stream is laid down again in each batch that has views of its sheet, as far as they see it.
@@ -124,14 +124,14 @@ def pack(sheets: Iterable[Sheet], max_tokens: int) -> Iterator[Batch]:
         yield _laid_out(pieces)
 
 
-def _price(view: View, laid: int) -> int:
+def _price(view: ScoringWindow, laid: int) -> int:
     """Rows that a view adds to a batch that has its stream up to `laid`."""
     copied = view.start + len(view.inputs) if view.start else 0
     return len(view.inputs) + max(0, view.start - laid) + copied // KEYS_PER_ROW
 
 
-def _laid_out(pieces: Sequence[Piece]) -> Batch:
-    layout = _Layout()
+def _laid_out(pieces: Sequence[Piece]) -> ScoringForward:
+    layout = _BatchBuilder()
     for sheet, views in pieces:
         layout.add(sheet, views)
     return layout.batch()

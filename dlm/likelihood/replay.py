@@ -9,7 +9,7 @@ import numpy as np
 
 from dlm.decoding.layout import IntArray
 from dlm.errors import RequestError
-from dlm.likelihood.presentation import Presentation, Question, Target
+from dlm.likelihood.attention_layout import AttentionLayout, HiddenState, ScoredText
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Replay:
     canvas_length: int | None = None
 
 
-def check_steps(target: Target, steps: IntArray, mask_id: int) -> None:
+def check_steps(target: ScoredText, steps: IntArray, mask_id: int) -> None:
     """Raise `RequestError` unless exactly the tokens other than the mask have a step, counted from 1.
 
     Args:
@@ -53,7 +53,7 @@ def check_steps(target: Target, steps: IntArray, mask_id: int) -> None:
         )
 
 
-def replayed(presentation: Presentation, target: Target, steps: IntArray, shrink: int) -> list[Question]:
+def replayed(presentation: AttentionLayout, target: ScoredText, steps: IntArray, shrink: int) -> list[HiddenState]:
     """For each step the canvas that it saw, and the tokens that it revealed.
 
     Args:
@@ -72,5 +72,5 @@ def replayed(presentation: Presentation, target: Target, steps: IntArray, shrink
         for group in range(0, len(distinct), shrink):
             first, last = distinct[group], distinct[group : group + shrink][-1]
             asked = start + np.flatnonzero((inside >= first) & (inside <= last))
-            questions.append(Question(when >= first, asked))
+            questions.append(HiddenState(when >= first, asked))
     return questions

@@ -17,8 +17,8 @@ from dlm.decoding import noise
 from dlm.decoding.layout import IntArray
 from dlm.decoding.params import check_real, check_whole
 from dlm.errors import RequestError
-from dlm.likelihood.estimates import COMMON, Plan
-from dlm.likelihood.presentation import Presentation, Question, Target
+from dlm.likelihood.attention_layout import AttentionLayout, HiddenState, ScoredText
+from dlm.likelihood.estimates import COMMON, Estimator
 
 HIDES, AMOUNT, PROMPT, TURN = 0, 1, 2, 3
 """What noise is for, in the generator's place for a step: which tokens are hidden, how many, which of the prompt, and
@@ -35,7 +35,7 @@ class Scheme(Protocol):
     def name(self) -> str:
         """What users call it."""
 
-    def plan(self, target: Target, presentation: Presentation, seed: int) -> Plan:
+    def plan(self, target: ScoredText, presentation: AttentionLayout, seed: int) -> Estimator:
         """The states of one target, and the weights of what is asked in them."""
 
 
@@ -43,7 +43,7 @@ class Scheme(Protocol):
 class Asked:
     """A question, what each answer weighs, and the draw that it belongs to."""
 
-    question: Question
+    question: HiddenState
     weight: float
     draw: int = COMMON
 
@@ -53,16 +53,16 @@ def _noise(seed: int, draw: int, use: int, positions: IntArray) -> npt.NDArray[n
     return noise.uniform(noise.keys(seed, draw, use, positions, noise.MASKS))
 
 
-def _hiding(target: Target, positions: IntArray) -> Question:
+def _hiding(target: ScoredText, positions: IntArray) -> HiddenState:
     """The given positions are hidden and asked for."""
     hidden = np.zeros(target.length, dtype=np.bool_)
     hidden[positions] = True
-    return Question(hidden, positions)
+    return HiddenState(hidden, positions)
 
 
-def _plan(target: Target, presentation: Presentation, asked: Sequence[Asked], num_draws: int = 0) -> Plan:
+def _plan(target: ScoredText, presentation: AttentionLayout, asked: Sequence[Asked], num_draws: int = 0) -> Estimator:
     counts = [len(one.question.asked) for one in asked]
-    return Plan(
+    return Estimator(
         presentation.sheet(target, [one.question for one in asked]),
         np.concatenate([one.question.asked for one in asked]) - target.prompt_length,
         np.repeat([one.weight for one in asked], counts),
@@ -91,7 +91,7 @@ class LladaMC:
     def __post_init__(self) -> None:
         check_whole("mc_num", self.mc_num, 1)
 
-    def plan(self, target: Target, presentation: Presentation, seed: int) -> Plan:
+    def plan(self, target: ScoredText, presentation: AttentionLayout, seed: int) -> Estimator:
         units = presentation.units(target)
         single = all(stop - start == 1 for start, stop in units)
         draws = 1 if single else self.mc_num
@@ -122,7 +122,7 @@ class D1OneStep:
     def __post_init__(self) -> None:
         check_real("p_mask_prompt", self.p_mask_prompt, 0.0, 1.0)
 
-    def plan(self, target: Target, presentation: Presentation, seed: int) -> Plan:
+    def plan(self, target: ScoredText, presentation: AttentionLayout, seed: int) -> Estimator:
         place = np.arange(target.prompt_length)
         hidden = place[_noise(seed, 0, PROMPT, place) < self.p_mask_prompt]
         tokens = target.tokens.copy()
@@ -153,7 +153,7 @@ class Coupled:
         if not 0.0 < self.low <= self.high < 1.0:
             raise RequestError(f"low={self.low!r} and high={self.high!r} must be numbers with 0 < low <= high < 1")
 
-    def plan(self, target: Target, presentation: Presentation, seed: int) -> Plan:
+    def plan(self, target: ScoredText, presentation: AttentionLayout, seed: int) -> Estimator:
         place, share = target.completion, 1.0 / (self.num_pairs + 1)
         asked = [Asked(_hiding(target, place), share)]
         for draw in range(self.num_pairs):
@@ -180,10 +180,10 @@ class BlockCausal:
         if self.block_length is not None:
             check_whole("block_length", self.block_length, 1)
 
-    def plan(self, target: Target, presentation: Presentation, seed: int) -> Plan:
+    def plan(self, target: ScoredText, presentation: AttentionLayout, seed: int) -> Estimator:
         size = self.block_length or presentation.block_length or DEFAULT_BLOCK
         shown, place = replace(presentation, block_length=size), np.arange(target.length)
-        asked = [Asked(Question(place >= at, place[at:stop]), 1.0) for at, stop in shown.units(target)]
+        asked = [Asked(HiddenState(place >= at, place[at:stop]), 1.0) for at, stop in shown.units(target)]
         return _plan(target, shown, asked)
 
 
@@ -194,11 +194,11 @@ class Ar:
 
     name: ClassVar[str] = "ar"
 
-    def plan(self, target: Target, presentation: Presentation, seed: int) -> Plan:
+    def plan(self, target: ScoredText, presentation: AttentionLayout, seed: int) -> Estimator:
         place = target.completion
         common = np.full(len(place), COMMON)
         sheet = presentation.chain(target, place)
-        return Plan(sheet, place - target.prompt_length, np.ones(len(place)), common, 0)
+        return Estimator(sheet, place - target.prompt_length, np.ones(len(place)), common, 0)
 
 
 SCHEMES: dict[str, type[Scheme]] = {scheme.name: scheme for scheme in (LladaMC, D1OneStep, Coupled, BlockCausal, Ar)}

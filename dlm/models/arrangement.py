@@ -26,7 +26,7 @@ from dlm.models.arithmetic import (
 )
 from dlm.models.attention import AttentionBackend, SdpaAttention, SeparateAttention, choose_backend
 from dlm.models.backbone import Backbone
-from dlm.models.experts import Experts, Router
+from dlm.models.experts import ExpertRouter, Experts
 from dlm.models.lora.training import adapter_of
 from dlm.models.mkl import VARIABLE
 
@@ -102,7 +102,7 @@ def products_of(backbone: Backbone) -> Iterator[Product]:
         match module:
             case Linear():
                 yield Product.of(module.weight, module.bias)
-            case Router():
+            case ExpertRouter():
                 wide = torch.promote_types(module.weight.dtype, torch.float32)
                 yield Product.of(module.weight)._replace(dtype=wide)
             case Experts():

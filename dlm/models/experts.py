@@ -20,7 +20,7 @@ GroupedLinear = Callable[[Tensor, Tensor, Tensor], Tensor]
 `[rows, out]`."""
 
 
-class Router(nn.Module):
+class ExpertRouter(nn.Module):
     """Chooses experts, in at least float32.
 
     `softmax`: the best `top_k` of all (as LLaDA-MoE). `sigmoid`: scores and bias are added, a group's score is the sum
@@ -69,7 +69,7 @@ class Experts(nn.Module):
     def __init__(self, width: int, config: ExpertsConfig) -> None:
         super().__init__()
         self.config = config
-        self.router = Router(width, config)
+        self.router = ExpertRouter(width, config)
         self.gate_up = nn.Parameter(torch.empty(config.num_experts, 2 * config.inner_size, width))
         self.down = nn.Parameter(torch.empty(config.num_experts, width, config.inner_size))
         self.shared_gate_up: Linear | None = None

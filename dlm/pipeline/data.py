@@ -14,15 +14,15 @@ from dlm.decoding.noise import seed_of
 from dlm.decoding.params import SamplingParams
 from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import Sampler
-from dlm.distributed.heartbeat import StopSwitch
+from dlm.distributed.heartbeat import StopFlag
 from dlm.errors import RequestError
 from dlm.pipeline.writer import ShardWriter
-from dlm.runs.leases import Claims, Plan
+from dlm.runs.leases import LeasePlan, Leases
 from dlm.text import TextCodec
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DecodeConfig:
     """How every prompt of a run is decoded."""
 
     params: SamplingParams
@@ -31,7 +31,7 @@ class Recipe:
     stop: tuple[str, ...] = ()
 
 
-class Work:
+class PredictBatch:
     """All that one process decodes: the one batch of its loader.
 
     Claims are taken when `requests` is read on, not when the loader is: Lightning fetches batches ahead, and what is
@@ -63,11 +63,11 @@ class PromptDataModule(LightningDataModule):
         self,
         prompts: Sequence[Prompt],
         load_codec: Callable[[], TextCodec],
-        recipe: Recipe,
-        claims: Claims,
-        plan: Plan,
+        recipe: DecodeConfig,
+        claims: Leases,
+        plan: LeasePlan,
         writer: ShardWriter,
-        stop: StopSwitch,
+        stop: StopFlag,
         positions: int,
     ) -> None:
         super().__init__()
@@ -80,8 +80,8 @@ class PromptDataModule(LightningDataModule):
         self.codec = self._load_codec()
         self.writer.codec = self.codec
 
-    def predict_dataloader(self) -> DataLoader[Work]:
-        batches = [Work(self.requests, self.writer.write)]
+    def predict_dataloader(self) -> DataLoader[PredictBatch]:
+        batches = [PredictBatch(self.requests, self.writer.write)]
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # any sequence serves as a Dataset
 
     def requests(self) -> Iterator[Request]:
@@ -95,11 +95,11 @@ class PromptDataModule(LightningDataModule):
 
 def claimed(
     prompts: Sequence[Prompt],
-    claims: Claims,
-    plan: Plan,
+    claims: Leases,
+    plan: LeasePlan,
     codec: TextCodec,
     writer: ShardWriter,
-    stop: StopSwitch,
+    stop: StopFlag,
     positions: int,
 ) -> Iterator[tuple[Prompt, tuple[int, ...]]]:
     """The prompts that this process takes, with their tokens; one that has none becomes a row with an error on the way.

@@ -12,7 +12,7 @@ from types import FrameType
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dlm.distributed.heartbeat import StopSwitch
+from dlm.distributed.heartbeat import StopFlag
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHOW_CURSOR = "\x1b[?25h"
@@ -29,7 +29,7 @@ class Interrupts(Callback):
         launched: another process started this one and will end it: only that one listens to a second Ctrl-C.
     """
 
-    def __init__(self, stop: StopSwitch, launched: bool) -> None:
+    def __init__(self, stop: StopFlag, launched: bool) -> None:
         self.stop, self.launched = stop, launched
         self._working = False
         self._before = {signum: signal.getsignal(signum) for signum in SIGNALS}

@@ -15,7 +15,7 @@ from dlm.models.backbone import Backbone
 from dlm.models.io.loading import Checkpoint
 
 if TYPE_CHECKING:
-    from dlm.pipeline.data import Work
+    from dlm.pipeline.data import PredictBatch
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class DiffusionLM(LightningModule):
         # Each rank has read the weights itself: without this list DDP sends all of them from rank 0 once more.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
 
-    def predict_step(self, work: Work, batch_idx: int) -> int:
+    def predict_step(self, work: PredictBatch, batch_idx: int) -> int:
         """Decode what this process claims; `work` is the only batch that it gets."""
         decoder = self.decoder
         if decoder is None:

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dlm.distributed.heartbeat import Heart, Others
+from dlm.distributed.heartbeat import Heartbeat, PeerMonitor
 from dlm.pipeline.loggers import attempt, define_steps, log_progress
 from dlm.runs.totals import Totals, clock
 
@@ -29,7 +29,7 @@ class ProgressReport(Callback):
         every: seconds between two plain lines, and between two entries in the logger.
     """
 
-    def __init__(self, heart: Heart, others: Others, total: int, every: float) -> None:
+    def __init__(self, heart: Heartbeat, others: PeerMonitor, total: int, every: float) -> None:
         self.heart, self.others, self.total, self.every = heart, others, total, every
         self._bar: Progress | None = None
         self._begun = self._shown = time.monotonic()

@@ -19,18 +19,18 @@ from torch.utils.data import DataLoader
 
 from dlm.data.prompts import Fault, Prompt
 from dlm.decoding.noise import seed_of
-from dlm.distributed.heartbeat import StopSwitch
+from dlm.distributed.heartbeat import StopFlag
 from dlm.errors import NotFiniteError, RequestError
 from dlm.likelihood import Likelihood, Scheme, Scored
 from dlm.models.io.loading import Checkpoint
 from dlm.pipeline.data import claimed
 from dlm.pipeline.writer import ShardWriter
-from dlm.runs.leases import Claims, Plan
+from dlm.runs.leases import LeasePlan, Leases
 from dlm.text import TextCodec
 
 
 @dataclass(frozen=True)
-class Question:
+class ChoiceQuestion:
     """A prompt and the answers to score.
 
     Attributes:
@@ -51,10 +51,10 @@ class ScoringDataModule(LightningDataModule):
         self,
         prompts: Sequence[Prompt],
         load_codec: Callable[[], TextCodec],
-        claims: Claims,
-        plan: Plan,
+        claims: Leases,
+        plan: LeasePlan,
         writer: ShardWriter,
-        stop: StopSwitch,
+        stop: StopFlag,
         positions: int,
     ) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class ScoringDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[ScoringDataModule]:
         return DataLoader([self], batch_size=None)  # type: ignore[arg-type]  # any sequence serves as a Dataset
 
-    def questions(self) -> Iterator[Question]:
+    def questions(self) -> Iterator[ChoiceQuestion]:
         """This process's questions; claims are taken as they are asked for, like those of `PromptDataModule`."""
         taken = claimed(self.prompts, self.claims, self.plan, self.codec, self.writer, self.stop, self.positions)
         for prompt, ids in taken:
@@ -80,9 +80,9 @@ class ScoringDataModule(LightningDataModule):
                 self.writer.refuse(prompt.id, Fault("RequestError", f"a choice: {error}"))
                 continue
             answers = tuple(map(self.codec.encode_continuation, texts))
-            yield Question(prompt.id, ids, answers)
+            yield ChoiceQuestion(prompt.id, ids, answers)
 
-    def answer(self, question: Question, scores: Sequence[Scored], nfe: int, seconds: float, seed: int) -> None:
+    def answer(self, question: ChoiceQuestion, scores: Sequence[Scored], nfe: int, seconds: float, seed: int) -> None:
         """Write the scores of a question. Raises `RunError` when there is no room."""
         if not all(math.isfinite(each.mean) for each in scores):
             fault = Fault("RequestError", "a choice has a score that is no finite number; the weights may be broken")

@@ -17,15 +17,15 @@ from omegaconf import DictConfig
 from dlm.cli.command_line import program, quoted, report
 from dlm.config.build import instantiate
 from dlm.data.prompts import Prompt, check_of, digest, require_prompts
-from dlm.distributed.heartbeat import Heart, Others, StopSwitch
+from dlm.distributed.heartbeat import Heartbeat, PeerMonitor, StopFlag
 from dlm.distributed.processes import die_with
 from dlm.errors import DLMError, IncompleteRunError, RunError
 from dlm.runs.launch import Launch
-from dlm.runs.leases import Claims, Plan, divide
+from dlm.runs.leases import LeasePlan, Leases, divide
 from dlm.runs.merging import merge
 from dlm.runs.other_starts import OtherStarts
 from dlm.runs.run_folder import Index, RunFolder, damaged
-from dlm.runs.shards import Shard, read_answers
+from dlm.runs.shards import ShardFile, read_answers
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from dlm.decoding.decoder import Decoder
     from dlm.models.io.model_source import ModelSource
-    from dlm.pipeline.data import Recipe
+    from dlm.pipeline.data import DecodeConfig
     from dlm.pipeline.interrupts import Interrupts
     from dlm.pipeline.writer import ShardWriter
     from dlm.runs.totals import Totals
@@ -68,7 +68,7 @@ class Session:
         self.folder = RunFolder(launch.run_dir)
         kept = [override for override in overrides if not override.startswith("run_dir=")]
         self.command = quoted([*launch.prefix(program(self.entry)), *kept, f"run_dir={launch.run_dir}"])
-        self.stop = StopSwitch()
+        self.stop = StopFlag()
         self.prompts: list[Prompt] = []
         self.failures: list[str] = []
 
@@ -125,7 +125,7 @@ class Session:
             return self._work(trainer, interrupts)
         except DLMError as error:
             report(error)
-            rank_zero = Others(self._attempt, self._workers(1))
+            rank_zero = PeerMonitor(self._attempt, self._workers(1))
             until = time.monotonic() + PATIENCE
             while rank_zero.unfinished() and time.monotonic() < until:
                 time.sleep(0.2)
@@ -150,13 +150,13 @@ class Session:
 
         workers = self._workers(trainer.world_size)
         worker = workers[trainer.global_rank]
-        others = Others(self._attempt, [name for name in workers if name != worker])
+        others = PeerMonitor(self._attempt, [name for name in workers if name != worker])
         earlier = [f"{self._group(restart)}rank{trainer.global_rank}" for restart in range(self.launch.array_restart)]
-        claims = Claims(self._attempt, worker, earlier)
+        claims = Leases(self._attempt, worker, earlier)
         plan = self._plan(claims, trainer.world_size * self.launch.array_size)
         if plan.num_prompts == 0 or (trainer.world_size == 1 and not claims.left(plan)):
             return self._conclude(others, Totals.of([], 0.0), trainer.loggers) if trainer.global_rank == 0 else 0
-        with Heart(self._attempt, worker, self.stop, mark=f"{self._group()}stop") as heart:
+        with Heartbeat(self._attempt, worker, self.stop, mark=f"{self._group()}stop") as heart:
             progress = None
             if trainer.global_rank == 0:
                 rows = plan.num_prompts * self.config.generation.n
@@ -175,41 +175,41 @@ class Session:
             others.wait()
             return self._conclude(others, progress.totals(), trainer.loggers)
 
-    def _plan(self, claims: Claims, world: int) -> Plan:
+    def _plan(self, claims: Leases, world: int) -> LeasePlan:
         """What this attempt has to do: the prompts without an answer."""
         answered = self._answered()
         costs = [(prompt.size, n) for n, prompt in enumerate(self.prompts) if n not in answered]
-        plan = claims.agree(Plan(divide(costs, world, CLAIM * self.config.decoder.max_num_seqs), world))
+        plan = claims.agree(LeasePlan(divide(costs, world, CLAIM * self.config.decoder.max_num_seqs), world))
         if max((number for claim in plan.claims for number in claim), default=0) >= len(self.prompts):
             raise damaged(self._attempt / "plan.json", "it names prompts that there are not")
         if self.launch.array_task is None:
             return plan
         # A task of an array may begin hours after the plan was made.
-        return Plan([[n for n in claim if n not in answered] for claim in plan.claims], plan.world)
+        return LeasePlan([[n for n in claim if n not in answered] for claim in plan.claims], plan.world)
 
     def _answered(self) -> set[int]:
         """Numbers of the prompts that have all their answers."""
         done = read_answers(self.folder.shard_files(), self.folder.read_index().samples).done
         return {number for number, prompt in enumerate(self.prompts) if done(prompt.id)}
 
-    def _watch(self, others: Others) -> None:
+    def _watch(self, others: PeerMonitor) -> None:
         """End early when another process is lost: the launcher is about to kill this one too."""
         self.failures = others.failed()
         if self.failures:
             self.stop.throw()
 
-    def _decode(self, trainer: Trainer, claims: Claims, plan: Plan, heart: Heart) -> None:
+    def _decode(self, trainer: Trainer, claims: Leases, plan: LeasePlan, heart: Heartbeat) -> None:
         from dlm.pipeline.writer import ShardWriter
 
         generation = self.config.generation
-        shard = Shard(self.folder.shards / f"{self.launch.attempt}-{heart.status.worker}.jsonl")
+        shard = ShardFile(self.folder.shards / f"{self.launch.attempt}-{heart.status.worker}.jsonl")
         writer = ShardWriter(shard, self.prompts, tuple(generation.stop), generation.n, heart)
         callbacks(trainer).append(writer)
         module, data = self._parts(instantiate(self.config.model), claims, plan, writer)
         trainer.predict(module, datamodule=data, return_predictions=False)
 
     def _parts(
-        self, source: ModelSource, claims: Claims, plan: Plan, writer: ShardWriter
+        self, source: ModelSource, claims: Leases, plan: LeasePlan, writer: ShardWriter
     ) -> tuple[LightningModule, LightningDataModule]:
         """The module that holds the model, and what this process claims of the prompts."""
         from dlm.decoding.options import DecoderOptions
@@ -243,18 +243,18 @@ class Session:
                 flush=True,
             )
 
-    def _recipe(self, source: ModelSource) -> Recipe:
+    def _recipe(self, source: ModelSource) -> DecodeConfig:
         """How every prompt is decoded."""
         from dlm.decoding.algorithms import complete
         from dlm.decoding.params import PARAM_NAMES, SamplingParams
-        from dlm.pipeline.data import Recipe
+        from dlm.pipeline.data import DecodeConfig
 
         config, generation = self.config, self.config.generation
         source.traits()  # refuses a checkpoint of another family before its tokenizer is looked at
         engine, sampler = complete(
             instantiate(config.engine), instantiate(config.sampler), config.algorithm, source.traits
         )
-        return Recipe(
+        return DecodeConfig(
             params=SamplingParams(**{name: generation[name] for name in PARAM_NAMES}),
             engine=engine,
             sampler=sampler,
@@ -284,7 +284,7 @@ class Session:
         )
         return self.folder.trace
 
-    def _conclude(self, others: Others, totals: Totals, loggers: Sequence[Logger]) -> int:
+    def _conclude(self, others: PeerMonitor, totals: Totals, loggers: Sequence[Logger]) -> int:
         """Merge, tell what was done, and choose the exit code."""
         try:
             merged = merge(self.folder, self.command)

@@ -11,9 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from dlm.data.prompts import Fault, Prompt
 from dlm.decoding.options import DecoderStats
 from dlm.decoding.request import Completion
-from dlm.distributed.heartbeat import Heart
+from dlm.distributed.heartbeat import Heartbeat
 from dlm.errors import CheckpointError, NotFiniteError, RequestError
-from dlm.runs.shards import Shard
+from dlm.runs.shards import ShardFile
 from dlm.text import TextCodec
 
 
@@ -38,7 +38,7 @@ class ShardWriter(Callback):
     """
 
     def __init__(
-        self, shard: Shard, prompts: Sequence[Prompt], stop: Sequence[str], samples: int, heart: Heart
+        self, shard: ShardFile, prompts: Sequence[Prompt], stop: Sequence[str], samples: int, heart: Heartbeat
     ) -> None:
         self.shard, self.heart = shard, heart
         self.codec: TextCodec | None = None

@@ -27,7 +27,7 @@ from dlm.decoding.params import check_whole
 from dlm.decoding.request import Request
 from dlm.errors import ConfigError, RequestError
 from dlm.inputs import Prompt, choose_device, one_each, prompt_list
-from dlm.likelihood import SCHEMES, Likelihood, LladaMC, Scheme, Scores
+from dlm.likelihood import SCHEMES, Likelihood, LladaMC, Scheme, TokenScores
 from dlm.models.backbone import Backbone
 from dlm.models.io.loading import Checkpoint
 from dlm.models.io.model_source import CheckpointSource
@@ -178,13 +178,13 @@ class Rollouts(WeightControl):
         return self._decoder
 
     def _requests(
-        self, decoder: Decoder, prompts: Sequence[Prompt], params: Sequence[SamplingParams], n: int, measures: bool
+        self, decoder: Decoder, prompts: Sequence[Prompt], params: Sequence[SamplingParams], n: int, token_stats: bool
     ) -> list[Request]:
         requests: list[Request] = []
         faults: dict[str, list[int]] = {}
         for index, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
             try:
-                request = self._request(index, prompt, one, n, measures)
+                request = self._request(index, prompt, one, n, token_stats)
                 decoder.check(request)
             except RequestError as error:
                 faults.setdefault(str(error), []).append(index)
@@ -194,7 +194,7 @@ class Rollouts(WeightControl):
             raise RequestError("; ".join(f"{_named(places)}: {fault}" for fault, places in faults.items()))
         return requests
 
-    def _request(self, index: int, prompt: Prompt, params: SamplingParams, n: int, measures: bool) -> Request:
+    def _request(self, index: int, prompt: Prompt, params: SamplingParams, n: int, token_stats: bool) -> Request:
         config = self.checkpoint.backbone.config
         if params.n != 1:
             raise RequestError(f"n={params.n} in the parameters; it is an argument of generate")
@@ -210,7 +210,7 @@ class Rollouts(WeightControl):
             token_ids = tuple(map(int, prompt))
         stop = None if self.codec is None else self.codec.stop_check(params.stop)
         translated = replace(translated, n=n, record=True)
-        return Request(str(index), token_ids, translated, engine, sampler, stop, measures=measures)
+        return Request(str(index), token_ids, translated, engine, sampler, stop, token_stats=token_stats)
 
     # Scores
 
@@ -224,7 +224,7 @@ class Rollouts(WeightControl):
         seed: int = 0,
         per_token: bool = False,
         gradients: bool = False,
-    ) -> Scores:
+    ) -> TokenScores:
         """Estimate log p(completion | prompt) of one pair or of several, through the trainer's module where there is
         one.
 

@@ -23,7 +23,7 @@ from dlm.runs.whole_files import publish
 
 
 @dataclass(frozen=True)
-class Plan:
+class LeasePlan:
     """What is to be done in an attempt.
 
     Attributes:
@@ -65,7 +65,7 @@ def divide(costs: Sequence[tuple[float, int]], world: int, largest: int) -> list
     return claims
 
 
-class Claims:
+class Leases:
     """The claims of one attempt, as one process sees them.
 
     Args:
@@ -78,7 +78,7 @@ class Claims:
         self.folder, self.worker, self.earlier = folder, worker, earlier
         self._taken: set[int] = set()
 
-    def agree(self, plan: Plan) -> Plan:
+    def agree(self, plan: LeasePlan) -> LeasePlan:
         """The plan of this attempt: `plan` if this process is the first, else what the first one wrote.
 
         Raises:
@@ -95,9 +95,9 @@ class Claims:
                 f"{path} was made for {written['world']} processes and this is one of {plan.world}: start a new "
                 "attempt (another DLM_ATTEMPT), or the same number of processes"
             )
-        return Plan(claims, written["world"])
+        return LeasePlan(claims, written["world"])
 
-    def take(self, plan: Plan) -> Iterator[int]:
+    def take(self, plan: LeasePlan) -> Iterator[int]:
         """Prompt numbers for this process; each claim is taken when its first prompt is asked for.
 
         The list is gone through until nothing in it is free: others may have given back what was passed over.
@@ -111,14 +111,14 @@ class Claims:
                     self._taken.add(number)
                     yield from claim
 
-    def left(self, plan: Plan) -> bool:
+    def left(self, plan: LeasePlan) -> bool:
         """Whether there is anything that this process could take."""
         return any(
             claim and (not self._path(number).exists() or self._inherited(number))
             for number, claim in enumerate(plan.claims)
         )
 
-    def give_back(self, plan: Plan, answered: Collection[int]) -> None:
+    def give_back(self, plan: LeasePlan, answered: Collection[int]) -> None:
         """Let others take the claims of this process that hold prompts other than `answered`."""
         for number in self._taken:
             if not set(plan.claims[number]) <= set(answered):

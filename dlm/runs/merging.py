@@ -14,7 +14,7 @@ from typing import BinaryIO
 from dlm._quoting import quoted
 from dlm.errors import DataError, IncompleteRunError
 from dlm.runs.run_folder import RunFolder
-from dlm.runs.shards import Answered, read_answers, read_rows
+from dlm.runs.shards import AnsweredKeys, read_answers, read_rows
 from dlm.runs.whole_files import remove_drafts, replace
 
 NAMED = 5
@@ -75,7 +75,7 @@ def _named(id: str) -> str:
     return id if len(id) <= LONGEST_ID and id.isprintable() else quoted(id)
 
 
-def _lines(ids: list[str], answered: Answered) -> Iterator[bytes]:
+def _lines(ids: list[str], answered: AnsweredKeys) -> Iterator[bytes]:
     with ExitStack() as stack:
         files: dict[Path, BinaryIO] = {}
         for id in ids:

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from dlm.distributed.heartbeat import SILENCE, STATUS, Status, read_status
+from dlm.distributed.heartbeat import SILENCE, STATUS, WorkerStatus, read_status
 from dlm.distributed.processes import is_alive, machine
 
 
@@ -46,7 +46,7 @@ class OtherStarts:
             self._settled.add(folder.name)
 
 
-def at_work(path: Path) -> Status | None:
+def at_work(path: Path) -> WorkerStatus | None:
     """What the process that wrote a status file says, where it lives; on another machine, where it wrote of late."""
     status = read_status(path.parent, path.name.removesuffix(STATUS))
     if status is None or status.ended:

@@ -23,7 +23,7 @@ OPTIONAL: dict[str, type] = {
 """What any row may have."""
 
 
-class Shard:
+class ShardFile:
     """The file to which one process appends."""
 
     def __init__(self, path: Path) -> None:
@@ -82,7 +82,7 @@ def to_line(row: dict[str, Any]) -> bytes:
 
 
 @dataclass(frozen=True)
-class Place:
+class RowPlace:
     """Where a row lies."""
 
     path: Path
@@ -90,7 +90,7 @@ class Place:
     length: int
 
 
-def read_rows(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
+def read_rows(path: Path) -> Iterator[tuple[RowPlace, dict[str, Any]]]:
     """The whole rows of a shard; what is torn or is no row is passed over, so that its prompt is decoded again.
 
     Raises:
@@ -100,7 +100,7 @@ def read_rows(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
         with path.open("rb") as file:
             offset = 0
             for line in file:
-                place, offset = Place(path, offset, len(line)), offset + len(line)
+                place, offset = RowPlace(path, offset, len(line)), offset + len(line)
                 row = _row(line)
                 if row is not None:
                     yield place, row
@@ -133,7 +133,7 @@ def _is(value: Any, kind: type) -> bool:
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredKeys:
     """What the shards of a run hold.
 
     Attributes:
@@ -142,7 +142,7 @@ class Answered:
         samples: answers wanted for each id.
     """
 
-    places: dict[str, dict[int, Place]]
+    places: dict[str, dict[int, RowPlace]]
     refused: set[str]
     samples: int
 
@@ -153,9 +153,9 @@ class Answered:
         return [id for id in ids if not self.done(id)]
 
 
-def read_answers(files: Iterable[Path], samples: int) -> Answered:
+def read_answers(files: Iterable[Path], samples: int) -> AnsweredKeys:
     """Everything that is answered in `files`, which come in the order in which they count."""
-    places: dict[str, dict[int, Place]] = {}
+    places: dict[str, dict[int, RowPlace]] = {}
     refused: set[str] = set()
     for path in files:
         for place, row in read_rows(path):
@@ -165,4 +165,4 @@ def read_answers(files: Iterable[Path], samples: int) -> Answered:
             places.setdefault(row["id"], {}).setdefault(sample, place)
             if "error" in row:
                 refused.add(row["id"])
-    return Answered(places, refused, samples)
+    return AnsweredKeys(places, refused, samples)

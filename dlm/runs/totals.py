@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dlm.distributed.heartbeat import Status
+from dlm.distributed.heartbeat import WorkerStatus
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Totals:
     occupancy: float
 
     @classmethod
-    def of(cls, statuses: list[Status], seconds: float) -> Totals:
+    def of(cls, statuses: list[WorkerStatus], seconds: float) -> Totals:
         steps = sum(status.steps for status in statuses)
         return cls(
             rows=sum(status.rows for status in statuses),

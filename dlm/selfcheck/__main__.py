@@ -35,7 +35,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
 
     from dlm.config.build import instantiate
     from dlm.selfcheck.checks import prove
-    from dlm.selfcheck.report import Report
+    from dlm.selfcheck.report import SelfCheckReport
 
     sources = [instantiate(config.model, dtype=dtype) for dtype in config.dtypes]
     faults = sources[0].faults()
@@ -43,7 +43,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
         raise ConfigError("; ".join(faults))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    report = Report()
+    report = SelfCheckReport()
     for source in sources:
         begun = time.monotonic()
         checkpoint = source.load(torch.device("cpu"))

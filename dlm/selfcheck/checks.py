@@ -65,13 +65,13 @@ class Lengths:
 
 SPECS = {
     "greedy": ScoreSpec("low_confidence", record=True),
-    "sampled": ScoreSpec("low_confidence", temperature=0.8, top_k=50, record=True, measured=True),
+    "sampled": ScoreSpec("low_confidence", temperature=0.8, top_k=50, record=True, token_stats=True),
     "entropy": ScoreSpec("entropy"),
 }
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """What a check found.
 
     Attributes:
@@ -103,7 +103,7 @@ class Cost:
     ratios: dict[int, float]
 
 
-def prove(checkpoint: Checkpoint, seconds: float, seed: int) -> Iterator[Arrangement | Result | Cost]:
+def prove(checkpoint: Checkpoint, seconds: float, seed: int) -> Iterator[Arrangement | CheckResult | Cost]:
     """The arrangement in force for a model, then every check of it; the checks take about `seconds`."""
     arrangement = Arrangement.of(checkpoint.backbone)
     yield arrangement
@@ -137,12 +137,12 @@ class Tally:
             self.different += 1
             self.first = self.first or what
 
-    def result(self, name: str, covered: str) -> Result:
-        return Result(name, covered, self.compared, self.different, self.first)
+    def result(self, name: str, covered: str) -> CheckResult:
+        return CheckResult(name, covered, self.compared, self.different, self.first)
 
 
 @torch.inference_mode()
-def check_products(arrangement: Arrangement, seconds: float, chance: random.Random) -> Result:
+def check_products(arrangement: Arrangement, seconds: float, chance: random.Random) -> CheckResult:
     """Each product of the model: a row at a random place of a random number of rows, against that row elsewhere."""
     products, largest = arrangement.counts, 0
     tally = Tally(seconds)
@@ -172,7 +172,7 @@ def _rows(product: Product) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 @torch.inference_mode()
-def check_attention(arrangement: Arrangement, seconds: float, chance: random.Random) -> Result:
+def check_attention(arrangement: Arrangement, seconds: float, chance: random.Random) -> CheckResult:
     """Windows of equal shape in one batch, against each of them alone."""
     config, backbone = arrangement.backbone.config, arrangement.backbone
     generator = torch.Generator().manual_seed(chance.randrange(2**31))
@@ -199,7 +199,7 @@ def check_attention(arrangement: Arrangement, seconds: float, chance: random.Ran
 
 
 @torch.inference_mode()
-def check_scorer(arrangement: Arrangement, seconds: float, chance: random.Random) -> Result:
+def check_scorer(arrangement: Arrangement, seconds: float, chance: random.Random) -> CheckResult:
     """Rows of the head, scored in chunks of several lengths, against all of them at once."""
     backbone, tally, most = arrangement.backbone, Tally(seconds), 0
     generator = torch.Generator().manual_seed(chance.randrange(2**31))
@@ -262,7 +262,7 @@ def decoder_of(
     return Decoder(checkpoint.backbone, checkpoint.special, options)
 
 
-def check_decoder(checkpoint: Checkpoint, seconds: float, chance: random.Random) -> Result:
+def check_decoder(checkpoint: Checkpoint, seconds: float, chance: random.Random) -> CheckResult:
     """Requests decoded alone, and again in batches of several sizes and orders."""
     tally, alone, requests = Tally(seconds), {}, []
     half, fewest = Tally(seconds / 2), Lengths.of(checkpoint).fewest

@@ -9,10 +9,10 @@ import torch
 from dlm.bench.machine.processor import processor
 from dlm.models.arrangement import Arrangement
 from dlm.models.io.loading import Checkpoint
-from dlm.selfcheck.checks import Cost, Result
+from dlm.selfcheck.checks import CheckResult, Cost
 
 
-class Report:
+class SelfCheckReport:
     """Prints as results come; knows at the end whether all hold."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Report:
         millions = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
         print(f"\n{checkpoint.family.name}, {millions:.1f}M parameters, {self._dtype}", flush=True)
 
-    def add(self, result: Arrangement | Result | Cost) -> None:
+    def add(self, result: Arrangement | CheckResult | Cost) -> None:
         match result:
             case Arrangement():
                 print(f"  arrangement  {result}")
@@ -36,7 +36,7 @@ class Report:
             case Cost():
                 ratios = ", ".join(f"{ratio:.2f} with {size} at once" for size, ratio in result.ratios.items())
                 print(f"  cost         times the decoder whose bits may depend on the batch: {ratios}")
-            case Result():
+            case CheckResult():
                 verdict = "equal" if result.holds else f"{result.different} differ, first: {result.first}"
                 verdict = verdict if result.compared else "nothing was compared"
                 print(f"  {result.name:<12} {result.covered}: {result.compared} comparisons, {verdict}")

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from dlm.decoding.options import StepReport
-from dlm.serving.engine.tickets import Load
+from dlm.serving.engine.tickets import EngineStats
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 RATES = (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
@@ -18,7 +18,7 @@ RATES = (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
 class _LoadCollector(Collector):
     """Gauges that are read when they are asked for."""
 
-    def __init__(self, load: Callable[[], Load]) -> None:
+    def __init__(self, load: Callable[[], EngineStats]) -> None:
         self._load = load
 
     def collect(self) -> Iterator[Metric]:
@@ -61,7 +61,7 @@ class Metrics:
         )  # fmt: skip
         self.rows = Counter("dlm_forward_rows", "Positions recomputed", registry=self.registry)
 
-    def watch(self, load: Callable[[], Load]) -> None:
+    def watch(self, load: Callable[[], EngineStats]) -> None:
         """Show how busy the decoder is."""
         self.registry.register(_LoadCollector(load))
 

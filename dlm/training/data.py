@@ -19,7 +19,7 @@ from dlm.chat import ChatTemplate
 from dlm.data.prompt_file import read_rows, unusable
 from dlm.errors import CheckpointError, DataError
 from dlm.models.families import SpecialTokens
-from dlm.training.masking import Canvas, MaskedBatch, Masker
+from dlm.training.masking import MaskedBatch, Masker, TrainingCanvas
 
 
 class MaskedBatches(IterableDataset[MaskedBatch]):
@@ -32,7 +32,9 @@ class MaskedBatches(IterableDataset[MaskedBatch]):
         seed: of the masks.
     """
 
-    def __init__(self, canvases: Callable[[], Iterator[Canvas]], masker: Masker, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, canvases: Callable[[], Iterator[TrainingCanvas]], masker: Masker, batch_size: int, seed: int
+    ) -> None:
         self.canvases = canvases
         self.masker = masker
         self.batch_size = batch_size
@@ -70,10 +72,10 @@ class CanvasBuilder:
         for head, tail in zip(heads, tails, strict=True):
             yield head, [*tail, self.end_id]
 
-    def canvas(self, prompt_ids: Sequence[int], answer_ids: Sequence[int], gen_length: int) -> Canvas:
+    def canvas(self, prompt_ids: Sequence[int], answer_ids: Sequence[int], gen_length: int) -> TrainingCanvas:
         """A canvas of exactly `gen_length` positions behind the prompt."""
         padding = [self.padding_id] * (gen_length - len(answer_ids))
-        return Canvas([*prompt_ids, *answer_ids, *padding], len(prompt_ids), len(answer_ids))
+        return TrainingCanvas([*prompt_ids, *answer_ids, *padding], len(prompt_ids), len(answer_ids))
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
@@ -105,7 +107,7 @@ def choose_length(rng: random.Random, needed: int, gen_lengths: Sequence[int], t
 
 def file_canvases(
     path: Path, builder: CanvasBuilder, gen_lengths: Sequence[int], tight_share: float, seed: int
-) -> Iterator[Canvas]:
+) -> Iterator[TrainingCanvas]:
     """The file's rows in a new random order each pass, without end.
 
     Raises:

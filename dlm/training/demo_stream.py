@@ -12,14 +12,14 @@ from itertools import islice
 
 from dlm.demo.tasks import training_examples
 from dlm.training.data import CanvasBuilder, choose_length
-from dlm.training.masking import Canvas
+from dlm.training.masking import TrainingCanvas
 
 CHUNK = 512
 
 
 def demo_canvases(
     builder: CanvasBuilder, seed: int, gen_lengths: Sequence[int], tight_share: float
-) -> Iterator[Canvas]:
+) -> Iterator[TrainingCanvas]:
     """Endless canvases.
 
     Args:

@@ -24,7 +24,7 @@ from dlm.models.attention.segments import Segment
 
 
 @dataclass(frozen=True)
-class Canvas:
+class TrainingCanvas:
     """One training example: `token_ids` with the answer region at `[prompt_length, len(token_ids))`.
 
     `answer_length` counts the answer and its end token, not the padding behind.
@@ -81,7 +81,7 @@ class Masker:
         self.block_lengths = list(block_lengths)
         self.anywhere_share = anywhere_share
 
-    def batch(self, canvases: Sequence[Canvas], rng: np.random.Generator) -> MaskedBatch:
+    def batch(self, canvases: Sequence[TrainingCanvas], rng: np.random.Generator) -> MaskedBatch:
         """Mask and pack `canvases`."""
         ordered = sorted(canvases, key=lambda canvas: len(canvas.token_ids))
         clean = np.concatenate([np.asarray(canvas.token_ids, dtype=np.int64) for canvas in ordered])

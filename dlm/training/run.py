@@ -25,7 +25,7 @@ from dlm.models.io.loading import Checkpoint, empty_backbone, load_checkpoint, s
 from dlm.pipeline.trainer import quieten
 from dlm.text import TextCodec
 from dlm.training.data import CanvasBuilder, MaskedBatches, file_canvases
-from dlm.training.masking import Canvas, Masker
+from dlm.training.masking import Masker, TrainingCanvas
 from dlm.training.module import TrainingLM, TrainingOptions
 from dlm.training.optimizers import OptimizerOptions
 
@@ -143,7 +143,7 @@ def build_batches(config: DictConfig, tokenizer: Any, special: SpecialTokens) ->
     data, builder = config.data, CanvasBuilder(tokenizer, special)
     lengths = list(data.gen_lengths)
 
-    def canvases() -> Iterator[Canvas]:
+    def canvases() -> Iterator[TrainingCanvas]:
         if data.path is not None:
             return file_canvases(Path(data.path), builder, lengths, data.tight_share, config.seed)
         from dlm.training.demo_stream import demo_canvases

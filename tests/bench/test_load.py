@@ -20,11 +20,11 @@ from dlm.bench import task
 from dlm.bench.config import register, to_bench
 from dlm.bench.load.bodies import arrivals, bodies, read_prompts
 from dlm.bench.load.config import LoadConfig
-from dlm.bench.load.drive import Load, drive
+from dlm.bench.load.drive import LoadPlan, drive
 from dlm.bench.load.figures import percentiles
 from dlm.bench.load.run import algorithms_of, measure
 from dlm.bench.load.servers import running
-from dlm.bench.load.target import Client, Target
+from dlm.bench.load.target import Client, LoadTarget
 from dlm.cli.command_line import compose_config
 from dlm.errors import ConfigError, RunError
 from tests.bench.stand_in_server import GOOD, StandIn
@@ -90,7 +90,7 @@ def test_percentiles_are_nearest_ranks() -> None:
 
 def test_a_row_has_what_the_server_said(stand_in: Callable[..., StandIn]) -> None:
     server = stand_in(events=GOOD)
-    [row] = measure(WORK, "t", [Target.at(server.url)])
+    [row] = measure(WORK, "t", [LoadTarget.at(server.url)])
     assert (row.requests, row.errors) == (16, {})
     assert (row.prompt_tokens, row.tokens) == (5, 7)
     assert row.tokens_per_second == pytest.approx(7 * row.requests_per_second)
@@ -115,9 +115,9 @@ def test_a_row_has_what_the_server_said(stand_in: Callable[..., StandIn]) -> Non
 def test_what_goes_wrong_is_counted_by_what_it_was(
     stand_in: Callable[..., StandIn], server: dict[str, Any], status: str
 ) -> None:
-    target = Target.at(stand_in(**server).url)
+    target = LoadTarget.at(stand_in(**server).url)
     sent = bodies(LoadConfig(concurrency=[1], requests=4, streamed=1.0), [], ["default"], 0, 0)
-    one = drive(target, Load(clients=2), sent, [], seconds=TIMEOUT, timeout=TIMEOUT)
+    one = drive(target, LoadPlan(clients=2), sent, [], seconds=TIMEOUT, timeout=TIMEOUT)
     assert [answer.status for answer in one.answers] == [status] * 4
     with pytest.raises(RunError, match="answers none of the 1 requests"):
         measure(LoadConfig(concurrency=[1], streamed=1.0, warmup=1), "t", [target])
@@ -125,19 +125,19 @@ def test_what_goes_wrong_is_counted_by_what_it_was(
 
 def test_a_server_that_is_gone_is_told() -> None:
     async def ask() -> str:
-        async with Client(Target("t", "http://127.0.0.1:1", "m", ()), TIMEOUT) as client:
+        async with Client(LoadTarget("t", "http://127.0.0.1:1", "m", ()), TIMEOUT) as client:
             return (await client.ask({})).status
 
     assert asyncio.run(ask()) == "ConnectError"
     with pytest.raises(RunError, match=r"http://127.0.0.1:1 does not answer .* python -m dlm.serve"):
-        Target.at("http://127.0.0.1:1/v1")
+        LoadTarget.at("http://127.0.0.1:1/v1")
 
 
 def test_an_open_loop_waits_for_nobody_and_counts_from_when_a_request_was_due(
     stand_in: Callable[..., StandIn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None is answered before four are there; the fifth is due when no further is sent."""
-    target = Target.at(stand_in().url)
+    target = LoadTarget.at(stand_in().url)
     running = 0
     all_are_there = asyncio.Event()
 
@@ -155,7 +155,7 @@ def test_an_open_loop_waits_for_nobody_and_counts_from_when_a_request_was_due(
     monkeypatch.setattr(Client, "ask", slow)
     sent = bodies(LoadConfig(requests=5, streamed=0.0), [], ["default"], 0, 0)
     due = [0.0, 0.01, 0.01, 0.02, TIMEOUT + 1]
-    one = drive(target, Load(rate=50), sent, due, seconds=TIMEOUT, timeout=TIMEOUT)
+    one = drive(target, LoadPlan(rate=50), sent, due, seconds=TIMEOUT, timeout=TIMEOUT)
     assert (len(one.answers), running) == (4, 4)
     assert all(answer.seconds >= 0.2 for answer in one.answers)
     assert one.seconds >= max(answer.seconds for answer in one.answers)
@@ -164,17 +164,17 @@ def test_an_open_loop_waits_for_nobody_and_counts_from_when_a_request_was_due(
 def test_the_key_is_shown(stand_in: Callable[..., StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
     server = stand_in(key="Bearer secret")
     with pytest.raises(RunError, match="set DLM_API_KEY"):
-        Target.at(server.url)
+        LoadTarget.at(server.url)
     monkeypatch.setenv("DLM_API_KEY", "secret")
-    assert Target.at(server.url).algorithms == ("basic",)
+    assert LoadTarget.at(server.url).algorithms == ("basic",)
 
 
 def test_all_stands_for_what_every_server_can_run() -> None:
     work = LoadConfig(algorithms=["default", "all"])
-    one, two = (Target("", "", "", algorithms) for algorithms in (("basic", "klass"), ("klass",)))
+    one, two = (LoadTarget("", "", "", algorithms) for algorithms in (("basic", "klass"), ("klass",)))
     assert algorithms_of(work, [one, two]) == ["default", "klass"]
     with pytest.raises(RunError, match="name some"):
-        algorithms_of(work, [Target("", "", "", ())])
+        algorithms_of(work, [LoadTarget("", "", "", ())])
 
 
 MINE = """\

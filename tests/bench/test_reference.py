@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dlm.bench.reference import BlankModel, Outcome, ReferenceModel, dinfer, llada, sdar
+from dlm.bench.reference import BlankModel, ReferenceModel, ReferenceOutcome, dinfer, llada, sdar
 from dlm.models.families import SpecialTokens
 from dlm.models.io.loading import load_checkpoint
 
@@ -46,16 +46,16 @@ VICINITY = cases(LLADA_FOLDERS, "dinfer_vicinity")
 SDAR = cases(SDAR_FOLDERS, "sdar_block_diffusion")
 
 
-def compare(outcome: Outcome, line: dict[str, Any]) -> None:
+def compare(outcome: ReferenceOutcome, line: dict[str, Any]) -> None:
     assert list(outcome.canvas_ids) == line["output_ids"]
     assert len(outcome.calls) == line["nfe"]
     assert [call.fed for call in outcome.calls] == line["forward_tokens"]
 
 
-def llada_settings(folder: str, line: dict[str, Any]) -> llada.Settings:
+def llada_settings(folder: str, line: dict[str, Any]) -> llada.LLaDASettings:
     params = line["params"]
     config = json.loads((ROOT / folder / "config.json").read_text(encoding="utf-8"))
-    return llada.Settings(
+    return llada.LLaDASettings(
         mask_id=params.get("mask_id", config["mask_token_id"]),
         gen_length=params["gen_length"],
         block_length=params["block_length"],
@@ -82,14 +82,14 @@ def test_dinfer_vicinity(folder: str, line: dict[str, Any]) -> None:
     names = ("gen_length", "block_length", "threshold", "prefix_look", "after_look", "warmup_steps")
     named = {name: params[name] for name in (*names, "maximum_unroll", "expected_tpf")}
     eos = params.get("eos_id", config["eos_token_id"])
-    settings = dinfer.Settings(params.get("mask_id", config["mask_token_id"]), **named, eos_id=eos)
+    settings = dinfer.DInferSettings(params.get("mask_id", config["mask_token_id"]), **named, eos_id=eos)
     compare(dinfer.generate(model(folder), line["prompt_ids"], settings), line)
 
 
 @pytest.mark.parametrize(("folder", "line"), SDAR)
 def test_sdar(folder: str, line: dict[str, Any]) -> None:
     params = line["params"]
-    settings = sdar.Settings(
+    settings = sdar.SdarSettings(
         mask_id=params["mask_id"],
         gen_length=params["gen_length"],
         block_length=params["block_length"],
@@ -108,14 +108,14 @@ def test_all_lines_are_there() -> None:
 def test_only_the_blocks_asked_for_are_decoded() -> None:
     line = next(line for line in lines("llada") if line["params"].get("cache") == "dual")
     whole = llada_settings("llada", line)
-    part = llada.Settings(**{**vars(whole), "blocks": 1})
+    part = llada.LLaDASettings(**{**vars(whole), "blocks": 1})
     outcome = llada.generate(model("llada"), line["prompt_ids"], part)
     assert list(outcome.canvas_ids[: whole.block_length]) == line["output_ids"][: whole.block_length]
     assert set(outcome.canvas_ids[whole.block_length :]) == {whole.mask_id}
 
 
 def test_sdar_does_not_store_the_last_block_asked_for() -> None:
-    settings = sdar.Settings(7, gen_length=8, block_length=4, denoising_steps=2, blocks=2)
+    settings = sdar.SdarSettings(7, gen_length=8, block_length=4, denoising_steps=2, blocks=2)
     outcome = sdar.generate(BlankModel(), [1] * 9, settings)
     # 8 of the prompt, then a block with 3 masks (2 + 1, stored) and one with 4 (2 + 2, not stored).
     assert [call.fed for call in outcome.calls] == [8, 4, 4, 4, 4, 4]
@@ -123,7 +123,7 @@ def test_sdar_does_not_store_the_last_block_asked_for() -> None:
 
 
 def test_dinfer_by_schedule_fills_its_cache_inside_the_schedule() -> None:
-    settings = dinfer.Settings(7, gen_length=64, block_length=32, steps_per_block=8)
+    settings = dinfer.DInferSettings(7, gen_length=64, block_length=32, steps_per_block=8)
     outcome = dinfer.generate(BlankModel(), [1] * 40, settings)
     # Four warm-up calls, a refresh and its ordinary call at once, two more; then a block from a refresh.
     assert [call.fed for call in outcome.calls] == [104] * 5 + [64] * 3 + [104] + [48] * 7

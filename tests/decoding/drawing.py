@@ -179,7 +179,7 @@ def draw_request(chance: random.Random, name: str, model: Checkpoint | None = No
     prompt = draw_prompt(chance, special, config.vocab_size)
     if isinstance(engine, LinearSpec):  # see test_linear_spec_refuses_what_is_given_behind_a_mask
         prompt = tuple(1 if token == special.mask_id else token for token in prompt)
-    request = Request(name, prompt, params, engine, sampler, measures=params.record and (params.seed or 0) % 2 == 0)
+    request = Request(name, prompt, params, engine, sampler, token_stats=params.record and (params.seed or 0) % 2 == 0)
     if chance.random() < 0.25 and not isinstance(engine, LinearSpec):
         least = Canvas(request, 0, 0, special.mask_id, shifted=config.shifted).reserved(0)
         blocks = -(-params.gen_length // params.block_length)

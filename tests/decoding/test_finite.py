@@ -34,7 +34,7 @@ SPECS = {
     "entropy": ScoreSpec("entropy"),
     "margin": ScoreSpec("margin"),
     "random": ScoreSpec("random"),
-    "warm": ScoreSpec("low_confidence", temperature=0.7, record=True, measured=True),
+    "warm": ScoreSpec("low_confidence", temperature=0.7, record=True, token_stats=True),
     "top_k": ScoreSpec("low_confidence", temperature=1.0, top_k=50),
     "top_p": ScoreSpec("low_confidence", temperature=1.0, top_p=0.9),
     "guided": ScoreSpec("low_confidence", cfg_scale=1.5),
@@ -53,8 +53,8 @@ class Through(nn.Module):
 
 def proposals(logits: Tensor, spec: ScoreSpec) -> Proposals:
     keys = torch.arange(len(logits)) if spec.temperature else None
-    twin = torch.zeros_like(logits) if spec.cfg_scale else None
-    table, _ = score(Through(), Rows(logits, twin, keys), spec, 1024)
+    uncond = torch.zeros_like(logits) if spec.cfg_scale else None
+    table, _ = score(Through(), Rows(logits, uncond, keys), spec, 1024)
     return Proposals.from_table(table.numpy(), spec)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dlm.distributed import heartbeat as ranks
-from dlm.distributed.heartbeat import Heart, Others, StopSwitch, read_status, status_file
+from dlm.distributed.heartbeat import Heartbeat, PeerMonitor, StopFlag, read_status, status_file
 from tests.clock import Clock
 from tests.running import wait_until
 
@@ -33,28 +33,28 @@ def beat(folder: Path) -> int:
 
 
 def test_a_heart_beats_and_tells_its_end(tmp_path: Path) -> None:
-    with Heart(tmp_path, "rank0", StopSwitch()) as heart:
+    with Heartbeat(tmp_path, "rank0", StopFlag()) as heart:
         wait_until(lambda: beat(tmp_path) > 2, "the third beat")
         heart.count(rows=2, errors=1, tokens=30, nfe=4)
         heart.update(state="running")
         status = read_status(tmp_path, "rank0")
         assert status is not None
         assert (status.state, status.rows, status.errors, status.tokens, status.nfe) == ("running", 2, 1, 30, 4)
-        assert Others(tmp_path, ["rank0"]).unfinished() == ["rank0"]
-    others = Others(tmp_path, ["rank0"])
+        assert PeerMonitor(tmp_path, ["rank0"]).unfinished() == ["rank0"]
+    others = PeerMonitor(tmp_path, ["rank0"])
     assert (others.unfinished(), others.dead(), others.failed()) == ([], [], [])
 
 
 def test_a_failure_is_told_to_the_others(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no room"), Heart(tmp_path, "rank1", StopSwitch()):
+    with pytest.raises(ValueError, match="no room"), Heartbeat(tmp_path, "rank1", StopFlag()):
         raise ValueError("no room")
-    assert Others(tmp_path, ["rank1"]).failed() == ["rank1 failed: ValueError: no room"]
+    assert PeerMonitor(tmp_path, ["rank1"]).failed() == ["rank1 failed: ValueError: no room"]
 
 
 def test_a_thrown_switch_reaches_all(tmp_path: Path) -> None:
-    mine, theirs, heard = StopSwitch(), StopSwitch(), []
+    mine, theirs, heard = StopFlag(), StopFlag(), []
     theirs.on_stop(lambda: heard.append("stop"))
-    with Heart(tmp_path, "rank0", mine), Heart(tmp_path, "rank1", theirs):
+    with Heartbeat(tmp_path, "rank0", mine), Heartbeat(tmp_path, "rank1", theirs):
         mine.throw(2)
         wait_until(lambda: bool(theirs), "the other switch")
     theirs.throw()
@@ -63,7 +63,7 @@ def test_a_thrown_switch_reaches_all(tmp_path: Path) -> None:
 
 
 def test_an_action_added_after_the_throw_acts_at_once() -> None:
-    switch, heard = StopSwitch(), []
+    switch, heard = StopFlag(), []
     switch.throw()
     switch.on_stop(lambda: heard.append("stop"))
     assert heard == ["stop"]
@@ -76,7 +76,7 @@ def test_a_killed_process_on_this_machine_is_dead_at_once(tmp_path: Path) -> Non
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
     wait_until(lambda: read_status(tmp_path, "rank1") is not None, "the first beat")
-    others = Others(tmp_path, ["rank1"])
+    others = PeerMonitor(tmp_path, ["rank1"])
     assert others.dead() == []
     process.kill()
     process.wait()
@@ -85,10 +85,10 @@ def test_a_killed_process_on_this_machine_is_dead_at_once(tmp_path: Path) -> Non
 
 
 def test_a_silent_process_on_another_machine_is_dead_after_a_while(tmp_path: Path, clock: Clock) -> None:
-    with Heart(tmp_path, "rank1", StopSwitch()):
+    with Heartbeat(tmp_path, "rank1", StopFlag()):
         told = json.loads(status_file(tmp_path, "rank1").read_text())
     status_file(tmp_path, "rank1").write_text(json.dumps({**told, "machine": "elsewhere", "state": "running"}))
-    others = Others(tmp_path, ["rank1"])
+    others = PeerMonitor(tmp_path, ["rank1"])
     assert others.unfinished() == ["rank1"]
     clock.sleep(ranks.SILENCE)
     assert others.unfinished() == ["rank1"]
@@ -97,9 +97,9 @@ def test_a_silent_process_on_another_machine_is_dead_after_a_while(tmp_path: Pat
 
 
 def test_a_process_on_another_machine_that_beats_lives(tmp_path: Path, clock: Clock) -> None:
-    with Heart(tmp_path, "rank1", StopSwitch()):
+    with Heartbeat(tmp_path, "rank1", StopFlag()):
         told = json.loads(status_file(tmp_path, "rank1").read_text())
-    others = Others(tmp_path, ["rank1"])
+    others = PeerMonitor(tmp_path, ["rank1"])
     for number in range(5):
         beating = {**told, "machine": "elsewhere", "state": "running", "beat": number}
         status_file(tmp_path, "rank1").write_text(json.dumps(beating))
@@ -109,7 +109,7 @@ def test_a_process_on_another_machine_that_beats_lives(tmp_path: Path, clock: Cl
 
 
 def test_a_process_that_never_spoke_is_waited_for_a_while(tmp_path: Path, clock: Clock) -> None:
-    others = Others(tmp_path, ["rank1"])
+    others = PeerMonitor(tmp_path, ["rank1"])
     assert others.unfinished() == ["rank1"]
     others.wait()
     assert ranks.SILENCE < clock.now <= ranks.SILENCE + ranks.BEAT

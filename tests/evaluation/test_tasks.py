@@ -12,7 +12,7 @@ import pytest
 from dlm.data.prompts import DemoPrompts, HfPrompts, JsonlPrompts, Prompt
 from dlm.errors import ConfigError, DataError
 from dlm.evaluation.graders.checkers import CHECKERS, Choice, Verdict, checker_of, place_of
-from dlm.evaluation.sandbox.run import Outcome, Sandbox
+from dlm.evaluation.sandbox.run import ProgramOutcome, Sandbox
 from dlm.evaluation.tasks import ChoiceTask, GenerationTask
 
 QUESTIONS: list[dict[str, Any]] = [
@@ -193,8 +193,8 @@ def test_messages_go_as_they_are_or_not_at_all(tmp_path: Path) -> None:
 class Told(Sandbox):
     """A sandbox that runs nothing."""
 
-    def run(self, program: str, tests: str = "", setup: str = "") -> Outcome:
-        return Outcome("return 1" in program, "" if "return 1" in program else "AssertionError: ")
+    def run(self, program: str, tests: str = "", setup: str = "") -> ProgramOutcome:
+        return ProgramOutcome("return 1" in program, "" if "return 1" in program else "AssertionError: ")
 
 
 @pytest.mark.parametrize(

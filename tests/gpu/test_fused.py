@@ -47,9 +47,9 @@ def test_tokens_are_equal_and_odds_to_rounding(
 
 def test_a_row_has_the_same_bits_in_every_batch() -> None:
     logits = (torch.randn(64, 126_464, device=CUDA) * 3).bfloat16()
-    tokens, others = fused.leaders(logits, ())
+    tokens, others = fused.argmax(logits, ())
     for row in (0, 17, 63):
-        token, other = fused.leaders(logits[row : row + 1], ())
+        token, other = fused.argmax(logits[row : row + 1], ())
         assert int(token) == int(tokens[row])
         assert float(other) == float(others[row])
 
@@ -57,6 +57,6 @@ def test_a_row_has_the_same_bits_in_every_batch() -> None:
 def test_nan_is_not_hidden() -> None:
     logits = torch.randn(3, 5000, device=CUDA).bfloat16()
     logits[1, 4321] = torch.nan
-    tokens, others = fused.leaders(logits, ())
+    tokens, others = fused.argmax(logits, ())
     assert others.isnan().tolist() == [False, True, False]
     assert bool((tokens < 5000).all())

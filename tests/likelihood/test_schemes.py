@@ -13,7 +13,7 @@ import torch
 
 from dlm.errors import RequestError
 from dlm.likelihood import SCHEMES, Ar, BlockCausal, Coupled, D1OneStep, Likelihood, LladaMC, Scheme
-from dlm.likelihood.presentation import Blocks, Question, Target, Whole
+from dlm.likelihood.attention_layout import Blocks, HiddenState, ScoredText, Whole
 from dlm.models.backbone import Backbone
 from dlm.models.sizes import SIZES
 from tests.likelihood.models import FAMILIES, MASK, answered, likelihood, naive, small, special
@@ -60,7 +60,7 @@ def test_llada_mc_is_unbiased_and_its_error_is_not_understated(family: str) -> N
 
 def test_llada_mc_visits_each_count_equally() -> None:
     scorer = likelihood("llada")
-    plan = LladaMC(10).plan(Target(np.array(TEXT), FIRST), scorer.presentation, seed=3)
+    plan = LladaMC(10).plan(ScoredText(np.array(TEXT), FIRST), scorer.presentation, seed=3)
     counts = [len(view.targets) for view in plan.sheet.views]
     assert sorted(counts) == sorted(2 * [1, 2, 3, 4, 5])
     of_count = np.repeat(counts, counts)
@@ -78,12 +78,12 @@ def test_a_single_token_takes_one_forward_and_is_exact(family: str, monkeypatch:
     assert scores.mean.item() == pytest.approx(expected, abs=ROUNDING)
 
 
-def watched(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[HiddenState]:
     """The questions put to presentations from here on."""
-    seen: list[Question] = []
+    seen: list[HiddenState] = []
     for kind in (Whole, Blocks):
 
-        def watch(self: Any, target: Target, questions: Sequence[Question], put: Any = kind.sheet) -> Any:
+        def watch(self: Any, target: ScoredText, questions: Sequence[HiddenState], put: Any = kind.sheet) -> Any:
             seen.extend(questions)
             return put(self, target, questions)
 
@@ -91,7 +91,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
     return seen
 
 
-def answer(family: str, question: Question, tokens: Sequence[int] = TEXT) -> dict[int, float]:
+def answer(family: str, question: HiddenState, tokens: Sequence[int] = TEXT) -> dict[int, float]:
     hidden = np.flatnonzero(question.hidden).tolist()
     return {int(place): answered(family, tokens, hidden, int(place), FIRST) for place in question.asked}
 

@@ -17,14 +17,14 @@ from dlm.decoding.params import SamplingParams
 from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import Threshold
 from dlm.demo import CHECKPOINT
-from dlm.distributed.heartbeat import Heart, StopSwitch
+from dlm.distributed.heartbeat import Heartbeat, StopFlag
 from dlm.models.io.model_source import RandomSource
-from dlm.pipeline.data import PromptDataModule, Recipe, Work, seed_of
+from dlm.pipeline.data import DecodeConfig, PredictBatch, PromptDataModule, seed_of
 from dlm.pipeline.module import DecodingOptions, DiffusionLM
 from dlm.pipeline.trainer import build_trainer, quieten
 from dlm.pipeline.writer import ShardWriter
-from dlm.runs.leases import Claims, Plan, divide
-from dlm.runs.shards import Shard, read_rows
+from dlm.runs.leases import LeasePlan, Leases, divide
+from dlm.runs.shards import ShardFile, read_rows
 from dlm.text import TextCodec
 
 PROMPTS = [Prompt(f"p{number}", f"How many are {number}?") for number in range(9)]
@@ -35,10 +35,10 @@ class Scene:
     """A data module over `PROMPTS` in claims of at most three, and what it writes."""
 
     def __init__(self, folder: Path, world: int) -> None:
-        self.folder, self.stop = folder, StopSwitch()
-        self.heart = Heart(folder, "rank0", self.stop)
-        self.shard = Shard(folder / "shard.jsonl")
-        recipe = Recipe(
+        self.folder, self.stop = folder, StopFlag()
+        self.heart = Heartbeat(folder, "rank0", self.stop)
+        self.shard = ShardFile(folder / "shard.jsonl")
+        recipe = DecodeConfig(
             SamplingParams(gen_length=16, block_length=8, temperature=0.0, seed=5), DualCache(), Threshold()
         )
         writer = ShardWriter(self.shard, PROMPTS, (), 1, self.heart)
@@ -47,8 +47,8 @@ class Scene:
             PROMPTS,
             lambda: TextCodec.load(CHECKPOINT, chat=False),
             recipe,
-            Claims(folder, "rank0"),
-            Plan(divide([(prompt.size, number) for number, prompt in enumerate(PROMPTS)], world, 3), world),
+            Leases(folder, "rank0"),
+            LeasePlan(divide([(prompt.size, number) for number, prompt in enumerate(PROMPTS)], world, 3), world),
             writer,
             self.stop,
             1024,
@@ -95,7 +95,7 @@ def test_lightning_fetching_ahead_claims_nothing(scene: Scene, tmp_path: Path) -
     seen: list[Any] = []
 
     class Watching(LightningModule):
-        def predict_step(self, work: Work, batch_idx: int) -> int:
+        def predict_step(self, work: PredictBatch, batch_idx: int) -> int:
             seen.append((scene.claimed(), [request.id for request in work.requests()]))
             return 0
 

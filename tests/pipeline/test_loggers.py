@@ -14,7 +14,7 @@ import wandb
 from lightning import LightningModule
 from lightning.pytorch.loggers import CSVLogger
 
-from dlm.distributed.heartbeat import Heart, Others, StopSwitch
+from dlm.distributed.heartbeat import Heartbeat, PeerMonitor, StopFlag
 from dlm.pipeline.loggers import TABLE_ROWS, attempt, finish, table_of
 from dlm.pipeline.progress import ProgressReport
 from tests import running
@@ -56,7 +56,7 @@ def test_an_interrupt_is_no_failure_of_a_logger() -> None:
 
 def test_progress_goes_on_without_a_logger_that_fails_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logger = Broken(tmp_path)
-    report = ProgressReport(Heart(tmp_path, "rank0", StopSwitch()), Others(tmp_path, []), total=8, every=0.0)
+    report = ProgressReport(Heartbeat(tmp_path, "rank0", StopFlag()), PeerMonitor(tmp_path, []), total=8, every=0.0)
     trainer: Any = SimpleNamespace(loggers=[logger])
     report.on_predict_start(trainer, LightningModule())
     for _ in range(3):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dlm.distributed.heartbeat import Status
+from dlm.distributed.heartbeat import WorkerStatus
 from dlm.distributed.processes import machine, process_birth
 from dlm.errors import RunError
 from dlm.report.runs import read_runs
@@ -51,7 +51,7 @@ def test_a_run_that_goes_on_is_not_called_dead(tmp_path: Path) -> None:
     run = begun(tmp_path / "run", done=3)
     (run / "claims" / "a").mkdir(parents=True)
     mark = run / "claims" / "a" / "rank0.status.json"
-    status = Status("rank0", machine(), os.getpid(), process_birth(os.getpid()), state="running")
+    status = WorkerStatus("rank0", machine(), os.getpid(), process_birth(os.getpid()), state="running")
     mark.write_text(json.dumps(asdict(status)))
     assert read_runs(tmp_path)[0].missing == ("it is still running: 3 of 4 prompts are answered",)
     mark.write_text(json.dumps(asdict(status) | {"birth": "another"}))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlm.errors import RunError
-from dlm.runs.leases import Claims, Plan, divide
+from dlm.runs.leases import LeasePlan, Leases, divide
 from tests import running
 
 
@@ -38,25 +38,25 @@ def test_the_last_claims_hold_one_prompt_so_that_all_end_together(world: int, pr
 
 
 def test_a_fair_share_is_at_least_one() -> None:
-    assert Plan([], 4).fair_share() == 1
-    assert Plan([[0, 1], [2]], 4).fair_share() == 1
-    assert Plan([[0, 1], [2, 3, 4]], 2).fair_share() == 3
+    assert LeasePlan([], 4).fair_share() == 1
+    assert LeasePlan([[0, 1], [2]], 4).fair_share() == 1
+    assert LeasePlan([[0, 1], [2, 3, 4]], 2).fair_share() == 3
 
 
 def test_all_read_the_plan_of_the_first(tmp_path: Path) -> None:
-    first = Claims(tmp_path, "rank0").agree(Plan([[0], [1]], 2))
-    assert Claims(tmp_path, "rank1").agree(Plan([[5]], 2)) == first
+    first = Leases(tmp_path, "rank0").agree(LeasePlan([[0], [1]], 2))
+    assert Leases(tmp_path, "rank1").agree(LeasePlan([[5]], 2)) == first
     with pytest.raises(RunError, match="made for 2 processes and this is one of 3"):
-        Claims(tmp_path, "rank2").agree(Plan([[5]], 3))
+        Leases(tmp_path, "rank2").agree(LeasePlan([[5]], 3))
 
 
-def _take(folder: Path, worker: str, plan: Plan) -> None:
-    taken = list(Claims(folder, worker).take(plan))
+def _take(folder: Path, worker: str, plan: LeasePlan) -> None:
+    taken = list(Leases(folder, worker).take(plan))
     (folder / f"{worker}.taken").write_text(json.dumps(taken))
 
 
 def test_processes_that_race_share_all_prompts(tmp_path: Path) -> None:
-    plan = Plan(divide([(1, number) for number in range(500)], 4, 8), 4)
+    plan = LeasePlan(divide([(1, number) for number in range(500)], 4, 8), 4)
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_take, args=(tmp_path, f"rank{rank}", plan)) for rank in range(4)]
     for worker in workers:
@@ -68,53 +68,53 @@ def test_processes_that_race_share_all_prompts(tmp_path: Path) -> None:
 
 
 def test_threads_that_race_for_a_plan_agree(tmp_path: Path) -> None:
-    plans: list[Plan] = []
-    running.race(lambda n: plans.append(Claims(tmp_path, f"rank{n}").agree(Plan([[n]], 8))))
+    plans: list[LeasePlan] = []
+    running.race(lambda n: plans.append(Leases(tmp_path, f"rank{n}").agree(LeasePlan([[n]], 8))))
     assert len(plans) == 8
     assert len({json.dumps(plan.claims) for plan in plans}) == 1
 
 
 def test_a_claim_is_taken_when_its_first_prompt_is_asked_for(tmp_path: Path) -> None:
-    plan = Plan([[0, 1], [2]], 2)
-    stream = Claims(tmp_path, "rank0").take(plan)
+    plan = LeasePlan([[0, 1], [2]], 2)
+    stream = Leases(tmp_path, "rank0").take(plan)
     assert not list(tmp_path.iterdir())
     assert [next(stream), next(stream)] == [0, 1]
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
     assert next(stream) == 2
     assert (tmp_path / "1").read_text() == "rank0"
-    assert list(Claims(tmp_path, "rank1").take(plan)) == []
+    assert list(Leases(tmp_path, "rank1").take(plan)) == []
 
 
 def test_claims_given_back_are_taken_by_those_who_have_not_ended_yet(tmp_path: Path) -> None:
-    plan = Plan([[0, 1], [2, 3], [4], [5]], 2)
-    stopped, working = Claims(tmp_path, "rank0"), Claims(tmp_path, "rank1")
+    plan = LeasePlan([[0, 1], [2, 3], [4], [5]], 2)
+    stopped, working = Leases(tmp_path, "rank0"), Leases(tmp_path, "rank1")
     first, second = stopped.take(plan), working.take(plan)
     assert [next(first), next(first), next(first), next(second)] == [0, 1, 2, 4]
     stopped.give_back(plan, answered={0, 1, 2})
     assert list(second) == [5, 2, 3]
     assert not working.left(plan)
-    assert not Claims(tmp_path, "rank2").left(plan)
+    assert not Leases(tmp_path, "rank2").left(plan)
 
 
 def test_a_process_that_is_started_again_goes_on_with_what_it_had_taken(tmp_path: Path) -> None:
-    plan = Plan([[0], [1], [2]], 2)
-    killed = Claims(tmp_path, "task3-rank0").take(plan)
-    assert [next(killed), next(Claims(tmp_path, "task4-rank0").take(plan))] == [0, 1]
-    assert list(Claims(tmp_path, "task5-rank0").take(plan)) == [2]
-    assert not Claims(tmp_path, "task3-restart1-rank0").left(plan)
-    again = Claims(tmp_path, "task3-restart1-rank0", ["task3-rank0"])
+    plan = LeasePlan([[0], [1], [2]], 2)
+    killed = Leases(tmp_path, "task3-rank0").take(plan)
+    assert [next(killed), next(Leases(tmp_path, "task4-rank0").take(plan))] == [0, 1]
+    assert list(Leases(tmp_path, "task5-rank0").take(plan)) == [2]
+    assert not Leases(tmp_path, "task3-restart1-rank0").left(plan)
+    again = Leases(tmp_path, "task3-restart1-rank0", ["task3-rank0"])
     assert again.left(plan)
     assert list(again.take(plan)) == [0]
 
 
 def test_claims_whose_prompts_are_answered_are_not_left(tmp_path: Path) -> None:
-    assert not Claims(tmp_path, "rank0").left(Plan([[], []], 2))
-    assert Claims(tmp_path, "rank0").left(Plan([[], [7]], 2))
+    assert not Leases(tmp_path, "rank0").left(LeasePlan([[], []], 2))
+    assert Leases(tmp_path, "rank0").left(LeasePlan([[], [7]], 2))
 
 
 def test_a_claim_that_cannot_be_written_is_a_run_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="No such file or directory"):
-        next(Claims(tmp_path / "gone", "rank0").take(Plan([[0]], 1)))
+        next(Leases(tmp_path / "gone", "rank0").take(LeasePlan([[0]], 1)))
 
 
 @pytest.mark.parametrize(
@@ -125,11 +125,11 @@ def test_a_claim_that_cannot_be_written_is_a_run_error(tmp_path: Path) -> None:
 def test_a_damaged_plan_says_what_to_delete(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_bytes(text)
     with pytest.raises(RunError, match=r"plan\.json is damaged \(.*\): delete it"):
-        Claims(tmp_path, "rank0").agree(Plan([[0]], 1))
+        Leases(tmp_path, "rank0").agree(LeasePlan([[0]], 1))
     (tmp_path / "plan.json").unlink()
-    assert Claims(tmp_path, "rank0").agree(Plan([[0]], 1)) == Plan([[0]], 1)
+    assert Leases(tmp_path, "rank0").agree(LeasePlan([[0]], 1)) == LeasePlan([[0]], 1)
 
 
 def test_a_claim_that_is_damaged_is_somebody_elses(tmp_path: Path) -> None:
     (tmp_path / "0").write_bytes(b"\xff\xfe")
-    assert list(Claims(tmp_path, "rank1", ["rank0"]).take(Plan([[0]], 2))) == []
+    assert list(Leases(tmp_path, "rank1", ["rank0"]).take(LeasePlan([[0]], 2))) == []

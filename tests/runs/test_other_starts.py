@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from dlm.distributed.heartbeat import Status, read_status, status_file
+from dlm.distributed.heartbeat import WorkerStatus, read_status, status_file
 from dlm.distributed.processes import machine, process_birth
 from dlm.runs.other_starts import OtherStarts, at_work
 
-LIVING = Status("rank0", machine(), os.getpid(), process_birth(os.getpid()), state="running")
+LIVING = WorkerStatus("rank0", machine(), os.getpid(), process_birth(os.getpid()), state="running")
 DEAD = replace(LIVING, birth="another")
 ELSEWHERE = replace(LIVING, machine="elsewhere/x/y")
 
 
-def attempt(claims: Path, name: str, *statuses: Status) -> Path:
+def attempt(claims: Path, name: str, *statuses: WorkerStatus) -> Path:
     folder = claims / name
     folder.mkdir(exist_ok=True)
     for number, status in enumerate(statuses):
@@ -50,7 +50,9 @@ def test_each_of_two_starts_is_told_of_the_other(tmp_path: Path, capsys: pytest.
     ("status", "works"),
     [(LIVING, True), (DEAD, False), (replace(LIVING, state="done"), False), (ELSEWHERE, True)],
 )
-def test_a_process_works_as_long_as_it_lives_and_has_not_ended(status: Status, works: bool, tmp_path: Path) -> None:
+def test_a_process_works_as_long_as_it_lives_and_has_not_ended(
+    status: WorkerStatus, works: bool, tmp_path: Path
+) -> None:
     folder = attempt(tmp_path, "a", status)
     assert (at_work(status_file(folder, "rank0")) is not None) == works
 

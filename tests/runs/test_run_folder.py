@@ -8,7 +8,7 @@ import pytest
 
 from dlm.cli.command_line import compose_config
 from dlm.errors import CheckpointError, ConfigError, DataError, RunError
-from dlm.runs.leases import Claims, Plan
+from dlm.runs.leases import LeasePlan, Leases
 from dlm.runs.run_folder import Index, RunFolder
 
 INDEX = Index(["a", "b"], 1, "digest")
@@ -56,7 +56,7 @@ def test_shards_count_in_the_order_of_attempts(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     for attempt in ("zeta", "alpha"):
         folder.create(attempt)
-        Claims(folder.claims(attempt), "rank0").agree(Plan([], 1))
+        Leases(folder.claims(attempt), "rank0").agree(LeasePlan([], 1))
     for name in ("alpha-rank0", "zeta-rank1", "zeta-rank0", "unknown-rank0"):
         (folder.shards / f"{name}.jsonl").write_text("")
     names = [path.stem for path in folder.shard_files()]

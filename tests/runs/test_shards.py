@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from dlm.errors import RunError
-from dlm.runs.shards import Shard, read_answers, read_rows, to_line
+from dlm.runs.shards import ShardFile, read_answers, read_rows, to_line
 from tests.pipeline.rows import refused, row
 
 
 def test_rows_come_back_as_written(tmp_path: Path) -> None:
-    shard = Shard(tmp_path / "a.jsonl")
+    shard = ShardFile(tmp_path / "a.jsonl")
     rows = [row("a", text="zwölf\nÄpfel"), row("b", text=""), refused("c")]
     for one in rows:
         shard.append(one)
@@ -25,7 +25,7 @@ def test_rows_come_back_as_written(tmp_path: Path) -> None:
 
 
 def test_each_row_is_one_write_and_readable_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shard, calls, write = Shard(tmp_path / "a.jsonl"), [], os.write
+    shard, calls, write = ShardFile(tmp_path / "a.jsonl"), [], os.write
 
     def counted(file: int, data: bytes) -> int:
         calls.append(data)
@@ -75,7 +75,7 @@ def test_text_that_utf8_cannot_hold_is_escaped() -> None:
 
 
 def test_a_full_disk_says_what_is_kept_and_leaves_no_torn_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shard, write = Shard(tmp_path / "a.jsonl"), os.write
+    shard, write = ShardFile(tmp_path / "a.jsonl"), os.write
     shard.append(row("a"))
     monkeypatch.setattr(os, "write", lambda file, data: write(file, data[: len(data) // 2]))
     with pytest.raises(RunError, match=r"a\.jsonl: the disk is full; the 1 answers before stay there"):
@@ -94,7 +94,7 @@ def test_a_full_disk_says_what_is_kept_and_leaves_no_torn_row(tmp_path: Path, mo
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the kernel offers no device that is always full")
 def test_the_kernels_full_device_is_a_run_error() -> None:
-    shard = Shard(Path("/dev/full"))
+    shard = ShardFile(Path("/dev/full"))
     with pytest.raises(RunError, match="No space left on device"):
         shard.append({"id": "a"})
     shard.close()

@@ -11,7 +11,7 @@ from lightning import LightningModule
 
 from dlm.data.prompts import check_demo_answer
 from dlm.demo.tasks import held_out
-from dlm.distributed.heartbeat import Heart, Others, Status, StopSwitch
+from dlm.distributed.heartbeat import Heartbeat, PeerMonitor, StopFlag, WorkerStatus
 from dlm.pipeline.progress import ProgressReport, Totals, clock
 from dlm.runs.shards import to_line
 from dlm.runs.summary import show, summarize
@@ -52,8 +52,8 @@ def test_the_table_says_how_well_how_fast_and_where(tmp_path: Path, capsys: pyte
 
 
 def test_totals_add_up_over_processes() -> None:
-    one = Status("rank0", "m", 1, "b", rows=3, tokens=30, nfe=10, steps=10, occupancy=1.0)
-    two = Status("rank1", "m", 2, "b", rows=1, tokens=10, nfe=10, steps=30, occupancy=0.8)
+    one = WorkerStatus("rank0", "m", 1, "b", rows=3, tokens=30, nfe=10, steps=10, occupancy=1.0)
+    two = WorkerStatus("rank1", "m", 2, "b", rows=1, tokens=10, nfe=10, steps=30, occupancy=0.8)
     totals = Totals.of([one, two], 4.0)
     assert (totals.rows, totals.tokens_per_second, totals.tokens_per_forward) == (4, 10.0, 2.0)
     assert totals.occupancy == pytest.approx(0.85)
@@ -69,8 +69,8 @@ def test_a_clock_reads_as_one(seconds: float, shown: str) -> None:
 def test_plain_lines_come_so_often_where_there_is_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    heart = Heart(tmp_path, "rank0", StopSwitch())
-    report = ProgressReport(heart, Others(tmp_path, []), total=8, every=1000.0)
+    heart = Heartbeat(tmp_path, "rank0", StopFlag())
+    report = ProgressReport(heart, PeerMonitor(tmp_path, []), total=8, every=1000.0)
     trainer: Any = SimpleNamespace(loggers=())
     report.on_predict_start(trainer, LightningModule())
     heart.count(rows=2, errors=0, tokens=40, nfe=10)

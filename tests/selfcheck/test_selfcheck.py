@@ -16,7 +16,7 @@ from dlm.models.arrangement import Arrangement
 from dlm.models.families import FAMILIES, SpecialTokens
 from dlm.models.io.loading import Checkpoint, empty_backbone
 from dlm.models.sizes import SIZES
-from dlm.selfcheck.checks import Cost, Result, prove
+from dlm.selfcheck.checks import CheckResult, Cost, prove
 from tests.decoding.worlds import BY_NAME, stir
 from tests.models.stand_in_products import by_count, by_place
 from tests.threads import threads
@@ -27,8 +27,8 @@ SECONDS = 0.01
 """The least of every check."""
 
 
-def found(checkpoint: Checkpoint, seed: int = 0) -> dict[str, Result]:
-    results = {one.name: one for one in prove(checkpoint, SECONDS, seed) if isinstance(one, Result)}
+def found(checkpoint: Checkpoint, seed: int = 0) -> dict[str, CheckResult]:
+    results = {one.name: one for one in prove(checkpoint, SECONDS, seed) if isinstance(one, CheckResult)}
     assert list(results) == ["products", "attention", "scorer", "decoder"]
     assert all(one.compared for one in results.values())
     return results

@@ -62,7 +62,7 @@ class Rates(Protocol):
 
 
 @dataclass(frozen=True)
-class Shape:
+class ForwardShape:
     """What of a model costs time.
 
     Attributes:
@@ -100,7 +100,7 @@ class Seconds:
         return self.matmul + self.attention + self.head + self.scores
 
 
-def matmul_seconds(rows: int, layer: Matmul, shape: Shape, rates: Rates) -> float:
+def matmul_seconds(rows: int, layer: Matmul, shape: ForwardShape, rates: Rates) -> float:
     """One call of a linear layer."""
     rows = shape.padded(rows)
     flops = 2.0 * rows * layer[0] * layer[1]
@@ -108,7 +108,7 @@ def matmul_seconds(rows: int, layer: Matmul, shape: Shape, rates: Rates) -> floa
     return max(flops / rates.matmul(rows, layer), moved / rates.bandwidth)
 
 
-def attention_seconds(windows: Sequence[tuple[int, int]], shape: Shape, rates: Rates) -> float:
+def attention_seconds(windows: Sequence[tuple[int, int]], shape: ForwardShape, rates: Rates) -> float:
     """One layer's attention, over all canvases of a forward."""
     total = 0.0
     for queries, keys in windows:
@@ -118,7 +118,7 @@ def attention_seconds(windows: Sequence[tuple[int, int]], shape: Shape, rates: R
     return total
 
 
-def ideal(forwards: Sequence[Forward], shape: Shape, rates: Rates) -> Seconds:
+def ideal(forwards: Sequence[Forward], shape: ForwardShape, rates: Rates) -> Seconds:
     """The time that the necessary work of these forwards takes."""
     body = attention = head = scores = 0.0
     for forward in forwards:

@@ -17,7 +17,7 @@ from dlm.models.architecture import BackboneConfig
 
 
 @dataclass(frozen=True)
-class Body:
+class BodyCost:
     """What of a model costs operations and bytes.
 
     Attributes:
@@ -41,7 +41,7 @@ class Body:
     itemsize: int
 
     @classmethod
-    def of(cls, config: BackboneConfig, itemsize: int) -> Body:
+    def of(cls, config: BackboneConfig, itemsize: int) -> BodyCost:
         """The body of an architecture."""
         hidden, layers, experts = config.hidden_size, config.num_layers, config.experts
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -83,7 +83,7 @@ class Body:
         return (numbers + cached) * self.itemsize
 
 
-def costs(forwards: Sequence[Forward], body: Body) -> tuple[tuple[float, float], ...]:
+def costs(forwards: Sequence[Forward], body: BodyCost) -> tuple[tuple[float, float], ...]:
     """Operations and bytes of each forward."""
     return tuple((body.operations(one), body.bytes(one)) for one in forwards)
 

@@ -12,7 +12,7 @@ from itertools import zip_longest
 import numpy as np
 
 from dlm.bench.paced import schedule
-from dlm.bench.reference import PROGRAMS, BlankModel, Outcome
+from dlm.bench.reference import PROGRAMS, BlankModel, ReferenceOutcome
 from dlm.bench.workloads import Case, Forward
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.request import Request
@@ -62,11 +62,11 @@ def packed(lanes: Sequence[Sequence[Forward]]) -> list[Forward]:
     ]
 
 
-def reference_outcomes(case: Case, mask_id: int) -> list[Outcome]:
+def reference_outcomes(case: Case, mask_id: int) -> list[ReferenceOutcome]:
     """What the reference program does with each prompt."""
     return [PROGRAMS[case.engine].run(BlankModel(), prompt, case, mask_id) for prompt in case.prompts]
 
 
-def reference_forwards(outcomes: Sequence[Outcome]) -> list[Forward]:
+def reference_forwards(outcomes: Sequence[ReferenceOutcome]) -> list[Forward]:
     """One canvas at a time; logits for every position fed."""
     return [Forward(((call.fed, call.keys),), call.fed, call.scored) for outcome in outcomes for call in outcome.calls]

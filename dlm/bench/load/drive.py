@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from dlm.bench.load.target import Answer, Client, Target
+from dlm.bench.load.target import Client, LoadTarget, Reply
 
 HEALTH_EVERY = 0.02
 """Seconds between two looks at `/health`."""
@@ -20,7 +20,7 @@ HEALTH_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadPlan:
     """A row of the table: how requests come.
 
     Attributes:
@@ -49,7 +49,7 @@ class Round:
         batches: how many forwards held each number of canvases; None where it cannot be known.
     """
 
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[Reply] = field(default_factory=list)
     seconds: float = 0.0
     health: list[float] = field(default_factory=list)
     batches: Counter[int] | None = None
@@ -85,8 +85,8 @@ class HealthProbe(threading.Thread):
 
 
 def drive(
-    target: Target,
-    load: Load,
+    target: LoadTarget,
+    load: LoadPlan,
     bodies: Sequence[dict[str, Any]],
     due: Sequence[float],
     *,
@@ -121,14 +121,14 @@ def drive(
 
 
 async def _drive(
-    target: Target,
-    load: Load,
+    target: LoadTarget,
+    load: LoadPlan,
     bodies: Sequence[dict[str, Any]],
     due: Sequence[float],
     seconds: float,
     timeout: float,
-) -> list[Answer]:
-    answers: list[Answer] = []
+) -> list[Reply]:
+    answers: list[Reply] = []
     left = iter(zip(bodies, due, strict=True) if due else ((body, 0.0) for body in bodies))
     begun = time.perf_counter()
     async with Client(target, timeout) as client, asyncio.TaskGroup() as tasks:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dlm.bench.load.drive import Load, Round
+from dlm.bench.load.drive import LoadPlan, Round
 from dlm.bench.load.target import OK
 
 
 @dataclass(frozen=True)
-class Figures:
+class LoadFigures:
     """One row of the table. Rates, latencies and tokens are those of requests that were answered.
 
     Attributes:
@@ -32,7 +32,7 @@ class Figures:
     """
 
     title: str
-    load: Load
+    load: LoadPlan
     server: str
     requests: int
     errors: dict[str, int]
@@ -47,7 +47,7 @@ class Figures:
     mean_batch: float
 
     @classmethod
-    def of(cls, title: str, load: Load, server: str, rounds: Sequence[Round]) -> Figures:
+    def of(cls, title: str, load: LoadPlan, server: str, rounds: Sequence[Round]) -> LoadFigures:
         """The figures of some rounds together."""
         answers = [answer for one in rounds for answer in one.answers]
         good = [answer for answer in answers if answer.status == OK]
@@ -76,7 +76,7 @@ class Figures:
             else math.nan,
         )
 
-    def over(self, first: Figures) -> dict[str, float]:
+    def over(self, first: LoadFigures) -> dict[str, float]:
         """This server's figures over another's under the same load."""
         return {
             "requests_per_second": _ratio(self.requests_per_second, first.requests_per_second),

@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dlm.bench.load.config import LoadConfig
-from dlm.bench.load.figures import Figures
+from dlm.bench.load.figures import LoadFigures
 from dlm.bench.machine.processor import load_average, processor
 
 PLAIN_WIDTH = 200
 """Columns where the output is no terminal."""
 
 
-def render(rows: Sequence[Figures], work: LoadConfig) -> None:
+def render(rows: Sequence[LoadFigures], work: LoadConfig) -> None:
     """Print everything."""
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -40,7 +40,7 @@ def described(work: LoadConfig) -> str:
     )
 
 
-def table(title: str, rows: Sequence[Figures]) -> Table:
+def table(title: str, rows: Sequence[LoadFigures]) -> Table:
     """A line for each load and server; with several servers their ratios to the first."""
     several = len({row.server for row in rows}) > 1
     shown = Table(
@@ -74,7 +74,7 @@ def table(title: str, rows: Sequence[Figures]) -> Table:
     return shown
 
 
-def with_ratios(rows: Sequence[Figures]) -> Iterator[tuple[Figures, Mapping[str, float]]]:
+def with_ratios(rows: Sequence[LoadFigures]) -> Iterator[tuple[LoadFigures, Mapping[str, float]]]:
     """Each row and its figures over those of the first server under the same load."""
     for _, several in groupby(rows, lambda row: (row.title, row.load)):
         first, *others = several
@@ -83,13 +83,13 @@ def with_ratios(rows: Sequence[Figures]) -> Iterator[tuple[Figures, Mapping[str,
             yield one, one.over(first)
 
 
-def progress(rows: Sequence[Figures], seconds: float) -> str:
+def progress(rows: Sequence[LoadFigures], seconds: float) -> str:
     """A finished kind of load, for those who wait."""
     shown = "; ".join(f"{row.server} {row.requests_per_second:.2f} requests/s" for row in rows)
     return f"{rows[0].title}, {rows[0].load}: {shown} (took {seconds:.0f} s)"
 
 
-def to_json(rows: Sequence[Figures], work: LoadConfig) -> str:
+def to_json(rows: Sequence[LoadFigures], work: LoadConfig) -> str:
     """Everything that was measured, with the ratios; what is not known is null."""
     values = {
         "client": {"processor": processor(), "load": load_average()},

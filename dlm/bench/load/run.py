@@ -12,11 +12,11 @@ from typing import Any
 from dlm.bench.config import BenchConfig
 from dlm.bench.load.bodies import arrivals, bodies, read_prompts
 from dlm.bench.load.config import ALL, LoadConfig
-from dlm.bench.load.drive import Load, Round, drive
-from dlm.bench.load.figures import Figures
+from dlm.bench.load.drive import LoadPlan, Round, drive
+from dlm.bench.load.figures import LoadFigures
 from dlm.bench.load.report import progress, render, to_json
 from dlm.bench.load.servers import running
-from dlm.bench.load.target import OK, Target
+from dlm.bench.load.target import OK, LoadTarget
 from dlm.errors import RunError
 
 
@@ -28,9 +28,9 @@ def run_load(bench: BenchConfig) -> int:
         RunError: a server cannot be started, does not answer, or cannot run the algorithms.
     """
     work: LoadConfig = bench.workload
-    rows: list[Figures] = []
+    rows: list[LoadFigures] = []
     if bench.compare is None:
-        targets = [Target.at(url) for url in bench.urls()]
+        targets = [LoadTarget.at(url) for url in bench.urls()]
         rows += measure(work, ", ".join(dict.fromkeys(target.model for target in targets)), targets)
     else:
         for title, model in bench.compare.models.items():
@@ -42,14 +42,14 @@ def run_load(bench: BenchConfig) -> int:
     return 0
 
 
-def measure(work: LoadConfig, title: str, targets: Sequence[Target]) -> list[Figures]:
+def measure(work: LoadConfig, title: str, targets: Sequence[LoadTarget]) -> list[LoadFigures]:
     """The rows of one table: each kind of load, each server."""
     prompts, algorithms = read_prompts(work), algorithms_of(work, targets)
-    loads = [Load(clients=count) for count in work.concurrency]
-    loads += [Load(rate=rate, burst=burst) for rate in work.rates for burst in work.bursts]
+    loads = [LoadPlan(clients=count) for count in work.concurrency]
+    loads += [LoadPlan(rate=rate, burst=burst) for rate in work.rates for burst in work.bursts]
     for target in targets:
         _warm_up(work, target, bodies(work, prompts, algorithms, -1, 0)[: work.warmup])
-    rows: list[Figures] = []
+    rows: list[LoadFigures] = []
     for number, load in enumerate(loads):
         begun = time.perf_counter()
         rounds: dict[str, list[Round]] = {target.name: [] for target in targets}
@@ -60,12 +60,12 @@ def measure(work: LoadConfig, title: str, targets: Sequence[Target]) -> list[Fig
             for target in targets if turn % 2 == 0 else reversed(targets):
                 one = drive(target, load, sent, due, seconds=work.seconds, timeout=work.timeout)
                 rounds[target.name].append(one)
-        rows += [Figures.of(title, load, target.name, rounds[target.name]) for target in targets]
+        rows += [LoadFigures.of(title, load, target.name, rounds[target.name]) for target in targets]
         print(progress(rows[-len(targets) :], time.perf_counter() - begun), file=sys.stderr, flush=True)
     return rows
 
 
-def algorithms_of(work: LoadConfig, targets: Sequence[Target]) -> list[str]:
+def algorithms_of(work: LoadConfig, targets: Sequence[LoadTarget]) -> list[str]:
     """What is drawn from, `all` replaced. Raises `RunError` for what a server cannot run, as far as it says."""
     listed = [target.algorithms for target in targets if target.algorithms]
     shared = [name for name in (listed[0] if listed else ()) if all(name in one for one in listed)]
@@ -74,11 +74,11 @@ def algorithms_of(work: LoadConfig, targets: Sequence[Target]) -> list[str]:
     return [name for one in work.algorithms for name in (shared if one == ALL else [one])]
 
 
-def _warm_up(work: LoadConfig, target: Target, sent: list[dict[str, Any]]) -> None:
+def _warm_up(work: LoadConfig, target: LoadTarget, sent: list[dict[str, Any]]) -> None:
     """Requests that do not count. Raises `RunError` when all of them fail: so would the others."""
     if not sent:
         return
-    one = drive(target, Load(clients=len(sent)), sent, [], seconds=work.seconds, timeout=work.timeout)
+    one = drive(target, LoadPlan(clients=len(sent)), sent, [], seconds=work.seconds, timeout=work.timeout)
     if not any(answer.status == OK for answer in one.answers):
         said = "; ".join(sorted({f"{answer.status}: {answer.message[:300]}" for answer in one.answers}))
         raise RunError(f"{target.url} answers none of the {len(sent)} requests of the warm-up: {said}")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from dlm.bench.load.target import Target
+from dlm.bench.load.target import LoadTarget
 from dlm.errors import ConfigError, RunError
 from dlm.serving.fleet.processes import answers, check_free, die_with_parent, free_port
 from dlm.serving.settings import IDENTITY_VARIABLE
@@ -22,7 +22,7 @@ STOP_SECONDS = 60.0
 
 
 @contextmanager
-def running(model: Sequence[str], servers: Mapping[str, Sequence[str]]) -> Iterator[list[Target]]:
+def running(model: Sequence[str], servers: Mapping[str, Sequence[str]]) -> Iterator[list[LoadTarget]]:
     """Servers by name, ready, for as long as the context lasts; raises `RunError` when one does not start.
 
     Args:
@@ -35,7 +35,7 @@ def running(model: Sequence[str], servers: Mapping[str, Sequence[str]]) -> Itera
             stack.enter_context(_server(name, [*model, *own], folder / str(index)))
             for index, (name, own) in enumerate(servers.items())
         ]
-        yield [Target.at(_when_ready(*one), name) for one, name in zip(started, servers, strict=True)]
+        yield [LoadTarget.at(_when_ready(*one), name) for one, name in zip(started, servers, strict=True)]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ OK = "200"
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """What one client saw.
 
     Attributes:
@@ -43,7 +43,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Target:
+class LoadTarget:
     """A server to be asked.
 
     Attributes:
@@ -59,7 +59,7 @@ class Target:
     algorithms: tuple[str, ...]
 
     @classmethod
-    def at(cls, url: str, name: str = "") -> Target:
+    def at(cls, url: str, name: str = "") -> LoadTarget:
         """The server at `url`. Raises `RunError` when it does not answer as one."""
         url = url.rstrip("/").removesuffix("/v1")
         try:
@@ -114,7 +114,7 @@ class Client:
         timeout: seconds that it waits for any next byte.
     """
 
-    def __init__(self, target: Target, timeout: float) -> None:
+    def __init__(self, target: LoadTarget, timeout: float) -> None:
         self.target = target
         self._http = httpx.AsyncClient(
             base_url=target.url,
@@ -133,7 +133,7 @@ class Client:
     ) -> None:
         await self._http.__aexit__(kind, error, trace)
 
-    async def ask(self, body: dict[str, Any], due: float | None = None) -> Answer:
+    async def ask(self, body: dict[str, Any], due: float | None = None) -> Reply:
         """One request and its answer; what goes wrong is an answer too.
 
         Args:
@@ -141,7 +141,7 @@ class Client:
             due: `time.perf_counter()` when it should have been sent; None is now.
         """
         begun = time.perf_counter() if due is None else due
-        seen = _Seen()
+        seen = _LastSeen()
         try:
             async with self._http.stream("POST", CHAT, json={"model": self.target.model, **body}) as response:
                 if response.status_code != 200:
@@ -156,7 +156,7 @@ class Client:
                     status = OK
         except (httpx.HTTPError, ValueError, KeyError) as error:
             status, seen.message = type(error).__name__, str(error)
-        return Answer(
+        return Reply(
             status,
             begun,
             time.perf_counter() - begun,
@@ -167,7 +167,7 @@ class Client:
         )
 
 
-class _Seen:
+class _LastSeen:
     """What the events of a stream have said so far."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from dlm.bench.workloads import Case
 from dlm.decoding.canvas import Canvas
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.packing import Batch
-from dlm.decoding.scoring.selection import Choice, Selector
+from dlm.decoding.scoring.selection import Selection, Selector
 from dlm.models.attention.segments import Segment
 from dlm.models.backbone import Backbone, Layer, RMSNorm
 from dlm.models.experts import Experts
@@ -75,7 +75,7 @@ class TimedSelector(Selector):
         super().__init__(decoder.backbone, decoder.special, decoder.selector.max_rows)
         self.clock = clock
 
-    def select(self, batch: Batch, canvases: Sequence[Canvas], hidden: Tensor) -> list[Choice]:
+    def select(self, batch: Batch, canvases: Sequence[Canvas], hidden: Tensor) -> list[Selection]:
         with self.clock.part("scores"):
             return super().select(batch, canvases, hidden)
 

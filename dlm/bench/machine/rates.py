@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlm.bench.bounds.ceiling import Matmul, Shape
+from dlm.bench.bounds.ceiling import ForwardShape, Matmul
 from dlm.bench.machine.stopwatch import Stopwatch
-from dlm.bench.reference import Program, ReferenceModel
+from dlm.bench.reference import ReferenceModel, ReferenceProgram
 from dlm.bench.workloads import Forward
 from dlm.models.backbone import ROW_TILE, Backbone, Layer
 
@@ -85,7 +85,7 @@ class SideMeter:
         backbone: Backbone,
         head: Tensor,
         forwards: Sequence[Forward],
-        shape: Shape,
+        shape: ForwardShape,
         score: Callable[[Tensor], object],
         score_rows: int,
         memory: Probe,
@@ -152,7 +152,7 @@ class SideMeter:
         return self._score.seconds / self._score_rows
 
 
-def _layer_weights(backbone: Backbone, shape: Shape) -> dict[Matmul, Tensor]:
+def _layer_weights(backbone: Backbone, shape: ForwardShape) -> dict[Matmul, Tensor]:
     """For each linear layer of the shape a weight of its size, out of the first layer's."""
     first = cast(Layer, backbone.layers[0])
     stored = [first.qkv.weight, first.attention_out.weight, first.gate_up.weight, first.down.weight]
@@ -179,7 +179,7 @@ def max_and_sum(logits: Tensor) -> list[Tensor]:
     return sums
 
 
-def reference_shape(backbone: Backbone) -> Shape:
+def reference_shape(backbone: Backbone) -> ForwardShape:
     """Separate projections, rows as they are."""
     config = backbone.config
     hidden, inner = config.hidden_size, config.intermediate_size
@@ -192,17 +192,17 @@ def reference_shape(backbone: Backbone) -> Shape:
         *[(hidden, inner)] * 2,
         (inner, hidden),
     )
-    return Shape(layers, config.num_layers, (hidden, config.vocab_size), wide, narrow, backbone.dtype.itemsize)
+    return ForwardShape(layers, config.num_layers, (hidden, config.vocab_size), wide, narrow, backbone.dtype.itemsize)
 
 
-def packed_shape(backbone: Backbone) -> Shape:
+def packed_shape(backbone: Backbone) -> ForwardShape:
     """Fused projections, rows rounded up."""
     config = backbone.config
     hidden, inner = config.hidden_size, config.intermediate_size
     wide, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     layers = ((hidden, wide + 2 * narrow), (wide, hidden), (hidden, 2 * inner), (inner, hidden))
     head = (hidden, config.vocab_size)
-    return Shape(layers, config.num_layers, head, wide, narrow, backbone.dtype.itemsize, ROW_TILE)
+    return ForwardShape(layers, config.num_layers, head, wide, narrow, backbone.dtype.itemsize, ROW_TILE)
 
 
 class Meter:
@@ -219,7 +219,7 @@ class Meter:
         self,
         backbone: Backbone,
         reference: ReferenceModel,
-        program: Program,
+        program: ReferenceProgram,
         ours: Sequence[Forward],
         theirs: Sequence[Forward],
     ) -> None:

@@ -16,14 +16,30 @@ from functools import partial
 import torch
 
 from dlm.bench.reference import dinfer, llada, sdar
-from dlm.bench.reference.model import BlankModel, Call, Model, Outcome, ReferenceModel, supports
+from dlm.bench.reference.model import (
+    BlankModel,
+    ReferenceCall,
+    ReferenceModel,
+    ReferenceNetwork,
+    ReferenceOutcome,
+    supports,
+)
 from dlm.bench.workloads import Case
 
-__all__ = ["PROGRAMS", "BlankModel", "Call", "Model", "Outcome", "Program", "ReferenceModel", "supports"]
+__all__ = [
+    "PROGRAMS",
+    "BlankModel",
+    "ReferenceCall",
+    "ReferenceModel",
+    "ReferenceNetwork",
+    "ReferenceOutcome",
+    "ReferenceProgram",
+    "supports",
+]
 
 
 @dataclass(frozen=True)
-class Program:
+class ReferenceProgram:
     """A program as the bench runs it.
 
     Attributes:
@@ -31,30 +47,34 @@ class Program:
         score_dtype: in which it takes probabilities; None: the logits' own.
     """
 
-    run: Callable[[Model, Sequence[int], Case, int], Outcome]
+    run: Callable[[ReferenceNetwork, Sequence[int], Case, int], ReferenceOutcome]
     score_dtype: torch.dtype | None
 
 
-def _llada(model: Model, prompt: Sequence[int], case: Case, mask_id: int, *, cache: str) -> Outcome:
+def _llada(model: ReferenceNetwork, prompt: Sequence[int], case: Case, mask_id: int, *, cache: str) -> ReferenceOutcome:
     lengths = case.gen_length, case.block_length
-    return llada.generate(model, prompt, llada.Settings(mask_id, *lengths, case.steps, cache=cache, blocks=case.blocks))
+    return llada.generate(
+        model, prompt, llada.LLaDASettings(mask_id, *lengths, case.steps, cache=cache, blocks=case.blocks)
+    )
 
 
-def _dinfer(model: Model, prompt: Sequence[int], case: Case, mask_id: int) -> Outcome:
+def _dinfer(model: ReferenceNetwork, prompt: Sequence[int], case: Case, mask_id: int) -> ReferenceOutcome:
     lengths = case.gen_length, case.block_length
-    return dinfer.generate(model, prompt, dinfer.Settings(mask_id, *lengths, case.steps_per_block, blocks=case.blocks))
+    return dinfer.generate(
+        model, prompt, dinfer.DInferSettings(mask_id, *lengths, case.steps_per_block, blocks=case.blocks)
+    )
 
 
-def _sdar(model: Model, prompt: Sequence[int], case: Case, mask_id: int) -> Outcome:
+def _sdar(model: ReferenceNetwork, prompt: Sequence[int], case: Case, mask_id: int) -> ReferenceOutcome:
     lengths = case.gen_length, case.block_length
-    return sdar.generate(model, prompt, sdar.Settings(mask_id, *lengths, case.steps_per_block, blocks=case.blocks))
+    return sdar.generate(model, prompt, sdar.SdarSettings(mask_id, *lengths, case.steps_per_block, blocks=case.blocks))
 
 
-PROGRAMS: dict[str, Program] = {
-    "full": Program(partial(_llada, cache="none"), torch.float64),
-    "prefix_cache": Program(partial(_llada, cache="prefix"), torch.float64),
-    "dual_cache": Program(partial(_llada, cache="dual"), torch.float64),
-    "vicinity": Program(_dinfer, torch.float32),
-    "block_causal": Program(_sdar, None),
+PROGRAMS: dict[str, ReferenceProgram] = {
+    "full": ReferenceProgram(partial(_llada, cache="none"), torch.float64),
+    "prefix_cache": ReferenceProgram(partial(_llada, cache="prefix"), torch.float64),
+    "dual_cache": ReferenceProgram(partial(_llada, cache="dual"), torch.float64),
+    "vicinity": ReferenceProgram(_dinfer, torch.float32),
+    "block_causal": ReferenceProgram(_sdar, None),
 }
 """By engine; engines that are not here are timed without a reference."""

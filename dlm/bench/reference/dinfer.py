@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlm.bench.reference.model import Call, KeyValues, Model, Outcome, new_canvas, quotas
+from dlm.bench.reference.model import KeyValues, ReferenceCall, ReferenceNetwork, ReferenceOutcome, new_canvas, quotas
 
 
 @dataclass(frozen=True)
-class Settings:
+class DInferSettings:
     """What the program takes; the defaults are those it serves with.
 
     Attributes:
@@ -51,20 +51,20 @@ class Settings:
 class _Run:
     """One prompt on its way."""
 
-    def __init__(self, model: Model, prompt_ids: Sequence[int], settings: Settings) -> None:
+    def __init__(self, model: ReferenceNetwork, prompt_ids: Sequence[int], settings: DInferSettings) -> None:
         self.model, self.settings = model, settings
         self.length = len(prompt_ids) + settings.gen_length
         self.canvas = new_canvas(model, prompt_ids, self.length, settings.mask_id)
         self.past: KeyValues | None = None
         self.tested = 0
-        self.calls: list[Call] = []
+        self.calls: list[ReferenceCall] = []
         self.schedule: list[int] = []
 
     def call(self, first: int, last: int, start: int, stop: int, *, cached: bool) -> KeyValues:
         """Feed `[first, last)` and reveal in the block `[start, stop)`."""
         past = self.past if cached else None
         logits, present = self.model(self.canvas[:, first:last], first, past, overwrite=cached)
-        self.calls.append(Call(last - first, self.length, stop - start))
+        self.calls.append(ReferenceCall(last - first, self.length, stop - start))
         quota = self.schedule.pop(0) if self.schedule else 0
         _reveal(self.canvas[0, start:stop], logits[0, start - first : stop - first], quota, self.settings)
         return present
@@ -85,7 +85,7 @@ class _Run:
 
 
 @torch.inference_mode()
-def generate(model: Model, prompt_ids: Sequence[int], settings: Settings) -> Outcome:
+def generate(model: ReferenceNetwork, prompt_ids: Sequence[int], settings: DInferSettings) -> ReferenceOutcome:
     """Decode one prompt greedily."""
     run, size, prompt = _Run(model, prompt_ids, settings), settings.block_length, len(prompt_ids)
     for block, start in list(enumerate(range(prompt, run.length, size)))[: settings.blocks]:
@@ -99,10 +99,10 @@ def generate(model: Model, prompt_ids: Sequence[int], settings: Settings) -> Out
         if settings.eos_id is not None and (inside == settings.eos_id).any():
             run.canvas[:, stop:] = settings.eos_id
             break
-    return Outcome(tuple(run.canvas[0, prompt:].tolist()), tuple(run.calls))
+    return ReferenceOutcome(tuple(run.canvas[0, prompt:].tolist()), tuple(run.calls))
 
 
-def _reveal(tokens: Tensor, logits: Tensor, quota: int, settings: Settings) -> None:
+def _reveal(tokens: Tensor, logits: Tensor, quota: int, settings: DInferSettings) -> None:
     """Write into the block `tokens [block]` what `logits [block, vocab]` are sure enough of."""
     proposed = logits.argmax(-1)
     probability = F.softmax(logits.float(), dim=-1)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlm.bench.reference.model import Call, KeyValues, Model, Outcome, new_canvas, quotas
+from dlm.bench.reference.model import KeyValues, ReferenceCall, ReferenceNetwork, ReferenceOutcome, new_canvas, quotas
 
 
 @dataclass(frozen=True)
-class Settings:
+class LLaDASettings:
     """What the programs take.
 
     Attributes:
@@ -47,11 +47,11 @@ class Settings:
 
 
 @torch.inference_mode()
-def generate(model: Model, prompt_ids: Sequence[int], settings: Settings) -> Outcome:
+def generate(model: ReferenceNetwork, prompt_ids: Sequence[int], settings: LLaDASettings) -> ReferenceOutcome:
     """Decode one prompt greedily."""
     prompt_length = len(prompt_ids)
     canvas = new_canvas(model, prompt_ids, prompt_length + settings.gen_length, settings.mask_id)
-    calls: list[Call] = []
+    calls: list[ReferenceCall] = []
     blocks = settings.gen_length // settings.block_length
     for block in range(blocks if settings.blocks is None else settings.blocks):
         start = prompt_length + block * settings.block_length
@@ -65,7 +65,7 @@ def generate(model: Model, prompt_ids: Sequence[int], settings: Settings) -> Out
                 first, last = start, stop if settings.cache == "dual" else last
                 logits, present = model(canvas[:, first:last], first, past, overwrite=settings.cache == "dual")
                 past = present if settings.cache == "dual" else past
-                calls.append(Call(last - first, canvas.shape[1], last - first))
+                calls.append(ReferenceCall(last - first, canvas.shape[1], last - first))
             else:
                 logits, past = _whole(model, canvas, prompt_length, settings, calls)
                 if settings.cache == "prefix":
@@ -73,26 +73,26 @@ def generate(model: Model, prompt_ids: Sequence[int], settings: Settings) -> Out
             quota = schedule[step] if step < len(schedule) else 0
             _reveal(canvas[0, first:last], logits[0], stop - first, quota, settings)
             step += 1
-    return Outcome(tuple(canvas[0, prompt_length:].tolist()), tuple(calls))
+    return ReferenceOutcome(tuple(canvas[0, prompt_length:].tolist()), tuple(calls))
 
 
 def _whole(
-    model: Model, canvas: Tensor, prompt_length: int, settings: Settings, calls: list[Call]
+    model: ReferenceNetwork, canvas: Tensor, prompt_length: int, settings: LLaDASettings, calls: list[ReferenceCall]
 ) -> tuple[Tensor, KeyValues]:
-    """A forward of the whole canvas, with its unconditional twin when guided."""
+    """A forward of the whole canvas, with its unconditional pair when guided."""
     length = canvas.shape[1]
     if not settings.cfg_scale:
-        calls.append(Call(length, length, length))
+        calls.append(ReferenceCall(length, length, length))
         return model(canvas)
-    twin = canvas.clone()
-    twin[:, :prompt_length] = settings.mask_id
-    calls.append(Call(2 * length, length, length))
-    both, present = model(torch.cat((canvas, twin)))
+    uncond = canvas.clone()
+    uncond[:, :prompt_length] = settings.mask_id
+    calls.append(ReferenceCall(2 * length, length, length))
+    both, present = model(torch.cat((canvas, uncond)))
     conditional, unconditional = both.chunk(2)
     return unconditional + (settings.cfg_scale + 1) * (conditional - unconditional), present
 
 
-def _reveal(tokens: Tensor, logits: Tensor, stop: int, quota: int, settings: Settings) -> None:
+def _reveal(tokens: Tensor, logits: Tensor, stop: int, quota: int, settings: LLaDASettings) -> None:
     """Write into `tokens [length]` what `logits [length, vocab]` are sure enough of, before `stop`."""
     if settings.banned:
         logits[:, list(settings.banned)] = -torch.inf

@@ -22,7 +22,7 @@ KeyValues = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Call:
+class ReferenceCall:
     """One model call: positions fed (batch rows x length), keys that each of them attends to, and positions whose
     logits are turned into probabilities."""
 
@@ -32,14 +32,14 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ReferenceOutcome:
     """The canvas behind the prompt, and the calls made for it."""
 
     canvas_ids: tuple[int, ...]
-    calls: tuple[Call, ...]
+    calls: tuple[ReferenceCall, ...]
 
 
-class Model(Protocol):
+class ReferenceNetwork(Protocol):
     """What a program needs of a model."""
 
     @property
@@ -186,7 +186,7 @@ def quotas(count: int, steps: int) -> list[int]:
     return [each + (step < extra) for step in range(steps)]
 
 
-def new_canvas(model: Model, prompt_ids: Sequence[int], length: int, mask_id: int) -> Tensor:
+def new_canvas(model: ReferenceNetwork, prompt_ids: Sequence[int], length: int, mask_id: int) -> Tensor:
     """`[1, length]` int64: the prompt, then masks."""
     prompt = torch.tensor([list(prompt_ids)], device=model.device)
     return F.pad(prompt, (0, length - prompt.shape[1]), value=mask_id)

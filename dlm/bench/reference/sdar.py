@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlm.bench.reference.model import Call, KeyValues, Model, Outcome, new_canvas, quotas
+from dlm.bench.reference.model import KeyValues, ReferenceCall, ReferenceNetwork, ReferenceOutcome, new_canvas, quotas
 
 
 @dataclass(frozen=True)
-class Settings:
+class SdarSettings:
     """What the program takes.
 
     Attributes:
@@ -45,18 +45,18 @@ class Settings:
 
 
 @torch.inference_mode()
-def generate(model: Model, prompt_ids: Sequence[int], settings: Settings) -> Outcome:
+def generate(model: ReferenceNetwork, prompt_ids: Sequence[int], settings: SdarSettings) -> ReferenceOutcome:
     """Decode one prompt greedily."""
     prompt, size = len(prompt_ids), settings.block_length
     length = -(-(prompt + settings.gen_length) // size) * size
     canvas = new_canvas(model, prompt_ids, length, settings.mask_id)
-    calls: list[Call] = []
+    calls: list[ReferenceCall] = []
     past: KeyValues | None = None
     whole = prompt // size * size
     if whole:
         block_of = torch.arange(whole, device=model.device) // size
         _, past = model(canvas[:, :whole], mask=block_of.unsqueeze(1) >= block_of)
-        calls.append(Call(whole, whole, 0))
+        calls.append(ReferenceCall(whole, whole, 0))
     starts = range(whole, length, size)[: settings.blocks]
     for start in starts:
         stop = start + size
@@ -65,18 +65,18 @@ def generate(model: Model, prompt_ids: Sequence[int], settings: Settings) -> Out
             if not (inside == settings.mask_id).any():
                 break
             logits, _ = model(inside, start, past)
-            calls.append(Call(size, stop, size))
+            calls.append(ReferenceCall(size, stop, size))
             _reveal(inside[0], logits[0], quota, settings)
         if settings.blocks is not None and start == starts[-1]:
             break
         _, past = model(inside, start, past)
-        calls.append(Call(size, stop, 0))
+        calls.append(ReferenceCall(size, stop, 0))
         if any((canvas[0, prompt:stop] == end).any() for end in settings.stop_ids):
             break
-    return Outcome(tuple(canvas[0, prompt:].tolist()), tuple(calls))
+    return ReferenceOutcome(tuple(canvas[0, prompt:].tolist()), tuple(calls))
 
 
-def _reveal(tokens: Tensor, logits: Tensor, quota: int, settings: Settings) -> None:
+def _reveal(tokens: Tensor, logits: Tensor, quota: int, settings: SdarSettings) -> None:
     """Write into the block `tokens [block]` what the strategy takes of `logits [block, vocab]`."""
     proposed = logits.argmax(-1)
     probability = F.softmax(logits, dim=-1)

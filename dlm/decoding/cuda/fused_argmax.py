@@ -26,16 +26,16 @@ def available() -> bool:
 
 @cache
 def _kernel() -> Any:
-    return importlib.import_module("dlm.decoding.cuda.triton_argmax").find_leaders
+    return importlib.import_module("dlm.decoding.cuda.triton_argmax").triton_argmax
 
 
 def fusible(logits: Tensor) -> bool:
-    """Whether `leaders` takes these logits: half precision, rows without gaps between columns, on CUDA."""
+    """Whether `argmax` takes these logits: half precision, rows without gaps between columns, on CUDA."""
     half = logits.dtype in (torch.bfloat16, torch.float16)
     return logits.is_cuda and half and logits.stride(1) == 1 and available()
 
 
-def leaders(logits: Tensor, banned: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def argmax(logits: Tensor, banned: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """The most probable token of each row and the odds against it.
 
     Args:

@@ -8,7 +8,7 @@ import triton.language as tl
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
-def find_leaders(logits, tokens, others, columns, stride, first_banned, second_banned, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # arguments are the compiler's
+def triton_argmax(logits, tokens, others, columns, stride, first_banned, second_banned, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # arguments are the compiler's
     """One row a program: the lowest place of the greatest logit, and what the other logits weigh against it.
 
     A row is read once, in blocks. Of what was read the leader's place, its logit and the sum of exp(logit - its own)

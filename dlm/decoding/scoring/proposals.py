@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dlm.decoding.cuda import fused_argmax as fused
 from dlm.decoding.noise import gumbel
 from dlm.decoding.scoring.rows import Rows
-from dlm.decoding.scoring.token_stats import draw_sums, entropy_sums, measures_of
+from dlm.decoding.scoring.token_stats import draw_sums, entropy_sums, stats_of
 from dlm.models.architecture import ROW_TILE
 from dlm.models.arithmetic import Arithmetic
 
@@ -67,7 +67,7 @@ class ScoreSpec:
     banned: tuple[int, ...] = ()
     deferred: tuple[int, ...] = ()
     record: bool = False
-    measured: bool = False
+    token_stats: bool = False
     boosted: bool = False
     observe: str = ""
 
@@ -86,7 +86,7 @@ class ScoreSpec:
         """Whether the most probable token and the odds against it, of the logits but for a few banned ids, are all that
         is wanted."""
         plain = self.temperature == 0 and not (self.boosted or self.deferred or self.observe or self.alters_logits)
-        plain = plain and not self.measured
+        plain = plain and not self.token_stats
         return plain and self.ranks_by not in STATISTICS and len(self.banned) <= fused.MAX_BANNED
 
 
@@ -99,7 +99,7 @@ class Proposals:
         priority: `[m]` float64, higher is surer, by the spec's `ranks_by`.
         log_odds: `[m]` float64, log((1 - c) / c) of the proposal's probability c; nan where the logits are not finite.
         logprobs: `[m]` float64, log-probability under the raw logits; likewise.
-        measures: `[2, m]` float64, log-probability under the logits that it was drawn from and entropy of the raw ones
+        token_stats: `[2, m]` float64, log-probability under the logits that it was drawn from and entropy of the raw ones
             (`dlm.decoding.scoring.token_stats`); None where the spec does not ask for them.
     """
 
@@ -107,7 +107,7 @@ class Proposals:
     priority: npt.NDArray[np.float64]
     log_odds: npt.NDArray[np.float64]
     logprobs: npt.NDArray[np.float64]
-    measures: npt.NDArray[np.float64] | None = None
+    token_stats: npt.NDArray[np.float64] | None = None
 
     @classmethod
     def from_table(cls, table: npt.NDArray[np.float64], spec: ScoreSpec) -> Proposals:
@@ -120,7 +120,7 @@ class Proposals:
             log_odds = np.where(np.isinf(gap) & ~np.isnan(others), np.inf, np.log(others) + gap)
             logprobs = -np.logaddexp(0.0, np.log(raw_others) + raw_gap if spec.alters_logits else log_odds)
         priority = priority if spec.ranks_by in STATISTICS else -log_odds
-        return cls(tokens.astype(np.int64), priority, log_odds, logprobs, measures_of(*sums) if sums else None)
+        return cls(tokens.astype(np.int64), priority, log_odds, logprobs, stats_of(*sums) if sums else None)
 
     @property
     def unsound(self) -> npt.NDArray[np.bool_]:
@@ -190,15 +190,15 @@ def slice_rows(logits: Tensor) -> int:
 def _logits(model: Head, rows: Rows, spec: ScoreSpec) -> Tensor:
     """`[rows, vocab]`, after guidance."""
     logits = model.head(rows.hidden)
-    if rows.twin is None:
+    if rows.uncond is None:
         return logits
-    unconditional = model.head(rows.twin)
+    unconditional = model.head(rows.uncond)
     return unconditional + (spec.cfg_scale + 1.0) * (logits - unconditional)
 
 
 def _score_fused(logits: Tensor, spec: ScoreSpec) -> Tensor:
     """As `_score_slice`, for specs of which the greatest logit and the odds against it are all that is wanted."""
-    token, others = fused.leaders(logits, spec.banned)
+    token, others = fused.argmax(logits, spec.banned)
     table = torch.zeros(6, len(token), dtype=torch.float64, device=token.device)
     table[0], table[2] = token, others
     return table
@@ -208,7 +208,7 @@ def _score_slice(logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     raw = logits.clone() if spec.alters_logits else None
-    entropy = entropy_sums(logits) if spec.measured else ()
+    entropy = entropy_sums(logits) if spec.token_stats else ()
     if rows.biases is not None:
         row, boosted, amounts = rows.biases
         logits.index_put_((row, boosted), amounts.to(logits.dtype), accumulate=True)
@@ -217,7 +217,7 @@ def _score_slice(logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
     at = token.unsqueeze(1)
     chosen = logits.gather(1, at)
     nothing = torch.zeros_like(token, dtype=torch.float64)
-    measured = (*(drawn or (nothing, nothing)), *entropy) if spec.measured else ()
+    token_stats = (*(drawn or (nothing, nothing)), *entropy) if spec.token_stats else ()
     statistic = STATISTICS[spec.ranks_by](logits) if spec.ranks_by in STATISTICS else nothing
     ban(logits, spec.deferred)
     best = logits.amax(-1, keepdim=True)
@@ -231,7 +231,9 @@ def _score_slice(logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
         top = raw.amax(-1, keepdim=True)
         raw_gap = (top - raw.gather(1, at)).squeeze(1)
         raw_others = raw.scatter_(1, at, -torch.inf).sub_(top).exp_().sum(-1)
-    return torch.stack([column.double() for column in (token, statistic, others, gap, raw_others, raw_gap, *measured)])
+    return torch.stack(
+        [column.double() for column in (token, statistic, others, gap, raw_others, raw_gap, *token_stats)]
+    )
 
 
 def ban(logits: Tensor, tokens: tuple[int, ...]) -> None:
@@ -268,7 +270,7 @@ def _draw(logits: Tensor, keys: Tensor, spec: ScoreSpec) -> tuple[Tensor, tuple[
         beyond = share.cumsum(-1) - share >= spec.top_p
         warm.masked_fill_(torch.zeros_like(beyond).scatter_(1, index, beyond), -torch.inf)
     token = (warm + gumbel(keys, warm.shape[1])).argmax(-1)
-    return token, draw_sums(warm, token) if spec.measured else ()
+    return token, draw_sums(warm, token) if spec.token_stats else ()
 
 
 def _negative_entropy(logits: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class Rows:
 
     Attributes:
         hidden: `[rows, hidden]`.
-        twin: the same positions of the unconditional twins, when guided.
+        uncond: the same positions of the unconditional pairs, when guided.
         keys: `[rows]` int64 noise keys, when the temperature is above 0.
         boosts: rows and tokens `[k]` int64 and amounts `[k]` float64, when boosted.
         boosting: gives `biases` of some rows, from the first of them and what they propose without, `[6, rows]`.
@@ -25,7 +25,7 @@ class Rows:
     """
 
     hidden: Tensor
-    twin: Tensor | None = None
+    uncond: Tensor | None = None
     keys: Tensor | None = None
     biases: Boosts | None = None
     boosting: Callable[[int, Tensor], Boosts] | None = None
@@ -38,7 +38,7 @@ class Rows:
             return self
         return Rows(
             F.pad(self.hidden, (0, 0, 0, spare)),
-            None if self.twin is None else F.pad(self.twin, (0, 0, 0, spare)),
+            None if self.uncond is None else F.pad(self.uncond, (0, 0, 0, spare)),
             None if self.keys is None else F.pad(self.keys, (0, spare)),
             self.biases,
             self.boosting,
@@ -52,7 +52,7 @@ class Rows:
             here = (biases[0] >= start) & (biases[0] < stop)
             biases = (biases[0][here] - start, biases[1][here], biases[2][here])
         part = slice(start, stop)
-        twin = None if self.twin is None else self.twin[part]
+        uncond = None if self.uncond is None else self.uncond[part]
         before = None if self.before is None else self.before.slice(start, stop)
         keys = None if self.keys is None else self.keys[part]
-        return Rows(self.hidden[part], twin, keys, biases, before=before)
+        return Rows(self.hidden[part], uncond, keys, biases, before=before)

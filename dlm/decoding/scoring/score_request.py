@@ -20,7 +20,7 @@ NO_PROPOSALS = Proposals(NONE, *(np.zeros(0) for _ in range(3)))
 
 
 @dataclass
-class Question:
+class ScoreRequest:
     """What is asked about one canvas in one forward, and what came back.
 
     Attributes:
@@ -60,7 +60,7 @@ class Question:
             banned=(*banned, special.mask_id) if self.ban_mask else banned,
             deferred=special.end_ids if params.confidence_eos_eot_inf else (),
             record=params.record,
-            measured=self.canvas.request.measures,
+            token_stats=self.canvas.request.token_stats,
             boosted=sampler.biases,
             observe=self.observe,
         )
@@ -99,7 +99,7 @@ class Question:
     def learn(self, first: int, proposals: Proposals) -> LogitBias:
         """Let the sampler say what it adds to the logits of the positions from index `first` on, for which it is known
         what they propose without. Its rows are positions of the canvas."""
-        part = Question(self.canvas, self.positions[first : first + len(proposals.tokens)], proposals=proposals)
+        part = ScoreRequest(self.canvas, self.positions[first : first + len(proposals.tokens)], proposals=proposals)
         scores = part.scores(np.intersect1d(self.canvas.candidates(), part.positions))
         boost, memory = self.canvas.request.sampler.logit_bias(scores, self.canvas.memory)
         boost = LogitBias(scores.positions[boost.rows], boost.tokens, boost.amounts)

@@ -19,7 +19,7 @@ from dlm.decoding.layout import IntArray
 from dlm.decoding.packing import Batch
 from dlm.decoding.scoring.proposals import Head, Proposals, ScoreSpec, score
 from dlm.decoding.scoring.rows import Boosts, Rows
-from dlm.decoding.scoring.score_request import Question, track_of
+from dlm.decoding.scoring.score_request import ScoreRequest, track_of
 from dlm.decoding.scoring.tracking import Track, rows_of
 from dlm.decoding.types import NONE, LogitBias, Scores
 from dlm.models.devices import upload
@@ -27,9 +27,9 @@ from dlm.models.families import SpecialTokens
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """What one canvas writes: positions, tokens and, when recorded, log-probabilities; the positions that become masks
-    again; its sampler's memory; and `[2, m]` measures of the tokens, when asked for. Nothing, where the logits of a
+    again; its sampler's memory; and `[2, m]` statistics of the tokens, when asked for. Nothing, where the logits of a
     position are not finite: `unsound` is the first such."""
 
     positions: IntArray
@@ -37,7 +37,7 @@ class Choice:
     cleared: IntArray
     logprobs: npt.NDArray[np.float64] | None
     memory: Any
-    measures: npt.NDArray[np.float64] | None = None
+    token_stats: npt.NDArray[np.float64] | None = None
     unsound: int | None = None
 
 
@@ -53,7 +53,7 @@ class Selector:
     def __init__(self, model: Head, special: SpecialTokens, max_rows: int) -> None:
         self.model, self.special, self.max_rows = model, special, max_rows
 
-    def select(self, batch: Batch, canvases: Sequence[Canvas], hidden: Tensor) -> list[Choice]:
+    def select(self, batch: Batch, canvases: Sequence[Canvas], hidden: Tensor) -> list[Selection]:
         """What each canvas writes after a forward that gave `hidden [num_rows, hidden]`.
 
         One transfer from the device; one more where samplers boost logits, and one for canvases whose proposals are
@@ -64,12 +64,12 @@ class Selector:
             observe = "divergence" if track_of(canvas) is not None else ""
             observe = "expected_embedding" if canvas.request.engine.smoothing else observe
             banned = canvas.request.sampler.ignores_budget or canvas.plan.first_only
-            asked.append(Question(canvas, canvas.scored(), banned, observe=observe))
-        outlooks = [Question(canvas, canvas.generated(), raw=True) for canvas in canvases if canvas.may_grow]
+            asked.append(ScoreRequest(canvas, canvas.scored(), banned, observe=observe))
+        outlooks = [ScoreRequest(canvas, canvas.generated(), raw=True) for canvas in canvases if canvas.may_grow]
         self._answer(batch, [*asked, *outlooks], hidden)
         candidates = [canvas.candidates() for canvas in canvases]
         choices = [choose(question, question.scores(at)) for question, at in zip(asked, candidates, strict=True)]
-        barred = [i for i, one in enumerate(choices) if lacking(canvases[i], one)]
+        barred = [i for i, one in enumerate(choices) if needs_more(canvases[i], one)]
         if barred:
             again = [replace(asked[i], positions=candidates[i], ban_mask=True, observe="") for i in barred]
             self._answer(batch, again, hidden)
@@ -91,18 +91,18 @@ class Selector:
                 choices[index] = replace(choices[index], unsound=question.unsound)
         return choices
 
-    def _track(self, batch: Batch, question: Question, hidden: Tensor) -> Track:
+    def _track(self, batch: Batch, question: ScoreRequest, hidden: Tensor) -> Track:
         """What the next forward is compared with."""
         canvas, positions = question.canvas, question.positions
-        rows, *twins = (
-            hidden[upload(batch.rows(canvas, positions, twin=twin), hidden.device)]
-            for twin in (False, True)[: 1 + canvas.guided]
+        rows, *unconds = (
+            hidden[upload(batch.rows(canvas, positions, uncond=uncond), hidden.device)]
+            for uncond in (False, True)[: 1 + canvas.guided]
         )
-        return Track(canvas.block_index, positions, rows, twins[0] if twins else None)
+        return Track(canvas.block_index, positions, rows, unconds[0] if unconds else None)
 
-    def _answer(self, batch: Batch, questions: Sequence[Question], hidden: Tensor) -> None:
+    def _answer(self, batch: Batch, questions: Sequence[ScoreRequest], hidden: Tensor) -> None:
         """Fill in proposals, scored together where the specs agree."""
-        groups: dict[ScoreSpec, list[Question]] = {}
+        groups: dict[ScoreSpec, list[ScoreRequest]] = {}
         for question in questions:
             if len(question.positions):
                 groups.setdefault(question.spec(self.special), []).append(question)
@@ -125,14 +125,14 @@ class Selector:
                 question.proposals = Proposals.from_table(columns[:, first:last], spec)
                 first = last
 
-    def _rows(self, batch: Batch, members: Sequence[Question], spec: ScoreSpec, hidden: Tensor) -> Rows:
+    def _rows(self, batch: Batch, members: Sequence[ScoreRequest], spec: ScoreSpec, hidden: Tensor) -> Rows:
         """The rows of questions that share a spec, on the device."""
         device = hidden.device
         rows = np.concatenate([batch.rows(one.canvas, one.positions) for one in members])
-        twin = keys = before = None
+        uncond = keys = before = None
         if spec.cfg_scale:
-            twin_rows = np.concatenate([batch.rows(one.canvas, one.positions, twin=True) for one in members])
-            twin = hidden[upload(twin_rows, device)]
+            uncond_rows = np.concatenate([batch.rows(one.canvas, one.positions, uncond=True) for one in members])
+            uncond = hidden[upload(uncond_rows, device)]
         if spec.temperature:
             row_keys = [
                 noise.keys(one.canvas.seed, one.canvas.sample, one.canvas.nfe + 1, one.positions) for one in members
@@ -148,10 +148,10 @@ class Selector:
             biases = placed(known, device)
         elif spec.boosted:
             boosting = partial(learn, members, firsts, spec.unboosted)
-        return Rows(hidden[upload(rows, device)], twin, keys, biases, boosting, before)
+        return Rows(hidden[upload(rows, device)], uncond, keys, biases, boosting, before)
 
 
-def learn(members: Sequence[Question], firsts: Sequence[int], spec: ScoreSpec, start: int, table: Tensor) -> Boosts:
+def learn(members: Sequence[ScoreRequest], firsts: Sequence[int], spec: ScoreSpec, start: int, table: Tensor) -> Boosts:
     """What samplers add to rows `[start, start + rows)` of questions that are scored together, whose rows begin at
     `firsts`, now that it is known what they propose without: `table [6, rows]` by `spec`."""
     plain, parts = table.cpu().numpy(), []
@@ -163,7 +163,7 @@ def learn(members: Sequence[Question], firsts: Sequence[int], spec: ScoreSpec, s
     return placed(parts, table.device)
 
 
-def placed(parts: Sequence[tuple[Question, LogitBias, int]], device: torch.device) -> Boosts:
+def placed(parts: Sequence[tuple[ScoreRequest, LogitBias, int]], device: torch.device) -> Boosts:
     """Boosts of questions whose rows begin where it says, as rows, tokens and amounts on the device."""
     rows = [np.searchsorted(question.positions, boost.rows) + first for question, boost, first in parts]
     tokens, amounts = [boost.tokens for _, boost, _ in parts], [boost.amounts for _, boost, _ in parts]
@@ -174,7 +174,7 @@ def placed(parts: Sequence[tuple[Question, LogitBias, int]], device: torch.devic
     )
 
 
-def lacking(canvas: Canvas, choice: Choice) -> bool:
+def needs_more(canvas: Canvas, choice: Selection) -> bool:
     """Whether a choice decides too few masks."""
     if canvas.request.sampler.ignores_budget or choice.unsound is not None:
         return False
@@ -182,7 +182,7 @@ def lacking(canvas: Canvas, choice: Choice) -> bool:
     return decided - len(choice.cleared) < canvas.min_reveals()
 
 
-def choose(question: Question, scores: Scores) -> Choice:
+def choose(question: ScoreRequest, scores: Scores) -> Selection:
     """Ask the canvas's sampler; drop mask proposals; keep the budget of `max_nfe` and the guarantee of progress.
 
     Fewer masks than `canvas.min_reveals()` are decided only where mask proposals stand in the way.
@@ -190,9 +190,9 @@ def choose(question: Question, scores: Scores) -> Choice:
     canvas = question.canvas
     memory = question.memory if canvas.request.sampler.biases else canvas.memory
     if question.unsound is not None:
-        return Choice(NONE, NONE, NONE, None, memory, unsound=question.unsound)
+        return Selection(NONE, NONE, NONE, None, memory, unsound=question.unsound)
     if canvas.plan.probe:
-        return Choice(NONE, NONE, NONE, None, memory)
+        return Selection(NONE, NONE, NONE, None, memory)
     if canvas.plan.first_only:
         chosen = np.array([0])
     else:
@@ -208,10 +208,10 @@ def choose(question: Question, scores: Scores) -> Choice:
             chosen = np.concatenate((chosen, spare[:short]))
             decided += len(spare[:short])
         cleared = cleared[: max(0, decided - min_reveals)]
-    logprobs = measures = None
+    logprobs = token_stats = None
     if canvas.request.params.record:
         at = np.searchsorted(question.positions, scores.positions[chosen])
         logprobs = question.proposals.logprobs[at]
-        measures = None if question.proposals.measures is None else question.proposals.measures[:, at]
+        token_stats = None if question.proposals.token_stats is None else question.proposals.token_stats[:, at]
     written = scores.positions[chosen], scores.tokens[chosen], scores.positions[cleared]
-    return Choice(*written, logprobs, memory, measures)
+    return Selection(*written, logprobs, memory, token_stats)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
 
-NUM_MEASURES = 2
-"""Rows of what `measures_of` gives: log-probabilities when drawn, entropies."""
+NUM_STATS = 2
+"""Rows of what `stats_of` gives: log-probabilities when drawn, entropies."""
 
 
 def entropy_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +37,7 @@ def draw_sums(warm: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return warm.scatter_(1, at, -torch.inf).sub_(best).exp_().sum(-1), gap
 
 
-def measures_of(others: Floats, gap: Floats, total: Floats, moment: Floats) -> Floats:
+def stats_of(others: Floats, gap: Floats, total: Floats, moment: Floats) -> Floats:
     """`[2, rows]` from what `draw_sums` and `entropy_sums` gave: log-probabilities, and entropies in nats."""
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = 0.0 - np.logaddexp(0.0, np.log(others) + gap)

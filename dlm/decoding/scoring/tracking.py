@@ -25,13 +25,13 @@ class Track:
         block_index: the block that they lie in; the track ends with it.
         positions: `[m]` int64, ascending.
         hidden: `[m, hidden]`, what their logits are made of.
-        twin: the same of the unconditional twin, when guided.
+        uncond: the same of the unconditional pair, when guided.
     """
 
     block_index: int
     positions: IntArray
     hidden: Tensor
-    twin: Tensor | None
+    uncond: Tensor | None
 
     def knows(self, positions: IntArray) -> npt.NDArray[np.bool_]:
         """Which of `positions` it has."""
@@ -44,5 +44,5 @@ class Track:
 
 def rows_of(tracks: Sequence[tuple[Track, Tensor]]) -> Rows:
     """Rows of several tracks, each with the indices `[n]` int64 wanted of it, laid end to end."""
-    twins = [track.twin[index] for track, index in tracks if track.twin is not None]
-    return Rows(torch.cat([track.hidden[index] for track, index in tracks]), torch.cat(twins) if twins else None)
+    unconds = [track.uncond[index] for track, index in tracks if track.uncond is not None]
+    return Rows(torch.cat([track.hidden[index] for track, index in tracks]), torch.cat(unconds) if unconds else None)

@@ -19,7 +19,7 @@ class Command(Enum):
 
 
 @dataclass(frozen=True)
-class Addition:
+class AddRequest:
     """A request that came.
 
     Attributes:

@@ -27,7 +27,15 @@ from dlm.decoding.engines import Sparse
 from dlm.decoding.options import DecoderOptions, StepReport
 from dlm.decoding.outcomes import refusal_of
 from dlm.decoding.request import Completion, Request
-from dlm.decoding.tensor_parallel.commands import FAILS, GOES_ON, STOPS, Addition, Cancellation, Command, StopRuleFailed
+from dlm.decoding.tensor_parallel.commands import (
+    FAILS,
+    GOES_ON,
+    STOPS,
+    AddRequest,
+    Cancellation,
+    Command,
+    StopRuleFailed,
+)
 from dlm.distributed.group import ParallelGroup, default_backend, join_launched, launched
 from dlm.distributed.workers import Workers, cuda_devices
 from dlm.errors import RequestError, RunError
@@ -151,12 +159,12 @@ class ParallelDecoder(Decoder):
         try:
             self.check(request)
         except RequestError as error:
-            self._tell(Addition(bare, False, str(error)))
+            self._tell(AddRequest(bare, False, str(error)))
             raise
         if request.params.seed is None:
             bare = replace(bare, params=replace(bare.params, seed=secrets.randbits(63)))
         rule = request.should_stop
-        self._tell(Addition(bare, rule is not None))
+        self._tell(AddRequest(bare, rule is not None))
         bare = replace(bare, watch=request.watch)
         super().add(bare if rule is None else replace(bare, should_stop=partial(self._ask, rule)))
 
@@ -188,7 +196,7 @@ class ParallelDecoder(Decoder):
             self._tell(Command.DROP)
         super().drop_all()
 
-    def _tell(self, message: Addition | Cancellation | Command | None) -> None:
+    def _tell(self, message: AddRequest | Cancellation | Command | None) -> None:
         if self.closed:
             raise RunError("the decoder is closed")
         if not self.group.leads:
@@ -238,7 +246,7 @@ class ParallelDecoder(Decoder):
                 if on_step is not None:
                     on_step(report)
                 yield from finished
-            elif isinstance(message, Addition):
+            elif isinstance(message, AddRequest):
                 if message.refusal is not None:
                     yield refusal_of(message.request, RequestError(message.refusal))
                     continue

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Job:
+class AnswerJob:
     """A prompt to answer.
 
     Attributes:
@@ -46,14 +46,14 @@ class Backend(Protocol):
     def max_model_len(self) -> int:
         """Positions of prompt and answer together."""
 
-    def generate(self, jobs: Sequence[Job], *, progress: bool) -> Iterator[list[str]]:
+    def generate(self, jobs: Sequence[AnswerJob], *, progress: bool) -> Iterator[list[str]]:
         """The texts of each job's `n` samples, in order."""
 
     def score(self, pairs: Sequence[Pair], *, progress: bool) -> Iterator[Answer]:
         """The answer to each pair, in order."""
 
 
-class Request(Protocol):
+class AnswerRequest(Protocol):
     """lm-eval's `Instance`, as far as it is read."""
 
     @property
@@ -81,7 +81,7 @@ class Answering:
         self.backend, self.settings, self.name = backend, settings, name
         self.texts = Texts(backend.codec, backend.max_model_len - 1)
 
-    def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: Sequence[AnswerRequest], disable_tqdm: bool = False) -> list[str]:
         """The answer to each `(context, generation_kwargs)`, cut before the first of `until`.
 
         Raises:
@@ -100,7 +100,7 @@ class Answering:
                 self.cache_hook.add_partial("generate_until", requests[index].args, text)
         return answers
 
-    def loglikelihood(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[Answer]:
+    def loglikelihood(self, requests: Sequence[AnswerRequest], disable_tqdm: bool = False) -> list[Answer]:
         """For each `(context, continuation)` the estimate of its log-probability, and whether it is greedy.
 
         Raises:
@@ -113,7 +113,7 @@ class Answering:
             self.cache_hook.add_partial("loglikelihood", request.args, answer)
         return answers
 
-    def loglikelihood_rolling(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: Sequence[AnswerRequest], disable_tqdm: bool = False) -> list[float]:
         """For each `(text,)` the sum of the estimates of its windows, the first one given a lead token."""
         windows = [self.texts.windows(*request.args) for request in requests]
         answers = self._scored([pair for each in windows for pair in each], progress=not disable_tqdm)
@@ -123,7 +123,7 @@ class Answering:
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, totals[-1])
         return totals
 
-    def _job(self, context: str, kwargs: Mapping[str, Any], *, n: int) -> Job:
+    def _job(self, context: str, kwargs: Mapping[str, Any], *, n: int) -> AnswerJob:
         values = self.settings.generation(kwargs)
         room = self.backend.max_model_len - values["gen_length"]
         if room < 1:
@@ -134,7 +134,7 @@ class Answering:
         prompt = self.texts.encode(context)
         if len(prompt) > room:
             log.warning("a prompt of %d tokens was cut on the left to %d, so that its answer fits", len(prompt), room)
-        return Job(prompt[-room:], {**values, "n": n, "seed": seed_of(self.settings.seed, context)})
+        return AnswerJob(prompt[-room:], {**values, "n": n, "seed": seed_of(self.settings.seed, context)})
 
     def _scored(self, pairs: Sequence[Pair], *, progress: bool) -> Iterator[Answer]:
         guidance = self.settings.sampling.get("cfg_scale")

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dlm.errors import RunError
-from dlm.evaluation.lm_eval.answering import Answer, Job
+from dlm.evaluation.lm_eval.answering import Answer, AnswerJob
 from dlm.evaluation.lm_eval.asking import Settings, greedy_values
 from dlm.evaluation.lm_eval.texts import Pair
 from dlm.likelihood import Ar, Likelihood
@@ -53,7 +53,7 @@ class Local:
             logits_mib=options.logits_mib,
         )
 
-    def generate(self, jobs: Sequence[Job], *, progress: bool) -> Iterator[list[str]]:
+    def generate(self, jobs: Sequence[AnswerJob], *, progress: bool) -> Iterator[list[str]]:
         """The texts of each job's samples. Raises `RunError` for a prompt that cannot be decoded."""
         params = [SamplingParams(**job.values) for job in jobs]
         for item in self._decoded([job.prompt for job in jobs], params, progress=progress):

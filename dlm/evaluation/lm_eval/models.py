@@ -20,7 +20,7 @@ from dlm.errors import CheckpointError, ConfigError
 from dlm.evaluation.lm_eval.answering import Answering
 from dlm.evaluation.lm_eval.asking import Settings
 from dlm.evaluation.lm_eval.local import Local
-from dlm.evaluation.lm_eval.remote import Remote
+from dlm.evaluation.lm_eval.remote import RemoteServer
 from dlm.inputs import as_arguments
 from dlm.llm import LLM
 from dlm.models.io.hub import resolve_folder
@@ -81,10 +81,10 @@ class OverHttp(Answering, LM):  # type: ignore[misc]  # lm-eval need not be here
         batch_size: as lm-eval always gives it, 1 or `auto`; requests are single, `num_concurrent` of them at once.
         max_batch_size: None.
         device: as lm-eval always gives it; the server has its own.
-        arguments: fields of `Settings` and of `dlm.SamplingParams`; the others are those of `Remote`.
+        arguments: fields of `Settings` and of `dlm.SamplingParams`; the others are those of `RemoteServer`.
 
     Raises:
-        As `Remote`, and RequestError, TypeError as `InProcess`; ConfigError for a batch.
+        As `RemoteServer`, and RequestError, TypeError as `InProcess`; ConfigError for a batch.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class OverHttp(Answering, LM):  # type: ignore[misc]  # lm-eval need not be here
             raise ConfigError(
                 "tokenizer is not set: name the served checkpoint's folder or hub id in the model arguments"
             )
-        backend = Remote(base_url, _codec(name, revision), settings, model=model, **options)
+        backend = RemoteServer(base_url, _codec(name, revision), settings, model=model, **options)
         Answering.__init__(self, backend, settings, name)
 
 

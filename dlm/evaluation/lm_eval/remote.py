@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from dlm.decoding.params import check_real, check_whole
 from dlm.errors import ConfigError, MissingExtraError, RunError
-from dlm.evaluation.lm_eval.answering import Answer, Job
+from dlm.evaluation.lm_eval.answering import Answer, AnswerJob
 from dlm.evaluation.lm_eval.asking import Settings, greedy_values
 from dlm.evaluation.lm_eval.texts import Pair, TokenIds
 from dlm.likelihood import Ar, LladaMC
@@ -28,7 +28,7 @@ PATHS = ("/v1/completions", "/v1")
 """Ends of an address that clients write; the rest is the server's."""
 
 
-class Remote:
+class RemoteServer:
     """Answers with a model that a server has.
 
     Each text is a request of its own; the server batches them. A request that the server turns away for the moment
@@ -84,10 +84,10 @@ class Remote:
             raise self._foreign("its models have no max_model_len")
         self.max_model_len = int(told)
 
-    def generate(self, jobs: Sequence[Job], *, progress: bool) -> Iterator[list[str]]:
+    def generate(self, jobs: Sequence[AnswerJob], *, progress: bool) -> Iterator[list[str]]:
         """The texts of each job's samples. Raises `RunError` for what the server refuses."""
 
-        def texts(job: Job) -> list[str]:
+        def texts(job: AnswerJob) -> list[str]:
             return [choice.text for choice in self._completed(job.prompt, job.values).choices]
 
         return self._each(texts, jobs, "prompt", progress=progress)

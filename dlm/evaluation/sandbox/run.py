@@ -37,7 +37,7 @@ START = Path(__file__).with_name("start.py")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProgramOutcome:
     """What became of a program.
 
     Attributes:
@@ -61,7 +61,7 @@ class Sandbox:
     seconds: float = 10.0
     memory_mib: int = 1024
 
-    def run(self, program: str, tests: str = "", setup: str = "") -> Outcome:
+    def run(self, program: str, tests: str = "", setup: str = "") -> ProgramOutcome:
         """Run a program and then its tests, to their end or until their time is up.
 
         Args:
@@ -85,16 +85,18 @@ class Sandbox:
                 if verdict.get("state") == "ended" and not verdict["reason"]:
                     runner.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
-                return Outcome(False, f"not finished after {self.seconds:g} s")
+                return ProgramOutcome(False, f"not finished after {self.seconds:g} s")
         if not ready.get("confined", True):
             raise RunError(
                 f"answers that are code cannot be run here: {ready['reason']}. Run them on Linux, x86_64 or aarch64"
             )
         if not verdict:
-            return Outcome(False, f"its tests did not finish ({_ending(judge.returncode)})")
+            return ProgramOutcome(False, f"its tests did not finish ({_ending(judge.returncode)})")
         if verdict["state"] == "ended":
-            return Outcome(False, f"ended before its tests did ({verdict['reason'] or _ending(runner.returncode)})")
-        return Outcome(verdict["state"] == "passed", _line(verdict["reason"]))
+            return ProgramOutcome(
+                False, f"ended before its tests did ({verdict['reason'] or _ending(runner.returncode)})"
+            )
+        return ProgramOutcome(verdict["state"] == "passed", _line(verdict["reason"]))
 
     def _start(self, folder: str, stack: ExitStack) -> tuple[subprocess.Popen[bytes], subprocess.Popen[bytes], int]:
         """Start the judge and the program, with a pipe each way between them; all of it ends with `stack`.

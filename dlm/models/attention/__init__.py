@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dlm.models.attention.backends import AttentionBackend, choose_backend
     from dlm.models.attention.naive import NaiveAttention
     from dlm.models.attention.packed import PackedAttention
-    from dlm.models.attention.sdpa import Run, SdpaAttention, SeparateAttention, equal_runs
+    from dlm.models.attention.sdpa import SdpaAttention, SegmentRun, SeparateAttention, equal_runs
     from dlm.models.attention.segments import Segment
     from dlm.models.attention.varlen import VarlenAttention
 
@@ -34,9 +34,9 @@ __all__ = [
     "AttentionBackend",
     "NaiveAttention",
     "PackedAttention",
-    "Run",
     "SdpaAttention",
     "Segment",
+    "SegmentRun",
     "SeparateAttention",
     "VarlenAttention",
     "choose_backend",
@@ -49,7 +49,7 @@ __getattr__, __dir__ = exports(
         "AttentionBackend": "dlm.models.attention.backends",
         "NaiveAttention": "dlm.models.attention.naive",
         "PackedAttention": "dlm.models.attention.packed",
-        "Run": "dlm.models.attention.sdpa",
+        "SegmentRun": "dlm.models.attention.sdpa",
         "SdpaAttention": "dlm.models.attention.sdpa",
         "Segment": "dlm.models.attention.segments",
         "SeparateAttention": "dlm.models.attention.sdpa",

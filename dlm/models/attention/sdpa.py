@@ -17,7 +17,7 @@ from dlm.models.attention.segments import Segment
 
 
 @dataclass(frozen=True)
-class Run:
+class SegmentRun:
     """`count` consecutive segments of equal shape whose arena ranges start `stride` slots apart."""
 
     first: Segment
@@ -25,24 +25,24 @@ class Run:
     stride: int
 
 
-def equal_runs(segments: Sequence[Segment]) -> list[Run]:
+def equal_runs(segments: Sequence[Segment]) -> list[SegmentRun]:
     """Join neighbouring segments that one batched attention call can take without a copy."""
-    runs: list[Run] = []
+    runs: list[SegmentRun] = []
     for segment in segments:
         if runs:
             run = runs[-1]
             shape = (run.first.rows, run.first.num_keys, run.first.causal)
             alike = shape == (segment.rows, segment.num_keys, segment.causal)
             if alike and run.first.key_start is None and segment.key_start is None:
-                runs[-1] = Run(run.first, run.count + 1, 0)
+                runs[-1] = SegmentRun(run.first, run.count + 1, 0)
                 continue
             if alike and run.first.key_start is not None and segment.key_start is not None:
                 last = run.first.key_start + (run.count - 1) * run.stride
                 step = segment.key_start - last
                 if (step > 0 and run.count == 1) or step == run.stride:
-                    runs[-1] = Run(run.first, run.count + 1, step)
+                    runs[-1] = SegmentRun(run.first, run.count + 1, step)
                     continue
-        runs.append(Run(segment, 1, 0))
+        runs.append(SegmentRun(segment, 1, 0))
     return runs
 
 
@@ -53,7 +53,7 @@ class SdpaAttention(PackedAttention):
     name = "sdpa"
 
     @cached_property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[SegmentRun]:
         """The calls to make."""
         return equal_runs(self.segments)
 
@@ -102,14 +102,14 @@ class SeparateAttention(SdpaAttention):
     name = "separate"
 
     @cached_property
-    def runs(self) -> list[Run]:
-        return [Run(segment, 1, 0) for segment in self.segments]
+    def runs(self) -> list[SegmentRun]:
+        return [SegmentRun(segment, 1, 0) for segment in self.segments]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         return super()._attend(aligned(query), aligned(key), aligned(value), mask)
 
 
-def _ranges(arena: Tensor, run: Run) -> Tensor:
+def _ranges(arena: Tensor, run: SegmentRun) -> Tensor:
     """The key ranges of a run as one view `[count, num_keys, kv_heads, head_dim]` of a layer's arena."""
     start = run.first.key_start or 0
     slot, head, value = arena.stride()

@@ -86,16 +86,16 @@ class Lora(nn.Module):
         self.weights = dict(backbone.named_parameters())
         self._active = True
         self.additions = nn.ModuleDict()
-        self._by_name: dict[str, Addition] = {}
+        self._by_name: dict[str, LoraDelta] = {}
         generator = torch.Generator().manual_seed(seed)
         for name, parts in _targeted(backbone, family, options.targets).items():
-            addition = Addition(backbone.get_parameter(name), parts, options, generator)
+            addition = LoraDelta(backbone.get_parameter(name), parts, options, generator)
             self.additions[name.replace(".", "/")] = self._by_name[name] = addition
             linear = backbone.get_submodule(name.removesuffix(".weight"))
             linear.register_forward_hook(lambda _, given, out, added=addition: self._with(added, given[0], out))
         backbone.add_module("lora", self)
 
-    def _with(self, addition: Addition, x: Tensor, out: Tensor) -> Tensor:
+    def _with(self, addition: LoraDelta, x: Tensor, out: Tensor) -> Tensor:
         return out + addition(x) if self._active else out
 
     @contextmanager
@@ -131,7 +131,7 @@ def adapter_of(backbone: Backbone) -> Lora | None:
     return found if isinstance(found, Lora) else None
 
 
-class Addition(nn.Module):
+class LoraDelta(nn.Module):
     """What is added to a projection; a fused one has an A and a B for each tensor that checkpoints make of it.
 
     Args:

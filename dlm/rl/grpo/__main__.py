@@ -46,11 +46,11 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
     from dlm.rl.grpo.config import check_grpo
 
     check_grpo(config)
-    from dlm.rl.grpo.session import Session
+    from dlm.rl.grpo.session import GrpoSession
     from dlm.runs.launch import launched
 
     with launched(config.run_dir, "grpo") as launch:
-        return Session(config, launch, overrides).run()
+        return GrpoSession(config, launch, overrides).run()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from dlm.errors import RequestError
 from dlm.likelihood.schemes import Ar, BlockCausal, Coupled, D1OneStep, LladaMC
 from dlm.models.lora.training import LoraOptions
 from dlm.rl.grpo.objective import Objective
-from dlm.rl.grpo.optimizer import OptimizerOptions
+from dlm.rl.grpo.optimizer import PolicyOptimizerOptions
 from dlm.rl.grpo.rewards import CheckerReward, FunctionReward
 from dlm.rl.likelihoods import StepMap
 from dlm.sampling_params import SamplingParams
@@ -26,7 +26,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 LOOP = ("seed", "n", "record")
 """Parameters of a prompt that the loop sets itself."""
 Generation = optional("RolledOut", SamplingParams, LOOP)
-ObjectiveConfig, OptimizerConfig, LoraConfig = mirror(Objective), mirror(OptimizerOptions), mirror(LoraOptions)
+ObjectiveConfig, OptimizerConfig, LoraConfig = mirror(Objective), mirror(PolicyOptimizerOptions), mirror(LoraOptions)
 
 
 @dataclass

@@ -22,11 +22,11 @@ from dlm.errors import RequestError, RunError
 from dlm.likelihood import Likelihood
 from dlm.models.io.loading import Checkpoint
 from dlm.models.lora.training import LoraOptions
-from dlm.rl.grpo.learner import Learner
 from dlm.rl.grpo.objective import Objective
-from dlm.rl.grpo.optimizer import OptimizerOptions
-from dlm.rl.grpo.questions import Question, Step, refuse
-from dlm.rl.grpo.rewards import Judge, Verdict
+from dlm.rl.grpo.optimizer import PolicyOptimizerOptions
+from dlm.rl.grpo.policy_module import PolicyModule
+from dlm.rl.grpo.prompts import Step, TrainingPrompt, refuse
+from dlm.rl.grpo.rewards import RewardRunner, RewardVerdict
 from dlm.rl.likelihoods import Choice, token_logprobs
 from dlm.rl.rollout import Rollout, ended_length
 from dlm.rl.rollouts import Rollouts
@@ -60,7 +60,7 @@ class Options:
     updates: int
     objective: Objective
     likelihood: Choice
-    optimizer: OptimizerOptions
+    optimizer: PolicyOptimizerOptions
     lora: LoraOptions
     decoder: DecoderOptions
     score_tokens: int
@@ -68,13 +68,13 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SampledAnswer:
     """A rollout with its text and its worth."""
 
-    question: Question
+    question: TrainingPrompt
     rollout: Rollout
     text: str
-    verdict: Verdict
+    verdict: RewardVerdict
 
 
 class GRPO(LightningModule):
@@ -94,7 +94,7 @@ class GRPO(LightningModule):
         load: Callable[[torch.device], Checkpoint],
         load_decoder: Callable[[torch.device], Checkpoint] | None,
         codec: TextCodec,
-        judge: Judge,
+        judge: RewardRunner,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -109,7 +109,7 @@ class GRPO(LightningModule):
         if hasattr(self, "learner"):
             return
         options = self.options
-        self.learner = Learner(
+        self.learner = PolicyModule(
             self._load,
             self._load_decoder,
             self.device,
@@ -148,7 +148,7 @@ class GRPO(LightningModule):
         self.steps_done = state["step"]
         self.rollouts.sync(version=self.steps_done)
 
-    def check(self, questions: Sequence[Question]) -> None:
+    def check(self, questions: Sequence[TrainingPrompt]) -> None:
         """Raise `DataError` that names a question that could not be rolled out, and `RequestError` where none could."""
         faults: dict[str, str] = {}
         for question in questions:
@@ -177,7 +177,7 @@ class GRPO(LightningModule):
         self.measured = self._over_processes({**self._figures(answers, groups), **found})
         self.measured["not_judged"] *= self.trainer.world_size
 
-    def answers(self, questions: Sequence[Question], samples: int, name: str) -> list[Answer]:
+    def answers(self, questions: Sequence[TrainingPrompt], samples: int, name: str) -> list[SampledAnswer]:
         """Decode and reward `samples` answers to each question, those of one question together.
 
         Args:
@@ -194,14 +194,14 @@ class GRPO(LightningModule):
             asked = [questions[rollout.prompt_index] for rollout in rollouts]
             texts = [self._text(rollout) for rollout in rollouts]
             verdicts = self.judge([question.row for question in asked], texts)
-        return [Answer(*parts) for parts in zip(asked, rollouts, texts, verdicts, strict=True)]
+        return [SampledAnswer(*parts) for parts in zip(asked, rollouts, texts, verdicts, strict=True)]
 
     def _text(self, rollout: Rollout) -> str:
         """What a reader sees of an answer: what stands before a stop string."""
         text, _, _ = self.codec.show(rollout.replay_token_ids[: self._counted(rollout)], self.options.generation.stop)
         return text
 
-    def _update(self, number: int, answers: Sequence[Answer], rewards: Tensor) -> dict[str, float]:
+    def _update(self, number: int, answers: Sequence[SampledAnswer], rewards: Tensor) -> dict[str, float]:
         """Take the step's updates; returns what they were like on average."""
         options, rollouts = self.options, [answer.rollout for answer in answers]
         counts = [self._counted(rollout) for rollout in rollouts]
@@ -235,7 +235,7 @@ class GRPO(LightningModule):
         advantages = objective.advantages(rewards).flatten().repeat_interleave(tokens)
         return weights.to(self.device), advantages.to(self.device)
 
-    def _mask_seeds(self, number: int, update: int, answers: Sequence[Answer]) -> list[int]:
+    def _mask_seeds(self, number: int, update: int, answers: Sequence[SampledAnswer]) -> list[int]:
         """A seed for each answer's masks; the same for the policy, the one that decoded, and the reference."""
         names = [
             f"masks of step {number}, update {update}, {answer.question.id}, turn {answer.question.turn}, "
@@ -275,7 +275,7 @@ class GRPO(LightningModule):
         schedule.step()  # type: ignore[union-attr]  # and one schedule
         return float(norm)
 
-    def _figures(self, answers: Sequence[Answer], rewards: Tensor) -> dict[str, float]:
+    def _figures(self, answers: Sequence[SampledAnswer], rewards: Tensor) -> dict[str, float]:
         count = len(answers)
         return {
             "reward": float(rewards.mean()),

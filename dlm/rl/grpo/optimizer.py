@@ -13,7 +13,7 @@ BETAS = (0.9, 0.99)
 
 
 @dataclass(frozen=True)
-class OptimizerOptions:
+class PolicyOptimizerOptions:
     """AdamW (betas 0.9 and 0.99, as d1 has them), after a linear warmup at a constant rate.
 
     Attributes:

@@ -15,14 +15,14 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from dlm.distributed.heartbeat import StopSwitch
+from dlm.distributed.heartbeat import StopFlag
 from dlm.pipeline.loggers import TABLE_ROWS, attempt
-from dlm.rl.grpo.module import GRPO, Answer
-from dlm.rl.grpo.questions import Curriculum
+from dlm.rl.grpo.module import GRPO, SampledAnswer
+from dlm.rl.grpo.prompts import PromptSampler
 from dlm.rl.grpo.record import Record
 
 
-class Progress(Callback):
+class TrainingProgress(Callback):
     """Rank 0 writes and tells; all processes measure, and agree on when to stop.
 
     Args:
@@ -39,12 +39,12 @@ class Progress(Callback):
         self,
         record: Record,
         header: dict[str, Any],
-        curriculum: Curriculum,
+        curriculum: PromptSampler,
         samples: int,
         measure_every: int | None,
         keep_every: int | None,
         last: int,
-        stop: StopSwitch,
+        stop: StopFlag,
     ) -> None:
         self.record, self.header, self.curriculum, self.samples = record, header, curriculum, samples
         self.measure_every, self.keep_every, self.last, self.stop = measure_every, keep_every, last, stop
@@ -127,7 +127,7 @@ def in_words(figures: dict[str, float]) -> str:
     return f"reward {figures['reward']:.3f}, {apart}{length}; {spent}"
 
 
-def row_of(step: int, answer: Answer) -> dict[str, Any]:
+def row_of(step: int, answer: SampledAnswer) -> dict[str, Any]:
     """A measured answer as a line of `answers.jsonl`."""
     rollout = answer.rollout
     return {

@@ -102,14 +102,14 @@ class CheckerReward:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RewardVerdict:
     """An answer's worth, and why it could not be judged, if so; it is worth 0 then."""
 
     reward: float
     failure: str | None = None
 
 
-class Judge:
+class RewardRunner:
     """A reward that does not end a run for an answer that it raises on or gives no finite number. One that has failed
     on everything so far does: it is the reward that is wrong.
 
@@ -120,7 +120,7 @@ class Judge:
     def __init__(self, function: Function) -> None:
         self.function, self._works, self._told = function, False, set[str]()
 
-    def __call__(self, rows: Sequence[dict[str, Any]], texts: Sequence[str]) -> list[Verdict]:
+    def __call__(self, rows: Sequence[dict[str, Any]], texts: Sequence[str]) -> list[RewardVerdict]:
         """Judge answers.
 
         Raises:
@@ -132,7 +132,7 @@ class Judge:
             raise RunError(f"the reward failed on all of the first {len(verdicts)} answers: {verdicts[0].failure}")
         return verdicts
 
-    def _judged(self, row: dict[str, Any], text: str) -> Verdict:
+    def _judged(self, row: dict[str, Any], text: str) -> RewardVerdict:
         try:
             value = float(self.function(row, text))
             if not math.isfinite(value):
@@ -143,5 +143,5 @@ class Judge:
             if kind not in self._told:
                 self._told.add(kind)
                 print(f"the reward failed on an answer, which is worth 0: {failure}", flush=True)
-            return Verdict(0.0, failure)
-        return Verdict(value)
+            return RewardVerdict(0.0, failure)
+        return RewardVerdict(value)

@@ -20,7 +20,7 @@ from dlm.cli.command_line import program, quoted
 from dlm.config.build import instantiate
 from dlm.data.prompts import digest
 from dlm.decoding.options import DecoderOptions
-from dlm.distributed.heartbeat import StopSwitch
+from dlm.distributed.heartbeat import StopFlag
 from dlm.distributed.processes import die_with
 from dlm.errors import ConfigError, RunError
 from dlm.models.io.model_source import ModelSource
@@ -29,10 +29,10 @@ from dlm.pipeline.loggers import attempt, build_logger, finish
 from dlm.pipeline.trainer import build_trainer, quieten
 from dlm.rl.grpo.config import generation_of
 from dlm.rl.grpo.module import GRPO, Options
-from dlm.rl.grpo.progress import Progress, log_summary
-from dlm.rl.grpo.questions import Curriculum, Steps, questions_of
+from dlm.rl.grpo.progress import TrainingProgress, log_summary
+from dlm.rl.grpo.prompts import PromptSampler, Steps, questions_of
 from dlm.rl.grpo.record import Record
-from dlm.rl.grpo.rewards import Judge
+from dlm.rl.grpo.rewards import RewardRunner
 from dlm.runs.launch import Launch
 from dlm.runs.lock import locked
 from dlm.runs.run_folder import Index, RunFolder
@@ -43,7 +43,7 @@ FREE = ("trainer", "logger", "decoder", "run_dir", "steps", "keep_every", "valid
 """Parts of the configuration that may differ when a run goes on: they change no step."""
 
 
-class Session:
+class GrpoSession:
     """A run as one process sees it.
 
     Args:
@@ -57,7 +57,7 @@ class Session:
         self.folder, self.record = RunFolder(launch.run_dir), Record(launch.run_dir)
         kept = [override for override in overrides if not override.startswith("run_dir=")]
         self.command = quoted([*launch.prefix(program(ENTRY)), *kept, f"run_dir={launch.run_dir}"])
-        self.stop = StopSwitch()
+        self.stop = StopFlag()
 
     def run(self) -> int:
         """Train; returns the exit code. Raises `DLMError`."""
@@ -95,7 +95,7 @@ class Session:
         chosen: bool | None = self.config.data.chat_template
         return source.chat if chosen is None else chosen
 
-    def _prepare(self, source: ModelSource, codec: TextCodec) -> Curriculum:
+    def _prepare(self, source: ModelSource, codec: TextCodec) -> PromptSampler:
         """Read the prompts and agree with the run folder.
 
         Raises `DataError`, `ConfigError`, `CheckpointError`, `RunError`.
@@ -104,7 +104,7 @@ class Session:
         prompts = instantiate(config.data).read()
         positions = source.architecture()[0].max_positions
         questions = questions_of(prompts, codec, instantiate(config.reward).needs, positions)
-        curriculum = Curriculum(questions, config.validation.prompts, config.prompts_per_step, config.seed)
+        curriculum = PromptSampler(questions, config.validation.prompts, config.prompts_per_step, config.seed)
         self.folder.create(None)
         self.folder.agree_on_config(config, self.command, FREE)
         self.folder.agree_on_index(Index([prompt.id for prompt in prompts], config.group_size, digest(prompts)))
@@ -115,14 +115,14 @@ class Session:
         self,
         source: ModelSource,
         codec: TextCodec,
-        curriculum: Curriculum,
+        curriculum: PromptSampler,
         callbacks: list[Any],
         logger: Logger | None,
     ) -> int:
         config = self.config
         copy = None if config.rollout_dtype is None else replace(source, dtype=config.rollout_dtype).load
-        module = GRPO(self._options(), source.load, copy, codec, Judge(instantiate(config.reward).function()))
-        progress = Progress(
+        module = GRPO(self._options(), source.load, copy, codec, RewardRunner(instantiate(config.reward).function()))
+        progress = TrainingProgress(
             self.record,
             header={"command": self.command, "seed": config.seed},
             curriculum=curriculum,
@@ -172,7 +172,7 @@ class Session:
             seed=config.seed,
         )
 
-    def _conclude(self, trainer: Trainer, module: GRPO, codec: TextCodec, progress: Progress) -> None:
+    def _conclude(self, trainer: Trainer, module: GRPO, codec: TextCodec, progress: TrainingProgress) -> None:
         """Save the model and say what came of it."""
         path = self.record.adapter if self.config.lora.rank else self.record.checkpoint
         self.record.save(

@@ -19,7 +19,7 @@ from dlm.models.backbone import Backbone
 from dlm.models.io.loading import Checkpoint
 from dlm.models.lora.training import adapter_of
 from dlm.rl.weights import broadcast
-from dlm.rl.weights.residence import Residence
+from dlm.rl.weights.offload import WeightOffload
 from dlm.rl.weights.update import NamedTensors, Shapes, WeightWriter, folder_source, gathered, shapes_of, source_shapes
 
 WEIGHTS, KV_CACHE = "weights", "kv_cache"
@@ -52,7 +52,7 @@ class WeightControl:
         self.checkpoint, self.trainer = checkpoint, trainer
         self._decoder: Decoder | None = None
         self._version = weight_version
-        self._residence = Residence(checkpoint.backbone)
+        self._residence = WeightOffload(checkpoint.backbone)
         self._asleep: set[str] = set()
         self._torn: str | None = None
         self._lock, self._doing = threading.Lock(), ""

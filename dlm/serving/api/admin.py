@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from dlm.serving.api.probes import PROBES, health_of, readiness_of
 from dlm.serving.engine.service import Service
 from dlm.serving.engine.state import ServerState
-from dlm.serving.schemas.openapi import told
+from dlm.serving.schemas.openapi import responses
 from dlm.serving.schemas.responses import BatchStats, Catalogue, FleetStats, Model, ModelList
 
 PEER_TIMEOUT = 2.0
@@ -42,19 +42,19 @@ def admin_routes(service: Service, state: ServerState, algorithms: dict[str, Any
             "family": service.family.name,
         }
 
-    @router.get("/v1/models", response_model=None, responses=told(ModelList))
+    @router.get("/v1/models", response_model=None, responses=responses(ModelList))
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [model(name) for name in settings.names]}
 
-    @router.get("/v1/models/{name:path}", response_model=None, responses=told(Model, 404))
+    @router.get("/v1/models/{name:path}", response_model=None, responses=responses(Model, 404))
     async def one_model(name: str) -> dict[str, Any]:
         return model(service.check_model(name))
 
-    @router.get("/generation/algorithms", response_model=None, responses=told(Catalogue))
+    @router.get("/generation/algorithms", response_model=None, responses=responses(Catalogue))
     async def list_algorithms() -> dict[str, Any]:
         return {"model": settings.names[0], **algorithms}
 
-    @router.get("/batch/stats", response_model=None, responses=told(BatchStats))
+    @router.get("/batch/stats", response_model=None, responses=responses(BatchStats))
     async def batch_stats() -> dict[str, Any]:
         load = service.thread.load()
         return {
@@ -81,7 +81,7 @@ def admin_routes(service: Service, state: ServerState, algorithms: dict[str, Any
             "pending": load.waiting,
         }
 
-    @router.get("/stats", response_model=None, responses=told(FleetStats, 400))
+    @router.get("/stats", response_model=None, responses=responses(FleetStats, 400))
     async def stats(request: Request, fleet: bool = True) -> dict[str, Any]:
         others = [index for index in range(len(settings.peers)) if index != settings.index] if fleet else []
         key = request.headers.get("Authorization")
@@ -108,7 +108,7 @@ def admin_routes(service: Service, state: ServerState, algorithms: dict[str, Any
         found: dict[str, Any] = worker
         return found
 
-    @router.get("/metrics", response_class=PlainTextResponse, responses=told(None))
+    @router.get("/metrics", response_class=PlainTextResponse, responses=responses(None))
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 

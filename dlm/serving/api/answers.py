@@ -11,7 +11,7 @@ from typing import Any
 
 from dlm.decoding.request import Completion, Progress
 from dlm.outputs import sample_of
-from dlm.serving.engine.service import Prepared
+from dlm.serving.engine.service import PreparedRequest
 from dlm.text import TextCodec
 
 
@@ -63,13 +63,13 @@ class Sample:
     logprobs: tuple[float, ...] | None
 
     @classmethod
-    def none(cls, prepared: Prepared, weight_version: int) -> Sample:
+    def none(cls, prepared: PreparedRequest, weight_version: int) -> Sample:
         """That of a request that asks for no token (`max_tokens=0`)."""
         seed = prepared.params.seed or 0
         return cls("", (), "length", len(prepared.request.prompt_ids), 0, 0.0, seed, weight_version, ())
 
     @classmethod
-    def of(cls, completion: Completion, prepared: Prepared, codec: TextCodec, weight_version: int) -> Sample:
+    def of(cls, completion: Completion, prepared: PreparedRequest, codec: TextCodec, weight_version: int) -> Sample:
         """The sample that a completion shows."""
         shown = sample_of(completion, prepared.params, codec)
         count = len(shown["token_ids"])
@@ -88,7 +88,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Lead:
+class EchoPrefix:
     """What goes before an answer: the prompt, where it is echoed.
 
     Attributes:
@@ -127,7 +127,7 @@ def usage(samples: Sequence[Sequence[Sample]]) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def figures(samples: Sequence[Sample], prepared: Prepared) -> dict[str, Any]:
+def figures(samples: Sequence[Sample], prepared: PreparedRequest) -> dict[str, Any]:
     """`dlm` of an answer: forwards of all its samples, and what it was made with; of several versions of the weights
     (prompts of one body between which an update came) the oldest."""
     nfe, tokens = sum(one.nfe for one in samples), sum(len(one.token_ids) for one in samples)
@@ -141,7 +141,7 @@ def figures(samples: Sequence[Sample], prepared: Prepared) -> dict[str, Any]:
 
 
 def chat_answer(
-    header: Header, samples: Sequence[Sample], prepared: Prepared, codec: TextCodec, *, with_logprobs: bool
+    header: Header, samples: Sequence[Sample], prepared: PreparedRequest, codec: TextCodec, *, with_logprobs: bool
 ) -> dict[str, Any]:
     """A `chat.completion`."""
     choices = [
@@ -164,15 +164,15 @@ def chat_answer(
 def text_answer(
     header: Header,
     samples: Sequence[Sequence[Sample]],
-    prepared: Sequence[Prepared],
+    prepared: Sequence[PreparedRequest],
     codec: TextCodec,
     *,
     with_logprobs: bool,
-    leads: Sequence[Lead] | None = None,
+    leads: Sequence[EchoPrefix] | None = None,
 ) -> dict[str, Any]:
     """A `text_completion` for one or several prompts, with what goes before the answers to each."""
     everything = [one for each in samples for one in each]
-    each_lead = [lead for lead, each in zip(leads or [Lead()] * len(samples), samples, strict=True) for _ in each]
+    each_lead = [lead for lead, each in zip(leads or [EchoPrefix()] * len(samples), samples, strict=True) for _ in each]
     choices = [
         {
             "index": index,

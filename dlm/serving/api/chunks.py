@@ -13,7 +13,7 @@ from dlm.outputs import opening
 from dlm.serving.api.answers import Header, Sample, chat_logprobs, figures, revealed, text_logprobs, usage
 from dlm.serving.api.stream import SettledText
 from dlm.serving.engine.call import Call
-from dlm.serving.engine.service import Prepared, Service
+from dlm.serving.engine.service import PreparedRequest, Service
 from dlm.serving.http.errors import ApiError
 
 DONE = "[DONE]"
@@ -35,7 +35,7 @@ class Chunks:
         self,
         service: Service,
         header: Header,
-        prepared: Sequence[Prepared],
+        prepared: Sequence[PreparedRequest],
         *,
         events: bool,
         usage: bool,

@@ -204,8 +204,8 @@ class Scorings:
         elif error is not None and is_out_of_memory(error):
             result.set_exception(out_of_memory())
         elif isinstance(error, Aborted | Unavailable):
-            told = aborted if isinstance(error, Aborted) else unavailable
-            result.set_exception(told(str(error)))
+            responses = aborted if isinstance(error, Aborted) else unavailable
+            result.set_exception(responses(str(error)))
         elif isinstance(error, NotFiniteError):
             result.set_exception(not_finite(str(error)))
         else:

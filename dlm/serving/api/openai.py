@@ -7,14 +7,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from dlm.serving.api.answers import Header, Lead, Sample, chat_answer, text_answer
+from dlm.serving.api.answers import EchoPrefix, Header, Sample, chat_answer, text_answer
 from dlm.serving.api.chunks import Chunks
 from dlm.serving.api.echo import Echo, Scoring, Scorings, estimates
-from dlm.serving.engine.service import Prepared, Service
+from dlm.serving.engine.service import PreparedRequest, Service
 from dlm.serving.http.bodies import body_route
 from dlm.serving.http.disconnect import EventStream, until_gone
 from dlm.serving.http.errors import ApiError
-from dlm.serving.schemas.openapi import OF_DECODING, told
+from dlm.serving.schemas.openapi import OF_DECODING, responses
 from dlm.serving.schemas.requests import ChatRequest, CompletionRequest, Message, OpenAIBody, ScoringRequest
 from dlm.serving.schemas.responses import ChatAnswer, TextAnswer
 from dlm.serving.schemas.unsupported_params import refuse_foreign
@@ -27,8 +27,8 @@ def openai_routes(service: Service) -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=body_route(service.bodies))
 
-    chat = told(ChatAnswer, 404, *OF_DECODING, streams=True)
-    text = told(TextAnswer, 404, *OF_DECODING, streams=True)
+    chat = responses(ChatAnswer, 404, *OF_DECODING, streams=True)
+    text = responses(TextAnswer, 404, *OF_DECODING, streams=True)
 
     @router.post("/chat/completions", response_model=None, responses=chat)
     async def chat_completions(body: ChatRequest, request: Request) -> dict[str, Any] | Response:
@@ -102,7 +102,9 @@ def scoring_of(body: CompletionRequest) -> Scoring | None:
     return None
 
 
-async def echoed(service: Service, request: Request, prepared: Sequence[Prepared], scoring: Scoring) -> list[Echo]:
+async def echoed(
+    service: Service, request: Request, prepared: Sequence[PreparedRequest], scoring: Scoring
+) -> list[Echo]:
     """The prompts with their log-probabilities, unless the client leaves before."""
     texts = [one.request.prompt_ids for one in prepared]
     score = service.likelihood.score_in_slices
@@ -115,15 +117,17 @@ async def echoed(service: Service, request: Request, prepared: Sequence[Prepared
     ]
 
 
-def leading(service: Service, prepared: Sequence[Prepared], echoes: Sequence[Echo] | None, *, best: bool) -> list[Lead]:
+def leading(
+    service: Service, prepared: Sequence[PreparedRequest], echoes: Sequence[Echo] | None, *, best: bool
+) -> list[EchoPrefix]:
     """What goes before the answers."""
     texts = [service.codec.decode(one.request.prompt_ids) for one in prepared]
     if echoes is None:
-        return [Lead(text) for text in texts]
-    return [Lead(text, each.logprobs(service.codec, best=best)) for text, each in zip(texts, echoes, strict=True)]
+        return [EchoPrefix(text) for text in texts]
+    return [EchoPrefix(text, each.logprobs(service.codec, best=best)) for text, each in zip(texts, echoes, strict=True)]
 
 
-async def answers(service: Service, request: Request, prepared: Sequence[Prepared]) -> list[list[Sample]]:
+async def answers(service: Service, request: Request, prepared: Sequence[PreparedRequest]) -> list[list[Sample]]:
     """The samples of each prompt, unless the client leaves before."""
     with service.call(prepared) as call:
         completions = await until_gone(request, call.completions())
@@ -138,7 +142,7 @@ async def answers(service: Service, request: Request, prepared: Sequence[Prepare
 
 
 def stream(
-    service: Service, body: OpenAIBody, header: Header, prepared: Sequence[Prepared], *, with_logprobs: bool
+    service: Service, body: OpenAIBody, header: Header, prepared: Sequence[PreparedRequest], *, with_logprobs: bool
 ) -> Response:
     """The answer in chunks. Raises `ApiError` where nothing can be sent at all."""
     options = body.stream_options

@@ -21,10 +21,10 @@ from fastapi import APIRouter, Request, Response
 from dlm.serving.api.answers import Sample, usage
 from dlm.serving.api.probes import PROBES, health_of
 from dlm.serving.engine.call import Call
-from dlm.serving.engine.service import Prepared, Service
+from dlm.serving.engine.service import PreparedRequest, Service
 from dlm.serving.http.bodies import body_route
 from dlm.serving.http.errors import NOT_FOUND, SERVER, ApiError, draining, unexpected
-from dlm.serving.schemas.openapi import OF_BODIES, told
+from dlm.serving.schemas.openapi import OF_BODIES, responses
 from dlm.serving.schemas.requests import SubmitBatchRequest, SubmitRequest
 from dlm.serving.schemas.responses import Result, Tickets
 from dlm.serving.schemas.unsupported_params import refuse_foreign
@@ -107,7 +107,7 @@ def polling_routes(service: Service) -> APIRouter:
             task.add_done_callback(running.discard)
         return {"request_ids": ids, "status": "submitted"}
 
-    async def follow(request_id: int, call: Call, prepared: Prepared) -> None:
+    async def follow(request_id: int, call: Call, prepared: PreparedRequest) -> None:
         """Wait for a request to end, however it does."""
         outcome = failed(draining())  # where this task is cancelled
         try:
@@ -124,15 +124,15 @@ def polling_routes(service: Service) -> APIRouter:
             call.cancel()
             results.close(request_id, **outcome)
 
-    @router.post("/generate", response_model=None, responses=told(Tickets, *OF_BODIES, 429, 503))
+    @router.post("/generate", response_model=None, responses=responses(Tickets, *OF_BODIES, 429, 503))
     async def generate(body: SubmitRequest) -> dict[str, Any]:
         return await submit(body, [body.prompt])
 
-    @router.post("/generate_batch", response_model=None, responses=told(Tickets, *OF_BODIES, 429, 503))
+    @router.post("/generate_batch", response_model=None, responses=responses(Tickets, *OF_BODIES, 429, 503))
     async def generate_batch(body: SubmitBatchRequest) -> dict[str, Any]:
         return await submit(body, body.prompts)
 
-    @router.get("/result/{request_id}", response_model=None, responses=told(Result, 400, 404, 503))
+    @router.get("/result/{request_id}", response_model=None, responses=responses(Result, 400, 404, 503))
     async def result(request_id: int, request: Request) -> dict[str, Any]:
         unknown = ApiError(404, f"request_id={request_id} is unknown or has expired", NOT_FOUND, param="request_id")
         owner = results.owner(request_id)

@@ -51,7 +51,7 @@ def check_sequences(service: Service, body: SequencesRequest) -> None:
             raise ApiError(400, f"{where}: token {outside} is outside the vocabulary 0..{vocabulary - 1}", param=where)
 
 
-class Row:
+class SequenceRow:
     """The completion of one sequence.
 
     Attributes:
@@ -71,12 +71,12 @@ class Row:
             self.own_logprobs[count - known :] = scored.per_token
 
     @classmethod
-    def of(cls, ids: Sequence[int], prompt_length: int, scored: Scored | None) -> Row:
+    def of(cls, ids: Sequence[int], prompt_length: int, scored: Scored | None) -> SequenceRow:
         """That of a sequence whose first token nothing predicts."""
         return cls(ids[prompt_length:], scored)
 
 
-def lists(rows: Sequence[Row]) -> dict[str, Any]:
+def lists(rows: Sequence[SequenceRow]) -> dict[str, Any]:
     """TRL's answer in JSON; a token that nothing predicts has empty lists."""
     known = [np.isfinite(row.best_logprobs).tolist() for row in rows]
     return {
@@ -91,7 +91,7 @@ def lists(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def arrays(rows: Sequence[Row]) -> dict[str, Any]:
+def arrays(rows: Sequence[SequenceRow]) -> dict[str, Any]:
     """TRL's answer as arrays in base64."""
     lengths = [len(row.own) for row in rows]
     longest = max(lengths)

@@ -18,7 +18,7 @@ from dlm.serving.http.bodies import body_route
 from dlm.serving.http.errors import ApiError
 from dlm.serving.schemas.control_requests import ChangeRequest, DiskRequest, MemoryRequest, PauseRequest, TensorRequest
 from dlm.serving.schemas.control_responses import Changed, Paused
-from dlm.serving.schemas.openapi import OF_CHANGES, told
+from dlm.serving.schemas.openapi import OF_CHANGES, responses
 
 FORMATS = (None, "auto", "safetensors")
 ABORTED = "given up, since {}; send it again"
@@ -39,7 +39,7 @@ def sglang_routes(service: Service, weights: ServedWeights) -> APIRouter:
             "asleep": sorted(control.asleep),
         }
 
-    @router.post("/pause_generation", response_model=None, responses=told(Paused, *OF_CHANGES))
+    @router.post("/pause_generation", response_model=None, responses=responses(Paused, *OF_CHANGES))
     async def pause_generation(body: Annotated[PauseRequest | None, Body()] = None) -> dict[str, str]:
         mode = (body and body.mode) or "abort"
         if mode == "retract":
@@ -53,19 +53,19 @@ def sglang_routes(service: Service, weights: ServedWeights) -> APIRouter:
             await weights.change(lambda control: None, abort=ABORTED.format("the server was paused"))
         return {"message": "Generation paused successfully.", "status": "ok"}
 
-    @router.post("/continue_generation", response_model=None, responses=told(Paused))
+    @router.post("/continue_generation", response_model=None, responses=responses(Paused))
     async def continue_generation() -> dict[str, str]:
         thread.resume()
         return {"message": "Generation continued successfully.", "status": "ok"}
 
-    @router.post("/update_weights_from_disk", response_model=None, responses=told(Changed, *OF_CHANGES))
+    @router.post("/update_weights_from_disk", response_model=None, responses=responses(Changed, *OF_CHANGES))
     async def update_weights_from_disk(body: DiskRequest) -> dict[str, Any]:
         if body.is_async:
             raise ApiError(400, "is_async=true is not supported; leave it out", param="is_async")
         await weights.update_from_disk(body.model_path, version_of(body), **how(body), keep_pause=bool(body.keep_pause))
         return changed("The weights were updated.")
 
-    @router.post("/update_weights_from_tensor", response_model=None, responses=told(Changed, *OF_CHANGES))
+    @router.post("/update_weights_from_tensor", response_model=None, responses=responses(Changed, *OF_CHANGES))
     async def update_weights_from_tensor(body: TensorRequest) -> dict[str, Any]:
         version, wishes = version_of(body), how(body)
         tensors = await asyncio.to_thread(read_all, body.serialized_named_tensors)
@@ -73,19 +73,19 @@ def sglang_routes(service: Service, weights: ServedWeights) -> APIRouter:
         done = await weights.add(tensors, last=last, version=version, **wishes)
         return changed("The weights were updated." if done else f"{weights.waiting} tensors wait for the others.")
 
-    @router.get("/flush_cache", response_model=None, responses=told(Changed, *OF_CHANGES))
-    @router.post("/flush_cache", response_model=None, responses=told(Changed, *OF_CHANGES))
+    @router.get("/flush_cache", response_model=None, responses=responses(Changed, *OF_CHANGES))
+    @router.post("/flush_cache", response_model=None, responses=responses(Changed, *OF_CHANGES))
     async def flush_cache() -> dict[str, Any]:
         await weights.finish()
         await weights.change(lambda control: control.flush_cache())
         return changed("Cache flushed.")
 
-    @router.post("/release_memory_occupation", response_model=None, responses=told(Changed, *OF_CHANGES))
+    @router.post("/release_memory_occupation", response_model=None, responses=responses(Changed, *OF_CHANGES))
     async def release_memory_occupation(body: Annotated[MemoryRequest | None, Body()] = None) -> dict[str, Any]:
         await weights.change(lambda control: control.sleep(None if body is None else body.tags))
         return changed("Memory released.")
 
-    @router.post("/resume_memory_occupation", response_model=None, responses=told(Changed, *OF_CHANGES))
+    @router.post("/resume_memory_occupation", response_model=None, responses=responses(Changed, *OF_CHANGES))
     async def resume_memory_occupation(body: Annotated[MemoryRequest | None, Body()] = None) -> dict[str, Any]:
         await weights.change(lambda control: control.wake(None if body is None else body.tags))
         return changed("Memory resumed.")

@@ -14,10 +14,10 @@ from dlm.serving.api.answers import Sample, finite
 from dlm.serving.api.echo import Scoring, Scorings
 from dlm.serving.api.openai import plain
 from dlm.serving.api.probes import PROBES, health_of
-from dlm.serving.api.sequence_logprobs import Row, arrays, check_sequences, lists
+from dlm.serving.api.sequence_logprobs import SequenceRow, arrays, check_sequences, lists
 from dlm.serving.api.trl_channel import Channel
 from dlm.serving.engine.served_weights import ServedWeights
-from dlm.serving.engine.service import Prepared, Service
+from dlm.serving.engine.service import PreparedRequest, Service
 from dlm.serving.http.bodies import body_route
 from dlm.serving.http.disconnect import until_gone
 from dlm.serving.http.errors import ApiError
@@ -30,7 +30,7 @@ from dlm.serving.schemas.control_requests import (
     SequencesRequest,
 )
 from dlm.serving.schemas.control_responses import BinaryLogprobs, SequenceLogprobs, Sequences, Told, WorldSize
-from dlm.serving.schemas.openapi import OF_BODIES, OF_CHANGES, OF_DECODING, told
+from dlm.serving.schemas.openapi import OF_BODIES, OF_CHANGES, OF_DECODING, responses
 from dlm.serving.schemas.unsupported_params import NEUTRAL, refuse_foreign
 
 PATHS = (
@@ -57,15 +57,15 @@ def trl_routes(service: Service, weights: ServedWeights) -> APIRouter:
     async def health() -> Response:
         return health_of(service)
 
-    @router.get("/get_world_size/", response_model=None, responses=told(WorldSize))
+    @router.get("/get_world_size/", response_model=None, responses=responses(WorldSize))
     async def get_world_size() -> dict[str, int]:
         return {"world_size": 1}
 
-    @router.post("/generate/", response_model=None, responses=told(Sequences, *OF_DECODING))
+    @router.post("/generate/", response_model=None, responses=responses(Sequences, *OF_DECODING))
     async def generate(body: GenerateRequest, request: Request) -> dict[str, Any]:
         return await sampled(body, request, body.prompts, "prompts", chat=False)
 
-    @router.post("/chat/", response_model=None, responses=told(Sequences, *OF_DECODING))
+    @router.post("/chat/", response_model=None, responses=responses(Sequences, *OF_DECODING))
     async def chat(body: ConversationsRequest, request: Request) -> dict[str, Any]:
         conversations = [[plain(index, one) for index, one in enumerate(each)] for each in body.messages]
         return await sampled(body, request, conversations, "messages", chat=True)
@@ -78,7 +78,7 @@ def trl_routes(service: Service, weights: ServedWeights) -> APIRouter:
         given, limit, logprobs = wishes(service, body)
         params = service.defaults.params(given, limit, record=logprobs)
         prepared = [await service.in_text_thread(service.prepare, prompt, params, chat=chat) for prompt in prompts]
-        prepared = [replace(one, request=replace(one.request, measures=logprobs)) for one in prepared]
+        prepared = [replace(one, request=replace(one.request, token_stats=logprobs)) for one in prepared]
         await channel.settled()
         with service.call(prepared) as call:
             completions = await until_gone(request, call.completions())
@@ -97,7 +97,7 @@ def trl_routes(service: Service, weights: ServedWeights) -> APIRouter:
             "weight_version": min(call.weight_versions.values()),
         }
 
-    logprobs_told = told(SequenceLogprobs | BinaryLogprobs, *OF_DECODING)
+    logprobs_told = responses(SequenceLogprobs | BinaryLogprobs, *OF_DECODING)
 
     @router.post("/get_sequence_logprobs/", response_model=None, responses=logprobs_told)
     async def get_sequence_logprobs(body: SequencesRequest, request: Request) -> dict[str, Any]:
@@ -114,29 +114,29 @@ def trl_routes(service: Service, weights: ServedWeights) -> APIRouter:
         scorings = Scorings(service.thread, slices)
         found = iter(await until_gone(request, scorings.results(service.settings.request_timeout)))
         rows = [
-            Row.of(ids, length, next(found) if max(1, length) < len(ids) else None)
+            SequenceRow.of(ids, length, next(found) if max(1, length) < len(ids) else None)
             for ids, length in zip(body.sequences, body.prompt_lengths, strict=True)
         ]
         version = min(scorings.weight_versions, default=service.thread.weight_version)
         return (arrays if body.response_format == "binary" else lists)(rows) | {"weight_version": version}
 
-    @router.post("/init_communicator/", response_model=None, responses=told(Told, *OF_CHANGES))
+    @router.post("/init_communicator/", response_model=None, responses=responses(Told, *OF_CHANGES))
     async def init_communicator(body: CommunicatorRequest) -> dict[str, str]:
         await channel.open(body.host, body.port, body.world_size, body.backend)
         return {"message": "Request received, initializing communicator"}
 
-    @router.post("/update_named_param/", response_model=None, responses=told(Told, *OF_CHANGES))
+    @router.post("/update_named_param/", response_model=None, responses=responses(Told, *OF_CHANGES))
     async def update_named_param(body: ParameterRequest) -> dict[str, str]:
         await channel.expect(body.name, body.dtype, body.shape)
         return {"message": "Request received, updating named parameter"}
 
-    @router.post("/reset_prefix_cache/", response_model=None, responses=told(Told, *OF_CHANGES))
+    @router.post("/reset_prefix_cache/", response_model=None, responses=responses(Told, *OF_CHANGES))
     async def reset_prefix_cache() -> dict[str, str]:
         await channel.settled()
         await weights.finish()
         return {"message": "Request received, resetting prefix cache status: True"}
 
-    @router.post("/close_communicator/", response_model=None, responses=told(Told, *OF_BODIES))
+    @router.post("/close_communicator/", response_model=None, responses=responses(Told, *OF_BODIES))
     async def close_communicator() -> dict[str, str]:
         await channel.close()
         return {"message": "Request received, closing communicator"}
@@ -168,7 +168,7 @@ def wishes(service: Service, body: Sampled) -> tuple[dict[str, Any], int, bool]:
 
 
 def shown(
-    completion: Completion, sample: Sample, prepared: Prepared, end_ids: Sequence[int]
+    completion: Completion, sample: Sample, prepared: PreparedRequest, end_ids: Sequence[int]
 ) -> tuple[list[int], list[float]]:
     """The tokens of a sample with the end token that stopped it, as TRL expects, and their log-probabilities."""
     count, limit = len(sample.token_ids), prepared.params.max_tokens

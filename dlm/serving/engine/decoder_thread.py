@@ -16,7 +16,7 @@ from dlm.decoding.options import StepReport
 from dlm.decoding.request import Completion
 from dlm.errors import RequestError
 from dlm.serving.engine.desk import Desk
-from dlm.serving.engine.tickets import Aborted, Load, Standstill, Ticket, Unavailable
+from dlm.serving.engine.tickets import Aborted, EnginePaused, EngineStats, QueuedRequest, Unavailable
 
 log = logging.getLogger("dlm.serving")
 
@@ -41,7 +41,7 @@ class DecoderThread(Desk):
     ) -> None:
         super().__init__(decoder, queue_size)
         self.max_wait_time, self._on_step = max_wait_time, on_step
-        self._tickets: dict[str, Ticket] = {}
+        self._tickets: dict[str, QueuedRequest] = {}
         self._thread = threading.Thread(target=self._live, name="decoder", daemon=True)
 
     def start(self) -> None:
@@ -201,7 +201,7 @@ class DecoderThread(Desk):
                 self.decoder.cancel(name)
         self._tell_load()
 
-    def _add(self, ticket: Ticket) -> None:
+    def _add(self, ticket: QueuedRequest) -> None:
         self._tickets[ticket.request.id] = ticket
         try:
             self.decoder.add(ticket.request)
@@ -275,7 +275,7 @@ class DecoderThread(Desk):
         result, fault = None, None
         try:
             if begun:
-                raise Standstill
+                raise EnginePaused
             result = task()
         except Exception as error:
             fault = error
@@ -285,7 +285,7 @@ class DecoderThread(Desk):
         decoder = self.decoder
         running = len(decoder.scheduler.running)
         with self._condition:
-            self._load = Load(
+            self._load = EngineStats(
                 waiting=sum(ticket.left for ticket in self._tickets.values()) - running,
                 running=running,
                 steps=decoder.stats.num_steps,

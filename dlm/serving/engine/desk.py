@@ -11,7 +11,16 @@ from typing import Any
 
 from dlm.decoding.decoder import Decoder
 from dlm.decoding.request import Request
-from dlm.serving.engine.tickets import Draining, Load, OnDone, OnResult, QueueFull, Ticket, Unavailable, Work
+from dlm.serving.engine.tickets import (
+    Draining,
+    EngineStats,
+    EngineTask,
+    OnDone,
+    OnResult,
+    QueuedRequest,
+    QueueFull,
+    Unavailable,
+)
 
 
 class Desk(ABC):
@@ -31,16 +40,16 @@ class Desk(ABC):
         self.decoder, self.queue_size = decoder, queue_size
         self.weight_version = 0
         self._condition = threading.Condition()
-        self._arrived: deque[Ticket] = deque()
+        self._arrived: deque[QueuedRequest] = deque()
         self._num_arrived = 0
         self._cancelled: list[str] = []
-        self._work: deque[Work] = deque()
+        self._work: deque[EngineTask] = deque()
         self._tasks: deque[tuple[Callable[[], Any], OnResult]] = deque()
         self._ending = self._abandoned = self._paused = False
         self._abort: str | None = None
         self._refusal: str | None = None
         self._sizes: Counter[int] = Counter()
-        self._load = Load(arena_slots=decoder.arena.ranges.capacity)
+        self._load = EngineStats(arena_slots=decoder.arena.ranges.capacity)
 
     @property
     @abstractmethod
@@ -66,7 +75,7 @@ class Desk(ABC):
             if self._num_arrived + self._load.waiting + count > self.queue_size + free:
                 raise QueueFull
             self._num_arrived += count
-            self._arrived.append(Ticket(request, on_done, time.monotonic(), count))
+            self._arrived.append(QueuedRequest(request, on_done, time.monotonic(), count))
             self._condition.notify()
 
     def cancel(self, request_id: str) -> None:
@@ -88,7 +97,7 @@ class Desk(ABC):
             self._check_open()
             if len(self._work) >= self.queue_size:
                 raise QueueFull
-            self._work.append(Work(slices, on_done))
+            self._work.append(EngineTask(slices, on_done))
             self._condition.notify()
 
     def exclusively(self, task: Callable[[], Any], on_done: OnResult, *, abort: str | None = None) -> None:
@@ -127,11 +136,11 @@ class Desk(ABC):
         if self._refusal is not None:
             raise Unavailable(self._refusal)
 
-    def load(self) -> Load:
+    def load(self) -> EngineStats:
         """How busy it is now."""
         with self._condition:
             now = self._load
-            return Load(
+            return EngineStats(
                 waiting=now.waiting + self._num_arrived,
                 running=now.running,
                 steps=now.steps,

@@ -16,10 +16,10 @@ from dlm.decoding.outcomes import is_out_of_memory
 from dlm.errors import CheckpointError, RequestError, RunError
 from dlm.models.io.loading import Checkpoint
 from dlm.rl.weights.control import WEIGHTS, WeightControl
-from dlm.rl.weights.gathering import Gathering
+from dlm.rl.weights.partial_update import PartialUpdate
 from dlm.serving.engine.decoder_thread import DecoderThread
 from dlm.serving.engine.defaults import refused
-from dlm.serving.engine.tickets import Draining, Standstill
+from dlm.serving.engine.tickets import Draining, EnginePaused
 from dlm.serving.http.errors import CONFLICT, SERVER, ApiError, draining, out_of_memory, timed_out
 
 log = logging.getLogger("dlm.serving")
@@ -79,7 +79,7 @@ class ServedWeights:
     def __init__(self, checkpoint: Checkpoint, thread: DecoderThread, timeout: float) -> None:
         self.control = ThreadControl(checkpoint, thread)
         self.thread, self.timeout = thread, timeout
-        self._gathering: Gathering | None = None
+        self._gathering: PartialUpdate | None = None
         self._turn = asyncio.Lock()
 
     async def change(self, change: Change, *, abort: str | None = None, keep_pause: bool = False) -> None:
@@ -203,9 +203,9 @@ class ServedWeights:
         """Tensors that have come of an update that is not complete."""
         return 0 if self._gathering is None else len(self._gathering.tensors)
 
-    def _gathered(self, gathering: Gathering | None, named_tensors: Iterable[tuple[str, Tensor]]) -> Gathering:
+    def _gathered(self, gathering: PartialUpdate | None, named_tensors: Iterable[tuple[str, Tensor]]) -> PartialUpdate:
         checkpoint = self.control.checkpoint
-        found = gathering or Gathering(checkpoint.family, checkpoint.backbone.config)
+        found = gathering or PartialUpdate(checkpoint.family, checkpoint.backbone.config)
         for name, tensor in named_tensors:
             found.add(name, tensor)
         return found
@@ -222,7 +222,7 @@ def explained(error: Exception) -> ApiError:
         return error
     if isinstance(error, Draining):
         return draining()
-    if isinstance(error, Standstill):
+    if isinstance(error, EnginePaused):
         return ApiError(
             409, "requests stand still in mid-generation, and their answers would be of two weights; POST "
             "/continue_generation first, or give them up with abort_all_requests=true",

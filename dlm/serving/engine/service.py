@@ -49,7 +49,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRequest:
     """A request ready to be handed in, and what its answer needs."""
 
     request: Request
@@ -150,7 +150,9 @@ class Service:
             given = {key: value for key, value in given.items() if (key, value) not in INJECTED}
         return given
 
-    def prepare(self, prompt: str | Sequence[int] | Messages, params: SamplingParams, *, chat: bool = True) -> Prepared:
+    def prepare(
+        self, prompt: str | Sequence[int] | Messages, params: SamplingParams, *, chat: bool = True
+    ) -> PreparedRequest:
         """A prompt and its parameters as a decoder request. Slow with long texts: for the text thread.
 
         Args:
@@ -185,7 +187,7 @@ class Service:
         except RequestError as error:
             raise ApiError(400, str(error), param="prompt", code="context_length_exceeded") from error
 
-    def _check_positions(self, prepared: Prepared) -> None:
+    def _check_positions(self, prepared: PreparedRequest) -> None:
         request, params = prepared.request, prepared.params
         length, size = len(request.prompt_ids) + params.gen_length, prepared.request.params.block_length
         length = -(-length // size) * size if request.engine.blocks_from_zero else length
@@ -196,15 +198,15 @@ class Service:
                 param="max_tokens", code="context_length_exceeded",
             )  # fmt: skip
 
-    def _prepared(self, ids: tuple[int, ...], params: SamplingParams, stop: Sequence[str]) -> Prepared:
+    def _prepared(self, ids: tuple[int, ...], params: SamplingParams, stop: Sequence[str]) -> PreparedRequest:
         config = self.architecture
         if params.seed is None:
             params = replace(params, seed=secrets.randbits(SEED_BITS))
         translated, engine, sampler = params.translate(self.family, config.attention, config.block_length)
         request = Request(str(next(self._numbers)), ids, translated, engine, sampler, self.codec.stop_check(stop))
-        return Prepared(request, params, str(params.algorithm))
+        return PreparedRequest(request, params, str(params.algorithm))
 
-    def call(self, prepared: Sequence[Prepared], *, watched: bool = False) -> Call:
+    def call(self, prepared: Sequence[PreparedRequest], *, watched: bool = False) -> Call:
         """Hand requests in; see `Call`."""
         requests = [one.request for one in prepared]
         return Call(self.thread, requests, timeout=self.settings.request_timeout, watched=watched)

@@ -30,12 +30,12 @@ class Aborted(Exception):
     """What was asked for was given up before it was finished; the message says why."""
 
 
-class Standstill(Exception):
+class EnginePaused(Exception):
     """A task wants the model to itself, and what is paused in mid-generation does not end."""
 
 
 @dataclass
-class Ticket:
+class QueuedRequest:
     """A request that has been handed in.
 
     Attributes:
@@ -52,7 +52,7 @@ class Ticket:
 
 
 @dataclass
-class Work:
+class EngineTask:
     """Something else to compute with the model, a slice between two steps.
 
     Attributes:
@@ -67,7 +67,7 @@ class Work:
 
 
 @dataclass
-class Load:
+class EngineStats:
     """How busy the decoder is; a copy that nobody changes.
 
     Attributes:

@@ -1,6 +1,6 @@
 """The OpenAPI document: what FastAPI finds by itself, and what it cannot see: errors, ranges, names that are served.
 
-Routes write `responses=told(Shape, 404, ...)`; `document` adds the rest.
+Routes write `responses=responses(Shape, 404, ...)`; `document` adds the rest.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
 Document = dict[str, Any]
 
 
-def told(shape: Any, *errors: int, streams: bool = False) -> dict[int | str, dict[str, Any]]:
+def responses(shape: Any, *errors: int, streams: bool = False) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route.
 
     Args:
@@ -145,16 +145,16 @@ def _parameters(catalogue: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield from algorithm["parameters"]
 
 
-def _narrow(schema: dict[str, Any], told: Mapping[str, Any]) -> None:
+def _narrow(schema: dict[str, Any], responses: Mapping[str, Any]) -> None:
     """Write description and range into a field's schema, null aside."""
-    if "description" in told:
-        schema["description"] = told["description"]
+    if "description" in responses:
+        schema["description"] = responses["description"]
     for kind in schema.get("anyOf", [schema]):
-        if kind["type"] == "string" and told.get("choices"):
-            kind["enum"] = told["choices"]
+        if kind["type"] == "string" and responses.get("choices"):
+            kind["enum"] = responses["choices"]
         if kind["type"] in ("integer", "number"):
-            low, high = told.get("minimum"), told.get("maximum")
+            low, high = responses.get("minimum"), responses.get("maximum")
             if low is not None:
-                kind["exclusiveMinimum" if told.get("exclusive_minimum") else "minimum"] = low
+                kind["exclusiveMinimum" if responses.get("exclusive_minimum") else "minimum"] = low
             if high is not None:
                 kind["maximum"] = high

@@ -118,7 +118,7 @@ class OpenAIBody(Body):
     response_format: ResponseFormat | None = None
 
 
-class Part(Body):
+class ContentPart(Body):
     """A part of a message's content; other types than text are refused by name."""
 
     type: Name
@@ -129,7 +129,7 @@ class Message(Body):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | Annotated[Items[Part], Field(max_length=4096)] | None = None
+    content: Text | Annotated[Items[ContentPart], Field(max_length=4096)] | None = None
 
 
 Conversation = Annotated[Items[Message], Field(max_length=4096)]

@@ -45,7 +45,7 @@ class Usage(Shape):
     total_tokens: int
 
 
-class Figures(BaseModel):
+class BatchFigures(BaseModel):
     """What an answer was made with; more may be added."""
 
     nfe: int
@@ -97,7 +97,7 @@ class ChatAnswer(Shape):
     model: str
     choices: list[ChatChoice]
     usage: Usage
-    dlm: Figures
+    dlm: BatchFigures
 
 
 class TextLogprobs(Shape):
@@ -127,7 +127,7 @@ class TextAnswer(Shape):
     model: str
     choices: list[TextChoice]
     usage: Usage
-    dlm: Figures
+    dlm: BatchFigures
 
 
 class Model(Shape):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dlm.bench.bounds.ceiling import Matmul, Shape, attention_seconds, ideal, matmul_seconds
+from dlm.bench.bounds.ceiling import ForwardShape, Matmul, attention_seconds, ideal, matmul_seconds
 from dlm.bench.workloads import Forward
 
 
@@ -24,7 +24,7 @@ class HandRates:
         return 0.5
 
 
-SHAPE = Shape(
+SHAPE = ForwardShape(
     layer_matmuls=((2, 3), (3, 2)), num_layers=2, head=(2, 5), query_width=2, key_width=2, itemsize=4, row_tile=4
 )
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
-from dlm.bench.bounds.floor import Body, costs, floor
+from dlm.bench.bounds.floor import BodyCost, costs, floor
 from dlm.bench.workloads import Forward
 from dlm.models.backbone import Backbone, RMSNorm
 from dlm.models.io.loading import random_checkpoint
 from dlm.models.sizes import SIZES
 
-BODY = Body(
+BODY = BodyCost(
     dense=24, expert=0, expert_layers=0, num_experts=0, top_k=0, attention_width=4, cached_width=8, head=10, itemsize=4
 )
 
@@ -48,5 +48,5 @@ def test_the_body_counts_the_matmul_weights_of_the_model(size: str) -> None:
     biases = sum(p.numel() for name, p in backbone.named_parameters() if name.endswith("bias"))
     tables = sum(m.weight.numel() for m in backbone.modules() if isinstance(m, nn.Embedding))
     weights = sum(p.numel() for p in backbone.parameters()) - norms - biases - tables
-    body = Body.of(backbone.config, 4)
+    body = BodyCost.of(backbone.config, 4)
     assert body.dense + body.expert_layers * body.num_experts * body.expert + body.head == weights

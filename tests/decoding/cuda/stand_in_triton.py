@@ -87,7 +87,7 @@ class Language(ModuleType):
 
 
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`find_leaders`, to be launched as Triton's is: `kernel[grid](...)`."""
+    """`triton_argmax`, to be launched as Triton's is: `kernel[grid](...)`."""
     language, triton = Language(), ModuleType("triton")
     triton.language = language  # type: ignore[attr-defined]  # a module is filled so
 
@@ -113,7 +113,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Any:
         while_it_is_read.setitem(sys.modules, "triton", triton)
         while_it_is_read.setitem(sys.modules, "triton.language", language)
         spec.loader.exec_module(module)
-    return module.find_leaders
+    return module.triton_argmax
 
 
 def pointer_to(given: Any) -> Any:

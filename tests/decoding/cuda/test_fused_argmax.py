@@ -136,7 +136,7 @@ def test_logits_that_are_a_part_of_something_else(on_a_cpu: list[int], monkeypat
     """Rows lie further apart than they are long."""
     wide = drawn_logits(9, 300, torch.bfloat16, 3.0)
     mine, _ = both(wide[2:, :130], ScoreSpec("low_confidence"), monkeypatch)
-    tokens, others = fused.leaders(wide[2:, :130], ())
+    tokens, others = fused.argmax(wide[2:, :130], ())
     assert np.array_equal(tokens.numpy(), mine.tokens)
     assert bool((others > 0).all())
     assert sum(on_a_cpu) == 7

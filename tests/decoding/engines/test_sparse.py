@@ -19,7 +19,7 @@ PROMPT, LENGTH, BLOCK = 96, 64, 16
 PARAMS = SamplingParams(gen_length=LENGTH, block_length=BLOCK, steps=LENGTH // 2, temperature=0.0)
 
 
-def measured(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+def token_stats(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """The most bytes of keys and values that the canvas held, and the keys that a reusing forward reads in a layer."""
     decoder = BY_NAME["llada"].decoder()
     config, most, reads = decoder.backbone.config, 0, set()
@@ -41,10 +41,10 @@ def measured(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]
 
 
 def test_bytes_held_and_keys_read_fall_with_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    dense = measured(DualCache(), monkeypatch)
+    dense = token_stats(DualCache(), monkeypatch)
     found: dict[Any, tuple[int, int]] = {"dense": dense}
     for ratio in (1.0, 0.75, 0.5, 0.25):
-        found[ratio] = measured(Sparse(ratio), monkeypatch)
+        found[ratio] = token_stats(Sparse(ratio), monkeypatch)
     print("".join(f"\n{ratio}: {held / 1024:.1f} KiB held, {keys} keys read" for ratio, (held, keys) in found.items()))
     assert found[1.0] == dense
     outside, whole = PROMPT + LENGTH - BLOCK, PROMPT + LENGTH

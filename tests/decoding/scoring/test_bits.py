@@ -30,7 +30,7 @@ SPECS = {
     "recorded": ScoreSpec("low_confidence", record=True, banned=(7,), deferred=(9,)),
     "entropy": ScoreSpec("entropy", record=True),
     "margin": ScoreSpec("margin"),
-    "warm": ScoreSpec("low_confidence", temperature=0.7, record=True, measured=True),
+    "warm": ScoreSpec("low_confidence", temperature=0.7, record=True, token_stats=True),
     "top_k": ScoreSpec("low_confidence", temperature=1.0, top_k=50),
     "top_p": ScoreSpec("low_confidence", temperature=1.0, top_p=0.9),
     "guided": ScoreSpec("low_confidence", cfg_scale=1.5),

@@ -65,26 +65,32 @@ def test_measures_are_those_of_the_definition(
 ) -> None:
     logits = drawn_logits(40, dtype)
     spec = ScoreSpec(
-        "low_confidence", temperature=temperature, top_k=top_k, top_p=top_p, banned=banned, record=True, measured=True
+        "low_confidence",
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        banned=banned,
+        record=True,
+        token_stats=True,
     )
     found = proposals(logits, spec)
-    assert found.measures is not None
+    assert found.token_stats is not None
     expected = filtered(logits, temperature, top_k, top_p, banned)[torch.arange(40), torch.from_numpy(found.tokens)]
-    np.testing.assert_allclose(found.measures[0], expected.numpy(), atol=1e-9)
+    np.testing.assert_allclose(found.token_stats[0], expected.numpy(), atol=1e-9)
     plain = logits.double().log_softmax(-1)
     rounding = of_products(torch.float32, VOCAB) * float(plain.abs().max())
-    np.testing.assert_allclose(found.measures[1], -(plain.exp() * plain).sum(-1).numpy(), rtol=0.0, atol=rounding)
-    without = proposals(logits, replace(spec, measured=False))
-    assert without.measures is None
+    np.testing.assert_allclose(found.token_stats[1], -(plain.exp() * plain).sum(-1).numpy(), rtol=0.0, atol=rounding)
+    without = proposals(logits, replace(spec, token_stats=False))
+    assert without.token_stats is None
     assert np.array_equal(without.tokens, found.tokens)
     assert np.array_equal(without.logprobs, found.logprobs)
 
 
 def test_nothing_is_drawn_at_temperature_0() -> None:
-    found = proposals(drawn_logits(9), ScoreSpec("entropy", record=True, measured=True))
-    assert found.measures is not None
-    assert found.measures[0].tolist() == [0.0] * 9
-    assert (found.measures[1] > 0).all()
+    found = proposals(drawn_logits(9), ScoreSpec("entropy", record=True, token_stats=True))
+    assert found.token_stats is not None
+    assert found.token_stats[0].tolist() == [0.0] * 9
+    assert (found.token_stats[1] > 0).all()
 
 
 def test_entropy_of_rows_with_forbidden_tokens_is_finite() -> None:
@@ -92,10 +98,10 @@ def test_entropy_of_rows_with_forbidden_tokens_is_finite() -> None:
     logits = torch.full((2, VOCAB), -torch.inf)
     logits[0, 5] = 3.0
     logits[1, [4, 6]] = 1.0
-    found = proposals(logits, ScoreSpec("low_confidence", record=True, measured=True))
-    assert found.measures is not None
+    found = proposals(logits, ScoreSpec("low_confidence", record=True, token_stats=True))
+    assert found.token_stats is not None
     rounding = of_products(torch.float32, VOCAB)
-    np.testing.assert_allclose(found.measures[1], [0.0, np.log(2)], rtol=0.0, atol=rounding)
+    np.testing.assert_allclose(found.token_stats[1], [0.0, np.log(2)], rtol=0.0, atol=rounding)
 
 
 PARAMS = SamplingParams(12, steps=12, block_length=6, temperature=0.8, top_k=4, seed=5, record=True, ignore_eos=True)
@@ -111,7 +117,7 @@ def decoded(request: Request) -> Completion:
 def test_the_decoder_records_them_at_the_revealing_forward() -> None:
     """Recomputed from the canvas that each forward saw."""
     prompt, model = (1, 2, 3), small("llada")
-    completion = decoded(Request("r", prompt, PARAMS, Full(), Fixed("random"), measures=True))
+    completion = decoded(Request("r", prompt, PARAMS, Full(), Fixed("random"), token_stats=True))
     steps, tokens, first = completion.step_map or (), completion.canvas_ids, 0
     for place, (token, step) in enumerate(zip(tokens, steps, strict=True)):
         seen = [*prompt, *(known if when < step else MASK for known, when in zip(tokens, steps, strict=True))]
@@ -129,24 +135,24 @@ def test_the_decoder_records_them_at_the_revealing_forward() -> None:
 
 def test_they_are_recorded_only_where_asked_and_change_nothing() -> None:
     asked = Request("r", (1, 2, 3), PARAMS, DualCache(), Threshold(0.4))
-    plain, measured = decoded(asked), decoded(replace(asked, measures=True))
+    plain, token_stats = decoded(asked), decoded(replace(asked, token_stats=True))
     assert (plain.logprobs_processed, plain.entropies) == (None, None)
-    assert plain.canvas_ids == measured.canvas_ids
-    assert plain.logprobs == measured.logprobs
-    assert measured.logprobs_processed is not None
-    assert min(measured.logprobs_processed) < 0
+    assert plain.canvas_ids == token_stats.canvas_ids
+    assert plain.logprobs == token_stats.logprobs
+    assert token_stats.logprobs_processed is not None
+    assert min(token_stats.logprobs_processed) < 0
 
 
 def test_one_step_may_hold_some_that_are_measured_and_some_that_are_not() -> None:
     decoder = BY_NAME["golden"].decoder()
     params = replace(PARAMS, n=2)
-    asked = [Request(str(i), (5, 6, 7), params, Full(), Threshold(0.5), measures=i % 2 == 0) for i in range(4)]
+    asked = [Request(str(i), (5, 6, 7), params, Full(), Threshold(0.5), token_stats=i % 2 == 0) for i in range(4)]
     found = list(decoder.run(asked))
     assert len({completion.canvas_ids for completion in found}) == 2
     assert {int(one.request_id) % 2 for one in found if one.entropies is not None} == {0}
 
 
 def test_measures_without_record_are_refused() -> None:
-    request = Request("r", (1, 2), replace(PARAMS, record=False), Full(), Fixed(), measures=True)
-    with pytest.raises(RequestError, match="measures=True goes with record=True"):
+    request = Request("r", (1, 2), replace(PARAMS, record=False), Full(), Fixed(), token_stats=True)
+    with pytest.raises(RequestError, match="token_stats=True goes with record=True"):
         BY_NAME["golden"].decoder().check(request)

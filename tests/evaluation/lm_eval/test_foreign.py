@@ -14,7 +14,7 @@ import pytest
 from dlm.demo import CHECKPOINT
 from dlm.errors import RunError
 from dlm.evaluation.lm_eval.asking import Settings
-from dlm.evaluation.lm_eval.remote import Remote
+from dlm.evaluation.lm_eval.remote import RemoteServer
 from dlm.text import TextCodec
 from tests.running import TIMEOUT
 
@@ -77,7 +77,7 @@ def foreign() -> Iterator[Foreign]:
 def test_it_is_told_by_one_error(server: Foreign, scheme: str, answer: dict[str, Any], what: str) -> None:
     server.answer = answer
     url = f"http://127.0.0.1:{server.server_address[1]}"
-    remote = Remote(url, TextCodec.load(CHECKPOINT), Settings(scheme=scheme), model="m", max_retries=0)
+    remote = RemoteServer(url, TextCodec.load(CHECKPOINT), Settings(scheme=scheme), model="m", max_retries=0)
     with pytest.raises(RunError, match=f"is no server of dlm .*{what}"):
         list(remote.score([((5, 6), (7,))], progress=False))
 
@@ -86,4 +86,4 @@ def test_one_that_does_not_say_how_long_texts_may_be_is_refused(server: Foreign)
     server.model = {}
     url = f"http://127.0.0.1:{server.server_address[1]}"
     with pytest.raises(RunError, match=r"is no server of dlm .*max_model_len"):
-        Remote(url, TextCodec.load(CHECKPOINT), Settings(), max_retries=0)
+        RemoteServer(url, TextCodec.load(CHECKPOINT), Settings(), max_retries=0)

@@ -12,7 +12,7 @@ from dlm.demo import CHECKPOINT
 from dlm.errors import ConfigError, RequestError, RunError
 from dlm.evaluation.lm_eval.asking import Settings
 from dlm.evaluation.lm_eval.local import Local
-from dlm.evaluation.lm_eval.remote import Remote
+from dlm.evaluation.lm_eval.remote import RemoteServer
 from dlm.text import TextCodec
 from tests.evaluation.lm_eval.stand_in_lm_eval import ENDS, Asked
 from tests.serving.server import Server, serving
@@ -43,7 +43,7 @@ def both(llm: LLM, server: Server, **arguments: Any) -> tuple[Asked, Asked]:
     """In process and over HTTP."""
     settings, rest = Settings.split(arguments)
     assert not rest
-    remote = Remote(f"{server.url}/v1/completions", TextCodec.load(CHECKPOINT), settings, num_concurrent=4)
+    remote = RemoteServer(f"{server.url}/v1/completions", TextCodec.load(CHECKPOINT), settings, num_concurrent=4)
     return Asked(Local(llm, settings), settings), Asked(remote, settings)
 
 
@@ -116,14 +116,14 @@ def test_what_a_server_refuses_is_an_error_that_names_it(llm: LLM, server: Serve
         there.score([("Sort", " 7")] * 40)
     codec, settings = TextCodec.load(CHECKPOINT), Settings()
     with pytest.raises(ConfigError, match=r"model='llada'.* serves demo"):
-        Remote(server.url, codec, settings, model="llada")
+        RemoteServer(server.url, codec, settings, model="llada")
     with pytest.raises(RunError, match=r"http://127.0.0.1:9"):
-        Remote("http://127.0.0.1:9", codec, settings, max_retries=0)
+        RemoteServer("http://127.0.0.1:9", codec, settings, max_retries=0)
     with pytest.raises(RequestError, match="num_concurrent=0"):
-        Remote(server.url, codec, settings, num_concurrent=0)
+        RemoteServer(server.url, codec, settings, num_concurrent=0)
 
 
 def test_without_the_key_there_is_no_answer(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DLM_API_KEY")
     with pytest.raises(RunError, match="401"):
-        Remote(server.url, TextCodec.load(CHECKPOINT), Settings())
+        RemoteServer(server.url, TextCodec.load(CHECKPOINT), Settings())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dlm.evaluation.graders.checkers import checker_of
-from dlm.evaluation.sandbox.run import Outcome, Sandbox
+from dlm.evaluation.sandbox.run import ProgramOutcome, Sandbox
 from tests.running import TIMEOUT
 
 SANDBOX = Sandbox(seconds=TIMEOUT, memory_mib=1024)
@@ -106,7 +106,7 @@ ORDINARY = {
 
 @pytest.mark.parametrize(("program", "tests"), ORDINARY.values(), ids=ORDINARY.keys())
 def test_ordinary_programs_pass(program: str, tests: str) -> None:
-    assert SANDBOX.run(program, tests) == Outcome(True)
+    assert SANDBOX.run(program, tests) == ProgramOutcome(True)
 
 
 HUMANEVAL: dict[str, tuple[dict[str, Any], str, str]] = {

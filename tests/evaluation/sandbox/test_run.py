@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dlm.errors import RunError
-from dlm.evaluation.sandbox.run import Outcome, Sandbox, reads_are_closed
+from dlm.evaluation.sandbox.run import ProgramOutcome, Sandbox, reads_are_closed
 from tests.running import TIMEOUT
 
 SHORT = Sandbox(seconds=2.0, memory_mib=512)
@@ -175,7 +175,7 @@ def test_nothing_outside_is_reached(sandbox: Sandbox, tmp_path: Path) -> None:
         (name, text.replace("{victim!r}", repr(str(victim))).replace("{library!r}", repr(json.__file__)))
         for name, text in OUTSIDE.items()
     ]
-    assert sandbox.run(ATTEMPTS, TOLD, f"ATTEMPTS = {attempts}") == Outcome(True)
+    assert sandbox.run(ATTEMPTS, TOLD, f"ATTEMPTS = {attempts}") == ProgramOutcome(True)
     after = (os.getpriority(os.PRIO_PROCESS, 0), os.sched_getaffinity(0), os.sched_getscheduler(0), victim.stat())
     assert after == before
     assert os.listdir(tmp_path) == ["victim"]
@@ -184,7 +184,7 @@ def test_nothing_outside_is_reached(sandbox: Sandbox, tmp_path: Path) -> None:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers are those of x86_64")
 def test_no_other_system_call_is_allowed(sandbox: Sandbox) -> None:
     attempts = [(name, f"call({call})") for name, call in BY_NUMBER.items()]
-    assert sandbox.run(ATTEMPTS, TOLD, f"ATTEMPTS = {attempts}") == Outcome(True)
+    assert sandbox.run(ATTEMPTS, TOLD, f"ATTEMPTS = {attempts}") == ProgramOutcome(True)
 
 
 def test_what_is_let_through_would_be_told(sandbox: Sandbox) -> None:
@@ -222,7 +222,7 @@ def test_nothing_but_the_installation_is_read(
         "            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))\n        except (PermissionError, "
         "FileNotFoundError):\n            continue\n        found.append(name)\n    return found"
     )
-    assert sandbox.run(program, TOLD, f"ATTEMPTS = {attempts}") == Outcome(True)
+    assert sandbox.run(program, TOLD, f"ATTEMPTS = {attempts}") == ProgramOutcome(True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has capabilities to lose")

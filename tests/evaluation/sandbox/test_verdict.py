@@ -9,7 +9,7 @@ import pytest
 
 from dlm.evaluation.graders.checkers import checker_of
 from dlm.evaluation.graders.programs import humaneval_program
-from dlm.evaluation.sandbox.run import Outcome, Sandbox
+from dlm.evaluation.sandbox.run import ProgramOutcome, Sandbox
 from tests.running import TIMEOUT
 
 SANDBOX = Sandbox(seconds=TIMEOUT, memory_mib=512)
@@ -184,7 +184,7 @@ def test_a_loop_of_the_tests_is_not_ended_from_within(tests: str) -> None:
 
 def test_what_the_tests_catch_does_not_hide_that_the_program_is_gone() -> None:
     outcome = SANDBOX.run("import os\ndef f(): os._exit(3)", "try:\n    f()\nexcept BaseException:\n    pass")
-    assert outcome == Outcome(False, "ended before its tests did (exit code 3)")
+    assert outcome == ProgramOutcome(False, "ended before its tests did (exit code 3)")
 
 
 def test_the_helpers_of_a_prompt_are_not_the_answers() -> None:
@@ -223,7 +223,7 @@ def f(x):
     return f"un{x}" in all_texts() or f"un{x}" in str(sys.argv) + str(os.environ)
 """
     outcome = SANDBOX.run(program, "unguessable = 1\nassert f('guessable') is False")
-    assert outcome == Outcome(True)
+    assert outcome == ProgramOutcome(True)
 
 
 def test_answers_are_values_of_the_judge() -> None:
@@ -234,7 +234,7 @@ def test_answers_are_values_of_the_judge() -> None:
         "class F(float): pass\n"
         "def f(): return [I(3), S('x'), L(), collections.Counter('a'), P(1), F(2)]"
     )
-    assert SANDBOX.run(program, tests) == Outcome(True)
+    assert SANDBOX.run(program, tests) == ProgramOutcome(True)
 
 
 def test_an_answer_without_end_ends_its_own_judging() -> None:

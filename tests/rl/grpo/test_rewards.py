@@ -6,7 +6,7 @@ import pytest
 
 from dlm.demo.rewards import balanced_split
 from dlm.errors import RunError
-from dlm.rl.grpo.rewards import CheckerReward, FunctionReward, Judge
+from dlm.rl.grpo.rewards import CheckerReward, FunctionReward, RewardRunner
 
 HERE = "tests.rl.grpo.rewarding"
 
@@ -65,7 +65,7 @@ def test_good_rewards_have_no_fault():
 
 
 def test_an_answer_that_cannot_be_judged_is_worth_nothing_and_its_kind_is_told_once(capsys):
-    judge = Judge(FunctionReward(f"{HERE}:picky").function())
+    judge = RewardRunner(FunctionReward(f"{HERE}:picky").function())
     found = judge([{}] * 4, ["a", "bb", "c", "dddd"])
     assert [verdict.reward for verdict in found] == [0.0, 2.0, 0.0, 4.0]
     assert [verdict.failure for verdict in found] == ["KeyError: 'a'", None, "KeyError: 'c'", None]
@@ -75,7 +75,7 @@ def test_an_answer_that_cannot_be_judged_is_worth_nothing_and_its_kind_is_told_o
 
 @pytest.mark.parametrize(("name", "said"), [("broken", "KeyError: 'a'"), ("endless", "inf is no finite number")])
 def test_a_reward_that_fails_on_everything_ends_the_run(name, said):
-    judge = Judge(FunctionReward(f"{HERE}:{name}").function())
+    judge = RewardRunner(FunctionReward(f"{HERE}:{name}").function())
     with pytest.raises(RunError, match=f"the reward failed on all of the first 2 answers: .*{said}"):
         judge([{"prompt": "a"}] * 2, ["x", "y"])
 

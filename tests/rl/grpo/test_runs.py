@@ -23,7 +23,7 @@ from dlm.models.io.model_source import CheckpointSource
 from dlm.rl import Rollouts
 from dlm.rl.grpo.__main__ import run
 from dlm.rl.grpo.config import check_grpo, register
-from dlm.rl.grpo.progress import Progress
+from dlm.rl.grpo.progress import TrainingProgress
 from dlm.rl.grpo.record import Record
 from dlm.runs.lock import locked
 from dlm.sampling_params import SamplingParams
@@ -130,14 +130,14 @@ def test_a_run_goes_on_as_if_it_had_not_been_stopped(straight, tmp_path):
 
 
 def test_a_run_that_another_process_stops_is_not_through(tmp_path, monkeypatch):
-    told = Progress._tell
+    told = TrainingProgress._tell
 
     def tell(progress, trainer, number, figures):
         told(progress, trainer, number, figures)
         if number == 2:
             progress.stop.throw()
 
-    monkeypatch.setattr(Progress, "_tell", tell)
+    monkeypatch.setattr(TrainingProgress, "_tell", tell)
     assert run(compose(f"run_dir={tmp_path}"), []) == 128 + signal.SIGTERM
     record = Record(tmp_path)
     assert record.steps_kept() == 2
@@ -182,7 +182,7 @@ class Stopper:
         self.after, self.stopped_at = after, 0
 
     def __enter__(self) -> None:
-        self._tell = Progress._tell
+        self._tell = TrainingProgress._tell
 
         def tell(progress, trainer, number, figures):
             self._tell(progress, trainer, number, figures)
@@ -191,10 +191,10 @@ class Stopper:
                 os.kill(os.getpid(), signal.SIGINT)
                 running.wait_until(lambda: bool(progress.stop), "the signal was heard")
 
-        Progress._tell = tell
+        TrainingProgress._tell = tell
 
     def __exit__(self, *error: object) -> None:
-        Progress._tell = self._tell
+        TrainingProgress._tell = self._tell
 
 
 def test_a_run_that_is_through_does_nothing_more(straight):

@@ -19,7 +19,7 @@ from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import Fixed
 from dlm.serving.engine import decoder_thread, desk
 from dlm.serving.engine.decoder_thread import DecoderThread
-from dlm.serving.engine.tickets import Draining, QueueFull, Standstill, Unavailable
+from dlm.serving.engine.tickets import Draining, EnginePaused, QueueFull, Unavailable
 from tests.clock import Clock
 from tests.decoding.worlds import SPECIAL, tiny_model
 from tests.running import TIMEOUT, wait_until
@@ -345,7 +345,7 @@ def test_what_is_paused_stands_still_and_then_goes_on(make: Callable[..., Decode
     thread.submit(ask("b"), heard)
     for rounds in range(1, 5):
         thread.exclusively(lambda: "done", results)
-        assert isinstance(results.wait(rounds)[-1][1], Standstill)
+        assert isinstance(results.wait(rounds)[-1][1], EnginePaused)
     load = thread.load()
     assert (load.steps, load.running, load.waiting) == (1, 1, 1)
     assert heard.all == []
@@ -363,7 +363,7 @@ def test_a_task_among_what_is_paused_is_refused_unless_that_is_given_up(make: Ca
         thread.pause()
     thread.submit(ask("b"), heard)
     thread.exclusively(lambda: "done", results)
-    assert isinstance(results.wait(1)[0][1], Standstill)
+    assert isinstance(results.wait(1)[0][1], EnginePaused)
     assert heard.all == []
     thread.exclusively(lambda: "done", results, abort="we stop")
     assert results.wait(2)[1] == ("done", None)

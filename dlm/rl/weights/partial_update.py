@@ -46,7 +46,7 @@ class Naming:
         return next((ending for ending in endings if ending in self.shapes), None)
 
 
-class Gathering:
+class PartialUpdate:
     """What has come of an update.
 
     Args:

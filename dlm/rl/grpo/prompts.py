@@ -16,7 +16,7 @@ from dlm.text import TextCodec
 
 
 @dataclass(frozen=True)
-class Question:
+class TrainingPrompt:
     """A prompt to roll out.
 
     Attributes:
@@ -42,10 +42,12 @@ class Step:
     """
 
     number: int
-    questions: Sequence[Question]
+    questions: Sequence[TrainingPrompt]
 
 
-def questions_of(prompts: Sequence[Prompt], codec: TextCodec, needs: Sequence[str], positions: int) -> list[Question]:
+def questions_of(
+    prompts: Sequence[Prompt], codec: TextCodec, needs: Sequence[str], positions: int
+) -> list[TrainingPrompt]:
     """Encoded prompts.
 
     Args:
@@ -67,7 +69,7 @@ def questions_of(prompts: Sequence[Prompt], codec: TextCodec, needs: Sequence[st
     for prompt, row in zip(prompts, rows, strict=True):
         try:
             codec.check_fits(prompt.content, positions)
-            questions.append(Question(prompt.id, row, codec.encode(prompt.content)))
+            questions.append(TrainingPrompt(prompt.id, row, codec.encode(prompt.content)))
         except RequestError as error:
             refuse([(prompt.id, str(error))])
     return questions
@@ -90,7 +92,7 @@ def _lack_of(row: Mapping[str, Any], needs: Sequence[str]) -> str | None:
 
 
 @dataclass(frozen=True)
-class Curriculum:
+class PromptSampler:
     """Questions to train on, in a new random order each time round, and others to measure with.
 
     Attributes:
@@ -103,7 +105,7 @@ class Curriculum:
         ConfigError: too few are left to train on.
     """
 
-    questions: Sequence[Question]
+    questions: Sequence[TrainingPrompt]
     held_out: int
     per_step: int
     seed: int
@@ -117,14 +119,14 @@ class Curriculum:
             )
 
     @cached_property
-    def training(self) -> Sequence[Question]:
+    def training(self) -> Sequence[TrainingPrompt]:
         return self.questions[: len(self.questions) - self.held_out]
 
     @cached_property
-    def validation(self) -> Sequence[Question]:
+    def validation(self) -> Sequence[TrainingPrompt]:
         return self.questions[len(self.questions) - self.held_out :]
 
-    def of_step(self, number: int) -> list[Question]:
+    def of_step(self, number: int) -> list[TrainingPrompt]:
         """The questions of step `number`, from 1."""
         first, size = (number - 1) * self.per_step, len(self.training)
         places = [divmod(place, size) for place in range(first, first + self.per_step)]
@@ -150,7 +152,7 @@ class Steps(IterableDataset[Step]):
         rank, world: which process of how many; each takes every `world`-th question of a step.
     """
 
-    def __init__(self, curriculum: Curriculum, first: int, last: int, rank: int, world: int) -> None:
+    def __init__(self, curriculum: PromptSampler, first: int, last: int, rank: int, world: int) -> None:
         self.curriculum, self.first, self.last, self.rank, self.world = curriculum, first, last, rank, world
 
     def __iter__(self) -> Iterator[Step]:

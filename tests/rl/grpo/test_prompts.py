@@ -8,13 +8,13 @@ import pytest
 
 from dlm.data.prompts import Fault, Prompt
 from dlm.errors import ConfigError, DataError, RequestError
-from dlm.rl.grpo.questions import Curriculum, Question, Steps, questions_of
+from dlm.rl.grpo.prompts import PromptSampler, Steps, TrainingPrompt, questions_of
 
-QUESTIONS = [Question(f"q{number}", {"prompt": str(number)}, (number,)) for number in range(13)]
+QUESTIONS = [TrainingPrompt(f"q{number}", {"prompt": str(number)}, (number,)) for number in range(13)]
 
 
 def test_each_question_is_asked_once_a_turn_and_none_of_those_held_out():
-    curriculum = Curriculum(QUESTIONS, held_out=3, per_step=4, seed=1)
+    curriculum = PromptSampler(QUESTIONS, held_out=3, per_step=4, seed=1)
     asked = [question.id for number in range(1, 6) for question in curriculum.of_step(number)]
     assert Counter(asked) == {f"q{number}": 2 for number in range(10)}
     assert asked[:10] != asked[10:]
@@ -22,14 +22,14 @@ def test_each_question_is_asked_once_a_turn_and_none_of_those_held_out():
 
 
 def test_a_step_does_not_depend_on_the_ones_before():
-    one, other = (Curriculum(QUESTIONS, 3, 4, seed=1) for _ in range(2))
+    one, other = (PromptSampler(QUESTIONS, 3, 4, seed=1) for _ in range(2))
     first = [one.of_step(number) for number in range(1, 9)]
     assert [other.of_step(number) for number in range(8, 0, -1)] == first[::-1]
-    assert [Curriculum(QUESTIONS, 3, 4, seed=2).of_step(number) for number in range(1, 9)] != first
+    assert [PromptSampler(QUESTIONS, 3, 4, seed=2).of_step(number) for number in range(1, 9)] != first
 
 
 def test_processes_share_a_step_among_them():
-    curriculum = Curriculum(QUESTIONS, 3, 4, seed=1)
+    curriculum = PromptSampler(QUESTIONS, 3, 4, seed=1)
     parts = [list(Steps(curriculum, 3, 5, rank, 2)) for rank in range(2)]
     for number, *shares in zip(range(3, 6), *parts, strict=True):
         assert [share.number for share in shares] == [number, number]
@@ -41,7 +41,7 @@ def test_too_few_prompts_are_refused():
     with pytest.raises(
         ConfigError, match=r"13 prompts without validation.prompts=10 leave 3, fewer than prompts_per_step=4"
     ):
-        Curriculum(QUESTIONS, 10, 4, 0)
+        PromptSampler(QUESTIONS, 10, 4, 0)
 
 
 def test_a_row_that_cannot_be_used_is_named():
@@ -82,11 +82,11 @@ def test_a_row_that_cannot_fit_is_named():
 def test_a_row_with_every_field_is_a_question():
     prompts = [Prompt("a", "hello", {"answer": 0, "family": ""})]
     [question] = questions_of(prompts, Codec(), ("prompt", "answer", "family"), 64)
-    assert question == Question("a", {"prompt": "hello", "answer": 0, "family": ""}, (5,))
+    assert question == TrainingPrompt("a", {"prompt": "hello", "answer": 0, "family": ""}, (5,))
 
 
 def test_a_question_that_is_asked_twice_in_a_step_knows_of_it():
     """So that its answers differ."""
-    curriculum = Curriculum(QUESTIONS[:9], 3, 4, seed=1)
+    curriculum = PromptSampler(QUESTIONS[:9], 3, 4, seed=1)
     asked = [question for number in range(1, 40) for question in curriculum.of_step(number)]
     assert len({(question.id, question.turn) for question in asked}) == len(asked)

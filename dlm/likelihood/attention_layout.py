@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 from dlm.decoding.layout import IntArray
 from dlm.errors import RequestError
-from dlm.likelihood.views import Sheet, View
+from dlm.likelihood.windows import ScoringBatch, ScoringWindow
 from dlm.models.architecture import AttentionKind, BackboneConfig
 
 NOTHING: IntArray = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
-class Target:
+class ScoredText:
     """A text to score.
 
     Attributes:
@@ -41,7 +41,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Question:
+class HiddenState:
     """A state of a target's canvas, and the positions asked for in it.
 
     Attributes:
@@ -54,7 +54,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Presentation(ABC):
+class AttentionLayout(ABC):
     """What the kinds of attention share.
 
     Attributes:
@@ -75,19 +75,21 @@ class Presentation(ABC):
     aligned: bool = False
 
     @abstractmethod
-    def first_block(self, target: Target) -> int:
+    def first_block(self, target: ScoredText) -> int:
         """Where the block begins that holds the first token of the completion."""
 
     @abstractmethod
-    def sheet(self, target: Target, questions: Sequence[Question]) -> Sheet:
+    def sheet(self, target: ScoredText, questions: Sequence[HiddenState]) -> ScoringBatch:
         """The questions as views; results come question by question, in the order of the positions asked for."""
 
-    def chain(self, target: Target, asked: IntArray) -> Sheet:
+    def chain(self, target: ScoredText, asked: IntArray) -> ScoringBatch:
         """Each position of `asked [m]` with everything from there on hidden."""
         place = np.arange(target.length)
-        return self.sheet(target, [Question(place >= position, asked[i : i + 1]) for i, position in enumerate(asked)])
+        return self.sheet(
+            target, [HiddenState(place >= position, asked[i : i + 1]) for i, position in enumerate(asked)]
+        )
 
-    def units(self, target: Target) -> list[tuple[int, int]]:
+    def units(self, target: ScoredText) -> list[tuple[int, int]]:
         """The blocks `[start, stop)` of the completion, which are predicted one after the other."""
         if self.block_length is None:
             return [(target.prompt_length, target.length)]
@@ -96,29 +98,29 @@ class Presentation(ABC):
 
 
 @dataclass(frozen=True)
-class Whole(Presentation):
+class Whole(AttentionLayout):
     """Every position sees every other."""
 
-    def first_block(self, target: Target) -> int:
+    def first_block(self, target: ScoredText) -> int:
         return target.prompt_length
 
-    def sheet(self, target: Target, questions: Sequence[Question]) -> Sheet:
+    def sheet(self, target: ScoredText, questions: Sequence[HiddenState]) -> ScoringBatch:
         views = []
         for question in questions:
             inputs = np.where(question.hidden, self.mask_id, target.tokens)
             reads = np.maximum(question.asked - 1, 0) if self.shifted else question.asked
-            views.append(View(inputs, 0, reads, target.tokens[question.asked]))
-        return Sheet(NOTHING, (0,), False, tuple(views))
+            views.append(ScoringWindow(inputs, 0, reads, target.tokens[question.asked]))
+        return ScoringBatch(NOTHING, (0,), False, tuple(views))
 
 
 @dataclass(frozen=True)
-class Blocks(Presentation):
+class Blocks(AttentionLayout):
     """A block sees the clean blocks before it and itself; blocks lie on multiples of their length from position 0, and
     the last one is filled up with masks as far as the model has positions."""
 
     causal: ClassVar[bool] = False
 
-    def first_block(self, target: Target) -> int:
+    def first_block(self, target: ScoredText) -> int:
         return target.prompt_length // self.size * self.size
 
     @property
@@ -127,23 +129,23 @@ class Blocks(Presentation):
             raise RequestError("the model attends in blocks and its config names no block length")
         return self.block_length
 
-    def padded(self, target: Target) -> IntArray:
+    def padded(self, target: ScoredText) -> IntArray:
         """The canvas as the decoder would make it, `[at least length]`."""
         spare = min(-target.length % self.size, self.max_positions - target.length)
         return np.concatenate((target.tokens, np.full(spare, self.mask_id)))
 
-    def sheet(self, target: Target, questions: Sequence[Question]) -> Sheet:
+    def sheet(self, target: ScoredText, questions: Sequence[HiddenState]) -> ScoringBatch:
         clean, first = self.padded(target), self.first_block(target)
         views = [view for question in questions for view in self._views(clean, first, question)]
         last = max(view.start for view in views)
         edges = sorted({0, *range(first % self.size, last + 1, self.size)})
-        return Sheet(clean[:last], tuple(edges), self.causal, tuple(views))
+        return ScoringBatch(clean[:last], tuple(edges), self.causal, tuple(views))
 
     def reads(self, asked: IntArray, start: int) -> IntArray:
         """Positions whose rows predict the positions `asked [m]` of the block that begins at `start`."""
         return asked
 
-    def _views(self, clean: IntArray, first: int, question: Question) -> list[View]:
+    def _views(self, clean: IntArray, first: int, question: HiddenState) -> list[ScoringWindow]:
         """A view for each block in which something is asked."""
         views, blocks = [], (question.asked - first) // self.size
         for block in np.unique(blocks):
@@ -153,7 +155,7 @@ class Blocks(Presentation):
             inputs[np.flatnonzero(question.hidden[start : start + self.size])] = self.mask_id
             reads = self.reads(asked, start)
             own = bool((reads >= start).any())
-            views.append(View(inputs if own else NOTHING, start, reads, clean[asked]))
+            views.append(ScoringWindow(inputs if own else NOTHING, start, reads, clean[asked]))
         return views
 
 
@@ -167,27 +169,27 @@ class CausalBlocks(Blocks):
     def reads(self, asked: IntArray, start: int) -> IntArray:
         return np.where(asked == start, start - 1, asked) if self.commits else asked
 
-    def first_block(self, target: Target) -> int:
+    def first_block(self, target: ScoredText) -> int:
         return super().first_block(target) if self.aligned else target.prompt_length
 
-    def padded(self, target: Target) -> IntArray:
+    def padded(self, target: ScoredText) -> IntArray:
         return target.tokens
 
-    def chain(self, target: Target, asked: IntArray) -> Sheet:
+    def chain(self, target: ScoredText, asked: IntArray) -> ScoringBatch:
         """The causal pass itself: one forward."""
         length = int(asked[-1])
-        view = View(NOTHING, length, asked - 1, target.tokens[asked])
-        return Sheet(target.tokens[:length], (0, length), True, (view,))
+        view = ScoringWindow(NOTHING, length, asked - 1, target.tokens[asked])
+        return ScoringBatch(target.tokens[:length], (0, length), True, (view,))
 
 
-PRESENTATIONS: dict[AttentionKind, type[Presentation]] = {
+PRESENTATIONS: dict[AttentionKind, type[AttentionLayout]] = {
     "bidirectional": Whole,
     "block_causal": Blocks,
     "causal_context": CausalBlocks,
 }
 
 
-def presentation_of(config: BackboneConfig, mask_id: int) -> Presentation:
+def presentation_of(config: BackboneConfig, mask_id: int) -> AttentionLayout:
     """How a model is shown canvases; `RequestError` for one whose rows are shifted and that attends in blocks."""
     if config.shifted and config.attention != "bidirectional":
         raise RequestError(f"no likelihoods for a shifted model whose attention is {config.attention}")

@@ -7,7 +7,7 @@ import torch
 from dlm.models.backbone import Backbone
 
 
-class Residence:
+class WeightOffload:
     """Moves the weights of one model out of the device's memory and back, bit for bit.
 
     On a CPU they are already on the host: they only leave the model.

@@ -12,7 +12,7 @@ from dlm.decoding.layout import IntArray
 
 
 @dataclass(frozen=True)
-class View:
+class ScoringWindow:
     """One window, and the tokens predicted from it.
 
     Attributes:
@@ -30,7 +30,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class ScoringBatch:
     """Views that share their stream.
 
     Attributes:
@@ -44,4 +44,4 @@ class Sheet:
     stream: IntArray
     edges: tuple[int, ...]
     causal: bool
-    views: tuple[View, ...]
+    views: tuple[ScoringWindow, ...]

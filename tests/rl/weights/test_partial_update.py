@@ -9,13 +9,13 @@ import pytest
 from dlm.errors import CheckpointError
 from dlm.models.io.naming import common_head
 from dlm.rl import Rollouts
-from dlm.rl.weights.gathering import Gathering
+from dlm.rl.weights.partial_update import PartialUpdate
 from tests.rl.subjects import FAMILIES, bits, equal, fresh, rollouts_of, stored
 from tests.rl.weights.test_update import tied
 
 
-def gathering_of(checkpoint: Any) -> Gathering:
-    return Gathering(checkpoint.family, checkpoint.backbone.config)
+def gathering_of(checkpoint: Any) -> PartialUpdate:
+    return PartialUpdate(checkpoint.family, checkpoint.backbone.config)
 
 
 @pytest.mark.parametrize("naming", ["family", "own", "wrapped", "headless"])

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dlm.decoding.scoring.proposals import rows_within, slice_rows
-from dlm.likelihood.packing import Batch, pack
-from dlm.likelihood.views import Sheet
+from dlm.likelihood.packing import ScoringForward, pack
+from dlm.likelihood.windows import ScoringBatch
 from dlm.models.architecture import ROW_TILE
 from dlm.models.attention import AttentionBackend, SdpaAttention, choose_backend
 from dlm.models.backbone import Attention, Backbone
@@ -30,7 +30,7 @@ class SeenAttention:
         seen: `batch.seen` on the device.
     """
 
-    def __init__(self, backend: AttentionBackend, batch: Batch, seen: Tensor) -> None:
+    def __init__(self, backend: AttentionBackend, batch: ScoringForward, seen: Tensor) -> None:
         self.backend, self.segments, self.seen = backend, batch.segments, seen
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class SeenAttention:
         return attention(0, query, key, value)
 
 
-class GivenTokens:
+class TokenScorer:
     """Scores given tokens with one model.
 
     Without gradients a row's result has the same bits whatever else is scored with it, on a CPU, and for equal windows
@@ -64,7 +64,7 @@ class GivenTokens:
         self.backend_with_gradients = backend or SdpaAttention
         self.max_rows = rows_within(logits_mib, backbone.config.vocab_size, backbone.dtype)
 
-    def logprobs(self, sheets: Iterable[Sheet], *, temperature: float = 1.0, gradients: bool = False) -> Tensor:
+    def logprobs(self, sheets: Iterable[ScoringBatch], *, temperature: float = 1.0, gradients: bool = False) -> Tensor:
         """log softmax(logits / temperature) of every target, in at least float32.
 
         Args:
@@ -82,7 +82,7 @@ class GivenTokens:
         with torch.no_grad():
             return torch.from_numpy(np.concatenate([self._measured(batch, temperature)[0] for batch in batches]))
 
-    def measure(self, sheets: Iterable[Sheet]) -> Iterator[npt.NDArray[np.float64]]:
+    def measure(self, sheets: Iterable[ScoringBatch]) -> Iterator[npt.NDArray[np.float64]]:
         """As `logprobs`, one packed forward at a time, and what would have been more probable.
 
         Yields:
@@ -94,7 +94,7 @@ class GivenTokens:
                 measured = self._measured(batch, 1.0, best=True)
             yield measured
 
-    def _hidden(self, batch: Batch) -> Tensor:
+    def _hidden(self, batch: ScoringForward) -> Tensor:
         """Hidden states `[m, hidden]` of the rows that are read."""
         device = self.backbone.device
         attention: Attention = self.backend(batch.segments, None, None)
@@ -105,7 +105,7 @@ class GivenTokens:
         hidden: Tensor = self.backbone(upload(batch.token_ids, device), upload(batch.positions, device), attention)
         return hidden[upload(batch.reads, device)]
 
-    def _measured(self, batch: Batch, temperature: float, *, best: bool = False) -> npt.NDArray[np.float64]:
+    def _measured(self, batch: ScoringForward, temperature: float, *, best: bool = False) -> npt.NDArray[np.float64]:
         """Without gradients; `[1, m]`, or the `[3, m]` of `measure`; one transfer from the device."""
         hidden, targets = self._hidden(batch), upload(batch.targets, self.backbone.device)
         count = len(targets)
@@ -127,7 +127,7 @@ class GivenTokens:
             logprobs = -np.logaddexp(0.0, np.log(others) + gap)
         return np.stack([logprobs, logprobs + gap, *ids] if best else [logprobs])
 
-    def _differentiable(self, batch: Batch, temperature: float) -> Tensor:
+    def _differentiable(self, batch: ScoringForward, temperature: float) -> Tensor:
         """`[m]` on the device, with the graph."""
         hidden, targets = self._hidden(batch), upload(batch.targets, self.backbone.device)
         chunks = zip(torch.split(hidden, self.max_rows), torch.split(targets, self.max_rows), strict=True)

@@ -18,7 +18,7 @@ from dlm.rl.rollouts import Rollouts
 from dlm.text import TextCodec
 
 
-class Learner(nn.Module):
+class PolicyModule(nn.Module):
     """What an optimizer changes, and the same weights where answers come from.
 
     Args:
