@@ -12,25 +12,30 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import socket
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from dlm.errors import ConfigError, RunError
 
-FOR_EVER = timedelta(days=365)
+FOREVER = timedelta(days=365)
 SUM_TIMEOUT = timedelta(minutes=10)
+"""As NCCL's own."""
 GATHERING = 180.0
 """Seconds for all processes to start and find each other; weights are loaded later."""
 POLL = 0.02
+INTERFACE = "GLOO_SOCKET_IFNAME"
+"""Names the interface at which torch's gloo listens."""
 
 
 class ParallelGroup:
@@ -40,7 +45,8 @@ class ParallelGroup:
         store: where the processes find each other; its keys belong to this group alone.
         rank, size: which of how many processes this is.
         backend: of the sums: `gloo` or `nccl`.
-        hostname: address at which gloo listens; None takes that of the machine's name.
+        loopback: all processes are on this machine, and gloo listens on its loopback interface; otherwise on that of
+            the machine's name, or of GLOO_SOCKET_IFNAME.
         explain: says what became of a process that is gone; called when a message or a sum fails.
         alive: raises when a process ended before all had come.
     """
@@ -52,7 +58,7 @@ class ParallelGroup:
         size: int,
         *,
         backend: str = "gloo",
-        hostname: str | None = None,
+        loopback: bool = False,
         explain: Callable[[], str] | None = None,
         alive: Callable[[], None] | None = None,
     ) -> None:
@@ -60,14 +66,12 @@ class ParallelGroup:
         self.broken = False
         self._explain = explain
         _gather(store, rank, size, alive)
-        control = _gloo(PrefixStore("control", store), rank, size, FOR_EVER, hostname)
+        control = _gloo(PrefixStore("control", store), rank, size, FOREVER, loopback)
         sums = PrefixStore("sums", store)
         if backend == "nccl":
-            options = dist.ProcessGroupNCCL.Options()
-            options._timeout = SUM_TIMEOUT
-            summing: Any = dist.ProcessGroupNCCL(sums, rank, size, options)
+            summing: Any = dist.ProcessGroupNCCL(sums, rank, size, dist.ProcessGroupNCCL.Options())
         else:
-            summing = _gloo(sums, rank, size, SUM_TIMEOUT, hostname)
+            summing = _gloo(sums, rank, size, SUM_TIMEOUT, loopback)
         self._control, self._sums = [control], [summing]
         self._finalizer = weakref.finalize(self, _disconnect, self._control, self._sums)
 
@@ -173,15 +177,24 @@ def _gather(store: Store, rank: int, size: int, alive: Callable[[], None] | None
         time.sleep(POLL)
 
 
-def _gloo(store: Store, rank: int, size: int, timeout: timedelta, hostname: str | None) -> Any:
-    if hostname is None:
+def _gloo(store: Store, rank: int, size: int, timeout: timedelta, loopback: bool) -> Any:
+    with _loopback_interface() if loopback else nullcontext():
         return dist.ProcessGroupGloo(store, rank, size, timeout)
-    gloo: Any = dist.ProcessGroupGloo  # torch's stubs lack its options
-    options = gloo._Options()
-    options._devices = [gloo.create_device(hostname=hostname)]
-    options._timeout = timeout
-    options._threads = 2
-    return gloo(store, rank, size, options)
+
+
+@contextmanager
+def _loopback_interface() -> Iterator[None]:
+    """Have gloo listen on the loopback interface: the address of the machine's name may lead elsewhere."""
+    name = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    before = os.environ.get(INTERFACE)
+    os.environ[INTERFACE] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[INTERFACE]
+        else:
+            os.environ[INTERFACE] = before
 
 
 def default_backend(device: str) -> str:
@@ -207,9 +220,15 @@ def join_launched(size: int, *, backend: str) -> ParallelGroup:
             f"tensor_parallel_size={size} and the launcher started {world} processes; let the two agree, or start one "
             "process, which starts the others itself"
         )
-    if initialized:
-        store = dist.distributed_c10d._get_default_store()
-    else:
-        store = next(iter(rendezvous("env://", rank, world)))[0]
+    store = _new_store(rank) if initialized else next(iter(rendezvous("env://", rank, world)))[0]
     turn = store.add(f"dlm/turn/{rank}", 1)
     return ParallelGroup(PrefixStore(f"dlm/{turn}", store), rank, world, backend=backend)
+
+
+def _new_store(rank: int) -> Store:
+    """A store of the default group's processes, kept by rank 0 on a port that the system chooses."""
+    host = os.environ.get("MASTER_ADDR", socket.gethostname())
+    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if rank == 0 else None
+    port: list[Any] = [None if store is None else store.port]
+    dist.broadcast_object_list(port, 0)
+    return store or dist.TCPStore(host, port[0], is_master=False, wait_for_workers=False)

@@ -1,10 +1,14 @@
-"""Processes by machine, id and birth: whether one still runs, and how one ends with the process that started it."""
+"""Processes of this machine: whether one still runs, how one ends with its parent, and ports for them."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -24,6 +28,26 @@ def die_with(parent: int) -> None:
         os._exit(ORPHANED)
 
     threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
+
+
+def die_with_parent() -> None:
+    """In a new process on Linux: SIGTERM when the parent ends, however it ends (prctl 1, PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def send(process: subprocess.Popen[bytes], signum: int) -> None:
+    """A signal to a process, unless it has ended."""
+    if process.poll() is None:
+        process.send_signal(signum)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
 
 
 def process_birth(pid: int) -> str:

@@ -2,7 +2,7 @@
 
 They are started as programs of their own, so that a user's script needs no `if __name__ == "__main__"`. Nothing has a
 fixed name or port: the processes find each other through a file in a private temporary folder, and talk over ports that
-the system chooses, on the loopback address. A worker ends when its parent does, whatever happens to that.
+the system chooses, on the loopback interface. A worker ends when its parent does, whatever happens to that.
 """
 
 from __future__ import annotations
@@ -21,19 +21,17 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from torch._C._distributed_c10d import FileStore
+from torch.distributed import FileStore
 
 from dlm.distributed.group import POLL, ParallelGroup
+from dlm.distributed.processes import die_with
 from dlm.errors import ConfigError, RunError
 
-LOOPBACK = "127.0.0.1"
 FAREWELL = 10.0
 """Seconds that a worker has to end by itself, once told or once its group broke."""
-ORPHANED = 3
-"""Exit code of a worker whose parent died."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class WorkerTask:
 
     Attributes:
         folder: where the processes find each other and leave tracebacks.
+        parent: process id of rank 0.
         backend: of the sums.
         threads: of torch.
         device: `cuda:1` and the like, made the current one; None on a CPU.
@@ -49,6 +48,7 @@ class WorkerTask:
     """
 
     folder: Path
+    parent: int
     rank: int
     size: int
     backend: str
@@ -59,7 +59,7 @@ class WorkerTask:
     def group(self, **watching: Any) -> ParallelGroup:
         """Join the others."""
         store = FileStore(str(self.folder / "store"), self.size)
-        return ParallelGroup(store, self.rank, self.size, backend=self.backend, hostname=LOOPBACK, **watching)
+        return ParallelGroup(store, self.rank, self.size, backend=self.backend, loopback=True, **watching)
 
 
 class Workers:
@@ -84,7 +84,16 @@ class Workers:
         self.threads_before = torch.get_num_threads()
         threads = max(1, self.threads_before // size) if devices is None else self.threads_before
         self._tasks = [
-            WorkerTask(self.folder, rank, size, backend, threads, None if devices is None else devices[rank], serve)
+            WorkerTask(
+                self.folder,
+                os.getpid(),
+                rank,
+                size,
+                backend,
+                threads,
+                None if devices is None else devices[rank],
+                serve,
+            )
             for rank in range(size)
         ]
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -166,8 +175,6 @@ def _sweep(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
         process.kill()
     for process in processes:
         process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -178,20 +185,20 @@ def _start(task: WorkerTask) -> subprocess.Popen[bytes]:
     assert process.stdin is not None
     try:
         process.stdin.write(payload)
-        process.stdin.flush()
+        process.stdin.close()
     except BrokenPipeError:  # it ended at once; `explain` says why
         process.wait()
     return process
 
 
 def main() -> None:
-    """A worker's life. Its standard input is its task, and then open for as long as the parent lives."""
+    """A worker's life. Its standard input is its task."""
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the parent decides
     code = 0
     try:
         task = pickle.load(sys.stdin.buffer)
-        threading.Thread(target=_end_with_parent, args=(sys.stdin.buffer,), daemon=True).start()
+        die_with(task.parent)
         torch.set_num_threads(task.threads)
         if task.device is not None:
             torch.cuda.set_device(task.device)
@@ -204,8 +211,3 @@ def main() -> None:
     sys.stderr.flush()
     # Not through the interpreter's end: threads of a broken group may wait there for ever.
     os._exit(code)
-
-
-def _end_with_parent(parent: BinaryIO) -> None:
-    parent.read()
-    os._exit(ORPHANED)

@@ -36,7 +36,7 @@ def in_threads(size: int, work: Callable[[ParallelGroup], Any]) -> list[Any]:
 
     def one(rank: int, store: Store) -> None:
         with torch.inference_mode():
-            results[rank] = work(ParallelGroup(store, rank, size, hostname="127.0.0.1"))
+            results[rank] = work(ParallelGroup(store, rank, size, loopback=True))
 
     threads = [threading.Thread(target=one, args=(rank, PrefixStore("test", store))) for rank in range(size)]
     for thread in threads:

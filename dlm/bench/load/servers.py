@@ -13,8 +13,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dlm.bench.load.target import LoadTarget
+from dlm.distributed.processes import die_with_parent, free_port
 from dlm.errors import ConfigError, RunError
-from dlm.serving.fleet.processes import answers, check_free, die_with_parent, free_port
+from dlm.serving.fleet.processes import answers, check_free
 from dlm.serving.settings import IDENTITY_VARIABLE
 
 START_SECONDS = 300.0

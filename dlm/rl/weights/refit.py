@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, rebuild_tensor
 
 from dlm.errors import MissingExtraError, RunError
@@ -47,9 +47,7 @@ class TorchGroup:
         self._store = TCPStore(ip, port, world_size, is_master=rank == 0, timeout=TIMEOUT)
         store = PrefixStore("dlm/refit", self._store)
         if device.type == "cuda":
-            options = dist.ProcessGroupNCCL.Options()
-            options._timeout = TIMEOUT
-            self._group: Any = dist.ProcessGroupNCCL(store, rank, world_size, options)
+            self._group: Any = dist.ProcessGroupNCCL(store, rank, world_size, dist.ProcessGroupNCCL.Options())
         else:
             self._group = dist.ProcessGroupGloo(store, rank, world_size, TIMEOUT)
 

@@ -1,13 +1,9 @@
-"""What a fleet needs of the operating system: ports, GPUs, signals, and whether something answers."""
+"""What a fleet needs of the operating system: sockets, GPUs, open files, and whether something answers."""
 
 from __future__ import annotations
 
-import ctypes
 import resource
-import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,23 +15,9 @@ from dlm.errors import ConfigError
 BACKLOG = 2048
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
 def count_gpus() -> int:
     """GPUs of this machine, without opening one."""
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-
-
-def die_with_parent() -> None:
-    """In a new process on Linux: SIGTERM when the parent ends, however it ends (prctl 1, PR_SET_PDEATHSIG)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -72,12 +54,6 @@ def answers(url: str) -> bool:
         return httpx.get(url, timeout=1.0, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def send(process: subprocess.Popen[bytes], signum: int) -> None:
-    """A signal to a process, unless it has ended."""
-    if process.poll() is None:
-        process.send_signal(signum)
 
 
 def end_of(log: Path) -> str:

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dlm.distributed.processes import die_with_parent, free_port, send
 from dlm.errors import MissingExtraError, RunError
 from dlm.serving.fleet.gate import Gate
-from dlm.serving.fleet.processes import answers, bind, die_with_parent, end_of, free_port, send
+from dlm.serving.fleet.processes import answers, bind, end_of
 from dlm.serving.settings import FleetSettings
 
 PATIENCE = 3

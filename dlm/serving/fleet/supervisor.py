@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dlm.distributed.processes import send
 from dlm.errors import RunError
-from dlm.serving.fleet.processes import answers, check_free, count_gpus, end_of, send
+from dlm.serving.fleet.processes import answers, check_free, count_gpus, end_of
 from dlm.serving.fleet.router import Router
 from dlm.serving.settings import IDENTITY_VARIABLE, FleetSettings, Identity
 
