@@ -17,10 +17,10 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help predict serve test lint typecheck bench clean
+.PHONY: help predict serve test test-fast lint typecheck bench clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'Options of a program go into ARGS, for example: make predict ARGS="sampler=fixed"'
 
 $(VENV)/.package: pyproject.toml constraints.txt
@@ -48,6 +48,16 @@ bench: $(VENV)/.package  ## time the decoder against a plain reference loop
 
 test: $(VENV)/.dev  ## run the tests, a process for each of at most 8 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# The heart, and tests of each kind that start no program.
+FAST := $(addprefix tests/,test_house.py test_text.py test_llm.py decoding/test_decoder.py decoding/test_noise.py \
+	decoding/engines decoding/samplers/test_samplers.py decoding/kv models/attention/test_attention.py \
+	models/io/test_loading.py data runs/test_leases.py runs/test_merging.py config evaluation/graders \
+	evaluation/test_tasks.py likelihood/test_replay.py rl/test_likelihoods.py serving/engine serving/test_openai.py \
+	report/test_pareto.py)
+
+test-fast: $(VENV)/.dev  ## run the heart's tests and one of each kind, in a minute
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(FAST) $(ARGS)
 
 lint: $(VENV)/.dev  ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

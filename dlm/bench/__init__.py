@@ -1,5 +1,5 @@
-"""Times the decoder on random weights and fixed workloads, and against plain reference loops; nothing is downloaded.
-Loads servers, and compares them.
+"""Benchmarks: times the decoder on random weights and fixed workloads, against plain reference loops where there are
+some (nothing is downloaded), and load-tests servers.
 
     python -m dlm.bench                         # the table of the README: small bodies with LLaDA's vocabulary
     python -m dlm.bench workload=smoke          # seconds, for CI
@@ -7,10 +7,10 @@ Loads servers, and compares them.
     python -m dlm.bench profile=true json=b.json
     python -m dlm.bench target=server url=http://127.0.0.1:8000
 
-Reading order: `workloads` (what is decoded), `paced` (equal forwards for every sampler), `forwards` (which those are),
-`reference` (the loops it is compared with), `rates` (what the machine can do), `ceiling` (what the ratio could be),
-`floor` (what ours could be), `run` (the measurement), `profile` (what binds), `report`; `quality` and its `variants`.
-`load` is a house of its own: requests over HTTP.
+Reading order: `workloads` (what is decoded), `paced` (equal forwards for every sampler), `bounds.forwards` (which those
+are), `reference` (the loops to compare with), `machine.rates` (what the machine can do), `bounds.ceiling` (what the
+ratio could be), `bounds.floor` (what ours could be), `run` (the measurement), `machine.profile` (the bottleneck),
+`report`; `quality` and its `variants`. `load` is separate: requests over HTTP.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 KEYS = """\
-  workload=...             what is decoded, see conf/workload/; quality is not timed but checked
+  workload=...             what to decode, see conf/workload/; quality checks answers instead of timing
   workload.engines=[..]    full, prefix_cache, dual_cache, vicinity, smooth, sparse, block_causal, causal_commit
-  workload.samplers=[..]   fixed is the schedule itself; others do their work and reveal what it says
+  workload.samplers=[..]   fixed is the schedule itself; others run too, but reveal what it says
   workload.dtypes=[..]     float32, bfloat16
-  workload.batches=[..]    how many canvases our decoder holds; the reference always has one
+  workload.batches=[..]    canvases per batch of our decoder; the reference always has one
   workload.prompt_lengths=[..] workload.gen_lengths=[..]
-  workload.deterministic=false  times a decoder whose bits may depend on the batch (with MKL_CBWR=AUTO before it)
-  workload.algorithms=[..] of workload=quality: names, null for all; of target=server: names, default, all
+  workload.deterministic=false  time a decoder whose bits may depend on the batch (prefix MKL_CBWR=AUTO)
+  workload.algorithms=[..] with workload=quality: names, null for all; with target=server: names, default, all
   target=server            load a server: closed and open loop, streamed or not, mixed parameters
-  url=http://..            of that server; url=[http://a:8000,http://b:8000] asks several by turns and shows ratios
-  compare=batching         or: start servers for it, see conf/compare/
-  device=auto              auto, cpu or cuda; the CPU threads are those of OMP_NUM_THREADS
-  clock=wall               wall, or cpu: this process's own processor time, where others use the machine too
-  profile=false            after the table, where our time goes
-  json=null                also write everything to this file
-  DLM_API_KEY (environment) the key that servers ask for"""
+  url=http://..            that server; url=[http://a:8000,http://b:8000] alternates between several and prints ratios
+  compare=batching         or start the servers to compare, see conf/compare/
+  device=auto              auto, cpu or cuda; OMP_NUM_THREADS sets the CPU threads
+  clock=wall               wall, or cpu: this process's own CPU time, for machines shared with others
+  profile=false            also print where our time goes
+  json=null                also write all results to this file
+  DLM_API_KEY (environment) API key for the servers"""
 
 EXAMPLES = """\
   python -m dlm.bench workload=smoke
@@ -50,7 +50,7 @@ EXAMPLES = """\
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     from dlm.bench.config import register
     from dlm.cli.command_line import main as command_line
 
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def task(config: DictConfig, overrides: Sequence[str]) -> int:
-    """Run one bench; torch is imported here, not before, and only where it is needed."""
+    """Run one bench; torch is imported only here, and only if needed."""
     from dlm.bench.config import to_bench
 
     bench = to_bench(config)
@@ -73,3 +73,22 @@ def task(config: DictConfig, overrides: Sequence[str]) -> int:
     from dlm.bench.run import run
 
     return run(bench)
+
+
+__all__ = [
+    "bounds",
+    "config",
+    "load",
+    "machine",
+    "main",
+    "paced",
+    "quality",
+    "reference",
+    "report",
+    "row",
+    "run",
+    "sides",
+    "task",
+    "variants",
+    "workloads",
+]

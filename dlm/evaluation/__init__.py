@@ -7,3 +7,17 @@ Answers are read by `numbers`, `mathematics`, `choices` and `programs`; code run
 
 Importing this costs nothing: neither torch nor Lightning is loaded.
 """
+
+__all__ = [
+    "checks",
+    "config",
+    "graders",
+    "lm_eval",
+    "metrics",
+    "report",
+    "results",
+    "sandbox",
+    "session",
+    "shots",
+    "tasks",
+]

@@ -8,3 +8,5 @@ as they were revealed (`trace=html` of predict). Both pages come from `assets`.
 
 Knows neither models nor Lightning; only `config` and `__main__` know of Hydra.
 """
+
+__all__ = ["assets", "config", "page", "pareto", "plots", "runs", "table", "trace", "training_page", "trainings"]

@@ -6,3 +6,5 @@
 Compares bits: the model's own products, attention, scorer, and real batches of the decoder. Reading order: `config`,
 `checks` (what is compared), `report` (what is printed); `__main__` puts them together.
 """
+
+__all__ = ["checks", "config", "report"]

@@ -1,10 +1,10 @@
-"""The loops that the decoder is compared with, in plain PyTorch, one prompt at a time: each engine's public program.
+"""The reference loops, in plain PyTorch, one prompt at a time: each engine's public program.
 
     full, prefix_cache, dual_cache   LLaDA and Fast-dLLM    `llada`
     vicinity                         dInfer                 `dinfer`
     block_causal                     SDAR                   `sdar`
 
-Each passes the golden vectors of its program (`tests/bench/test_reference.py`), so it decodes what that decodes.
+Each passes the golden vectors of its program (`tests/bench/test_reference.py`), so it decodes the same tokens.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ReferenceProgram:
 
     Attributes:
         run: decodes one prompt of a case; the last argument is the mask id.
-        score_dtype: in which it takes probabilities; None: the logits' own.
+        score_dtype: dtype of its softmax; None: the logits' own.
     """
 
     run: Callable[[ReferenceNetwork, Sequence[int], Case, int], ReferenceOutcome]
@@ -77,4 +77,4 @@ PROGRAMS: dict[str, ReferenceProgram] = {
     "vicinity": ReferenceProgram(_dinfer, torch.float32),
     "block_causal": ReferenceProgram(_sdar, None),
 }
-"""By engine; engines that are not here are timed without a reference."""
+"""By engine; other engines are timed without a reference."""

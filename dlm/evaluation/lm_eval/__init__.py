@@ -4,3 +4,5 @@
 `asking` reads what a task wants, `texts` makes token ids of it, `local` and `remote` answer, and lm-eval calls
 `answering`. None of these knows lm-eval itself; `models` puts them under its base class.
 """
+
+__all__ = ["answering", "asking", "local", "models", "remote", "texts"]

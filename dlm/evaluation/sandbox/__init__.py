@@ -6,3 +6,5 @@ system call filter in `syscalls` and the file rules in `landlock`).
 
 Standard library only: `start` loads these modules without the rest of the package.
 """
+
+__all__ = ["judge", "landlock", "peer", "program", "rights", "run", "start", "syscalls", "values"]

@@ -6,3 +6,16 @@ stand-ins that are published for it.
 
 An entry point with its parts: of `dlm.rl`, this package alone knows Hydra and Lightning.
 """
+
+__all__ = [
+    "config",
+    "module",
+    "objective",
+    "optimizer",
+    "policy_module",
+    "progress",
+    "prompts",
+    "record",
+    "rewards",
+    "session",
+]
