@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Connect to a server that launch/serve.sbatch started: waits until it is ready, opens an SSH tunnel, tests it.
+# Connect to a server started by launch/serve.sbatch: wait until it is ready, open an SSH tunnel, test it.
 #
-#   launch/connect.sh 12345                          # on the cluster's login machine, in the folder of sbatch
-#   launch/connect.sh 12345 --login me@cluster       # from elsewhere; asks the login machine by SSH
+#   launch/connect.sh 12345                          # on the login machine, in the folder where sbatch was run
+#   launch/connect.sh 12345 --login me@cluster       # from elsewhere; queries the login machine over SSH
 #   launch/connect.sh 12345 -- python launch/examples/openai_client.py   # run this through the tunnel, then close it
 #
-#   --job-id ID         the same as ID
+#   --job-id ID         same as ID
 #   --port N            port on this machine (default: the server's own)
 #   --run-dir FOLDER    the server's run folder (default: $DLM_RUN_DIR, else outputs/serve/slurm-ID in the folder where
 #                       the job was submitted)
 #   --login USER@HOST   where squeue and the run folder are, and through which the tunnel goes
-#   --wait SECONDS      how long the server may take to be ready (1800)
-#   --print             say how to connect, and end
+#   --wait SECONDS      how long to wait until the server is ready (1800)
+#   --print             print how to connect, and exit
 #
-# A command after -- has DLM_BASE_URL and OPENAI_BASE_URL set. If the server has a key, export DLM_API_KEY.
-# Exit codes: 0; 2 wrong use; 3 no such job, or it ended; 4 not ready in time; 5 no connection; else the command's own.
+# A command after -- gets DLM_BASE_URL and OPENAI_BASE_URL. If the server has a key, export DLM_API_KEY.
+# Exit codes: 0 success; 2 usage error; 3 no such job, or it ended; 4 not ready in time; 5 no connection; else the command's.
 set -euo pipefail
 
 die() {
@@ -60,14 +60,14 @@ done
 [[ -z $local_port || $local_port =~ ^[0-9]+$ ]] || die 2 "--port $local_port is no number"
 [[ $patience =~ ^[0-9]+$ ]] || die 2 "--wait $patience is no number of seconds"
 
-# A command on the cluster: here, or on the login machine.
+# Runs a command on the cluster: here, or on the login machine.
 there() {
   if [ -z "$login" ]; then
     "$@"
   else
     local words
     printf -v words '%q ' "$@"
-    # shellcheck disable=SC2029  # the words are quoted for the other side
+    # shellcheck disable=SC2029  # the words are quoted for the remote shell
     ssh -n "$login" "$words"
   fi
 }
@@ -106,7 +106,7 @@ while :; do
   [ "$now" = "$told" ] || say "job $job: $now"
   told=$now
   case $status in
-    ready | degraded) break ;; # degraded: a worker is being started again, the others answer
+    ready | degraded) break ;; # degraded: a worker is being restarted, the others answer
     stopped | draining) die 3 "the server of job $job is $status; see $folder/logs" ;;
   esac
   [ "$SECONDS" -lt "$until_ready" ] ||
@@ -120,7 +120,7 @@ node=$(there scontrol show hostnames "$nodes" 2>/dev/null) || node=''
 node=${node%%$'\n'*} node=${node:-$nodes}
 local_port=${local_port:-$remote_port}
 
-# A server that listens on its machine alone is reached from there; one on the network, through the login machine too.
+# A server on loopback is reached from its own machine; one on the network, through the login machine too.
 tunnel=(ssh -N -o ExitOnForwardFailure=yes -o ServerAliveInterval=30 -L)
 case $host in
   127.* | localhost | ::1 | '')
@@ -157,7 +157,7 @@ for _ in $(seq 60); do
   sleep 0.5
 done
 [ "${code:-}" = 200 ] || die 5 "the tunnel is open, and $url/health answers ${code:-nothing}"
-# The key goes to curl by a pipe: a command line is seen by everyone on the machine.
+# The key goes to curl through a pipe: a command line is visible to everyone on the machine.
 key=${DLM_API_KEY:-} key=${key//\\/\\\\} key=${key//\"/\\\"}
 code=$({ [ -z "$key" ] || printf 'header = "Authorization: Bearer %s"\n' "$key"; } |
   curl --silent --max-time 10 --output /dev/null --write-out '%{http_code}' --config - "$url/v1/models") || code=''

@@ -6,24 +6,24 @@
 #   launch/serve.sh --local --dcp-path step_1000 --base-model GSAI-ML/LLaDA-8B-Instruct --revision COMMIT
 #   ACCOUNT=mine launch/serve.sh --gpus 8 --model-path GSAI-ML/LLaDA-8B-Instruct --time 8:00:00 --mem 128G
 #
-#   --local                run on this machine; without it the server is a SLURM job (launch/serve.sbatch)
-#   --model-path NAME      a folder, a hub id, or a choice of conf/model such as llada_8b_instruct; a hub id that conf/model
-#                          knows gets the commit named there, others need --revision
+#   --local                run on this machine; otherwise the server is a SLURM job (launch/serve.sbatch)
+#   --model-path NAME      a folder, a hub id, or a choice of conf/model such as llada_8b_instruct; a hub id in conf/model
+#                          uses the commit pinned there, others need --revision
 #   --revision COMMIT      of the hub id in --model-path or --base-model
 #   --dcp-path FOLDER      weights of torch.distributed.checkpoint, with --base-model for the configuration
 #   --base-model NAME      folder or hub id
 #   --engine NAME          dinfer (algorithm dinfer_blockwise), fast-dllm (dual_cache), nemotron (nemotron)
 #   --algorithm NAME       one of the engine's, or any of python -m dlm.serve (default: auto, the model family's own)
-#   --gpus N, --num-gpus N one worker for each, and a router in front of several
-#   --gpu-ids 0,2          these GPUs (with --local)
+#   --gpus N, --num-gpus N one worker per GPU, and a router in front of several
+#   --gpu-ids 0,2          use these GPUs (with --local)
 #   --batch-size N, --max-wait-time SECONDS, --port N, --worker-base-port N, --host ADDRESS
-#   --health-check-interval SECONDS             between two looks of the router at a worker
-#   --streaming            accepted: every server here answers "stream": true, and batches as well
+#   --health-check-interval SECONDS             between the router's health checks of a worker
+#   --streaming            accepted: every server here supports "stream": true, with batching
 #   --nodes N, --mem SIZE, --time TIME, --account NAME ($ACCOUNT), --partition NAME ($PARTITION), --container-image IMAGE,
 #   --container-mounts HOST:CONTAINER,...       SLURM only
-#   --dry-run              print the command and end
+#   --dry-run              print the command and exit
 #
-# Further arguments key=value go to python -m dlm.serve as they are. HF_TOKEN and DLM_API_KEY stay in the environment.
+# Other key=value arguments go to python -m dlm.serve unchanged. HF_TOKEN and DLM_API_KEY stay in the environment.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -103,7 +103,7 @@ export DLM_API_KEY or HF_TOKEN instead" ;;
   shift
 done
 
-# The choice of conf/model that names a hub id and the commit that was tried; empty where there is none.
+# The choice in conf/model for a hub id, with its pinned commit; empty if there is none.
 known() {
   local file
   for file in "$here"/../conf/model/*.yaml; do

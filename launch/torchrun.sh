@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Predict with one process a GPU on this machine, or on several:
+# Predict with one process per GPU on this machine, or on several:
 #
 #   launch/torchrun.sh data=jsonl data.path=prompts.jsonl model=llada_8b_instruct
 #
-# On each of several machines, with the same values everywhere but NODE_RANK:
+# On several machines, run it on each with the same values except for NODE_RANK:
 #
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-machine DLM_RUN_DIR=/shared/run JOB=7 launch/torchrun.sh ...
 #
-# DLM_RUN_DIR is a folder that all machines see; the same command resumes what is there under another JOB.
+# DLM_RUN_DIR is a folder shared by all machines; the same command with another JOB resumes the run in it.
 #
-#   GPUS          processes on this machine (one for each GPU; 1 where there is none)
+#   GPUS          processes on this machine (default: one per GPU; 1 without GPUs)
 #   MASTER_PORT   port of the first machine (29500)
 set -euo pipefail
 

@@ -73,7 +73,7 @@ def test_an_unknown_keyword_is_named() -> None:
             {"gpu_memory_utilization": 1.5},
             "gpu_memory_utilization=1.5 must be a finite number, above 0.0 and at most 1",
         ),
-        ({"gpu_memory_utilization": 1e-9}, "leaves 0 MiB beside the weights, and one canvas of max_model_len=1024"),
+        ({"gpu_memory_utilization": 1e-9}, "leaves 0 MiB besides the weights, but one canvas of max_model_len=1024"),
         ({"device": "cuda:99"}, "device='cuda:99'"),
         ({"device": "cpu:0", "tensor_parallel_size": 2}, "device='cpu:0' names one device"),
         ({"max_num_seqs": None}, "max_num_seqs=None"),

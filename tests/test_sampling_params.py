@@ -53,7 +53,7 @@ def test_there_is_a_field_for_every_parameter_of_an_engine_or_sampler() -> None:
         ({"cfg_scale": -1}, "cfg_scale=-1"),
         ({"max_nfe": 3}, "max_nfe=3 must be a whole number, at least 4"),
         ({"remasking": "best"}, "remasking='best' must be one of low_confidence, random, entropy, margin"),
-        ({"algorithm": "dual_cash"}, "algorithm='dual_cash' is unknown; known are auto, basic"),
+        ({"algorithm": "dual_cash"}, "algorithm='dual_cash' is unknown; known: auto, basic"),
         ({"algorithm": 3}, "algorithm=3 must be the name of an algorithm"),
         ({"threshold": 1.5}, "threshold=1.5 must be a finite number, at least 0.0 and at most 1.0"),
         ({"threshold": "high"}, "threshold='high'"),
@@ -129,7 +129,7 @@ def test_names_and_parameters_become_engine_and_sampler(values: dict[str, Any], 
 
 
 def test_a_parameter_of_another_algorithm_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"remasking is no parameter of algorithm='dinfer_blockwise'"):
+    with pytest.raises(RequestError, match=r"remasking is not a parameter of algorithm='dinfer_blockwise'"):
         parts(SamplingParams(remasking="random"))
     with pytest.raises(RequestError, match="remasking"):
         parts(SamplingParams(algorithm="basic", threshold=0.9, remasking="margin"))

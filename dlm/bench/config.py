@@ -1,6 +1,6 @@
-"""The schemas behind `conf/bench.yaml` and `conf/workload/`, and the checks of their values. Knows no torch.
+"""Schemas of `conf/bench.yaml` and `conf/workload/`, with their value checks. Independent of torch.
 
-The other schemas are in `dlm.config.schemas` and `dlm.training.config`.
+Other schemas are in `dlm.config.schemas` and `dlm.training.config`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ CLOCKS = ("wall", "cpu")
 
 
 GSM8K_LENGTHS = (109, 139, 91, 77, 104, 81, 84, 112, 126, 97, 101, 87, 66, 94, 232, 118)
-"""Prompt lengths like those of GSM8K, mean 107: sixteen evenly spaced quantiles, the shortest and the longest included,
-of the 1,319 test questions (words, digits and signs counted as tokens) plus 45 tokens of chat template and instruction;
-in shuffled order."""
+"""GSM8K-like prompt lengths, mean 107: sixteen evenly spaced quantiles, including the shortest and the longest, of the
+1,319 test questions (words, digits and signs counted as tokens) plus 45 tokens of chat template and instruction;
+shuffled."""
 
 
 def prompt_lengths(batch: int, prompt_length: int) -> list[int]:
-    """`prompt_length` for a single canvas; for more, GSM8K-like lengths, stretched where `prompt_length` is not 128."""
+    """`[prompt_length]` for a single canvas; for larger batches GSM8K-like lengths, scaled by `prompt_length` / 128."""
     if batch == 1:
         return [prompt_length]
     return [max(1, GSM8K_LENGTHS[i % len(GSM8K_LENGTHS)] * prompt_length // 128) for i in range(batch)]
@@ -39,21 +39,21 @@ def prompt_lengths(batch: int, prompt_length: int) -> list[int]:
 
 @dataclass
 class SpeedConfig:
-    """What is decoded and timed, with random weights.
+    """A timed workload on random weights.
 
     Attributes:
         size: shape of the random model, a key of `dlm.models.sizes.SIZES`.
-        sizes: shapes for single engines, where theirs is not `size`.
-        engines, samplers, dtypes, batches, prompt_lengths, gen_lengths: one row of the table for each combination.
-            Prompts have the length named when the batch is 1; larger batches take GSM8K-like lengths around it.
+        sizes: overrides of `size`, by engine.
+        engines, samplers, dtypes, batches, prompt_lengths, gen_lengths: one table row for each combination. At batch 1
+            the prompt has exactly this length; larger batches take GSM8K-like lengths around it.
         block_length: of each canvas.
-        steps_per_block: forwards in which a block is decoded, by engine.
-        blocks: how many blocks of each canvas are decoded.
-        reference: also time the plain loop, where there is one for the engine and the model.
-        peak_goal: share of the matmul peak that each row should reach; rows below are named. None: no goal.
-        repetitions, row_seconds: rounds of a row at most; after `row_seconds` no further one begins.
-        deterministic: as `decoder.deterministic`; with false, and `MKL_CBWR=AUTO` in the environment, bits may depend
-            on the batch, which shows what it costs that they do not.
+        steps_per_block: forwards per block, by engine.
+        blocks: blocks decoded per canvas.
+        reference: also time the plain loop, if the engine and the model have one.
+        peak_goal: share of the matmul peak that each row should reach; rows below it are listed. None: no goal.
+        repetitions, row_seconds: at most `repetitions` rounds per row; no round starts after `row_seconds`.
+        deterministic: as `decoder.deterministic`; false, with `MKL_CBWR=AUTO` in the environment, lets bits depend on
+            the batch, which shows what batch invariance costs.
         seed: of the weights and prompts.
     """
 
@@ -76,26 +76,26 @@ class SpeedConfig:
     seed: int = 0
 
     def size_of(self, engine: str) -> str:
-        """The shape that an engine runs on."""
+        """The model size for an engine."""
         return self.sizes.get(engine, self.size)
 
     def faults(self) -> list[str]:
-        """Everything that is wrong with the values."""
+        """A message for every invalid value."""
         found = []
         for engine, size in {"size": self.size, **{f"sizes.{one}": size for one, size in self.sizes.items()}}.items():
             if size not in SIZES:
                 found.append(f"workload.{engine}={size} must be one of {', '.join(SIZES)}")
         unknown = sorted(self.sizes.keys() - set(PACED_ENGINES))
         if unknown:
-            found.append(f"workload.sizes names {', '.join(unknown)}, which are not among {', '.join(PACED_ENGINES)}")
+            found.append(f"workload.sizes: {', '.join(unknown)} must be among {', '.join(PACED_ENGINES)}")
         for name, known in (("engines", PACED_ENGINES), ("samplers", PACED_SAMPLERS), ("dtypes", DTYPES)):
             given = getattr(self, name)
             if not given or any(value not in known for value in given):
-                found.append(f"workload.{name}={list(given)} must be a list out of {', '.join(known)}")
+                found.append(f"workload.{name}={list(given)} must be a list of values from {', '.join(known)}")
         for name in ("batches", "prompt_lengths", "gen_lengths"):
             given = getattr(self, name)
             if not given or min(given) < 1:
-                found.append(f"workload.{name}={list(given)} must be a list of whole numbers from 1")
+                found.append(f"workload.{name}={list(given)} must be a list of integers, each at least 1")
         for name in ("block_length", "blocks", "repetitions"):
             if getattr(self, name) < 1:
                 found.append(f"workload.{name}={getattr(self, name)} must be at least 1")
@@ -104,12 +104,12 @@ class SpeedConfig:
         return found or self._misfits()
 
     def _misfits(self) -> list[str]:
-        """What does not go together among values that are each in range."""
+        """Conflicts between values that are each in range."""
         found = []
         for gen_length in self.gen_lengths:
             if gen_length % self.block_length or self.blocks * self.block_length > gen_length:
                 found.append(
-                    f"workload.gen_lengths={gen_length} must hold whole blocks of block_length={self.block_length}, "
+                    f"workload.gen_lengths={gen_length} must be whole blocks of block_length={self.block_length}, "
                     f"at least blocks={self.blocks} of them"
                 )
         longest = max(max(prompt_lengths(batch, one)) for batch in self.batches for one in self.prompt_lengths)
@@ -117,8 +117,8 @@ class SpeedConfig:
         for size in {self.size_of(engine): None for engine in self.engines}:
             if longest > SIZES[size].max_positions:
                 found.append(
-                    f"workload.prompt_lengths and gen_lengths make a canvas of {longest} positions, size {size} has "
-                    f"{SIZES[size].max_positions}; shorten one of them"
+                    f"workload.prompt_lengths and gen_lengths make a canvas of {longest} positions, but size {size} "
+                    f"has {SIZES[size].max_positions}; shorten one of them"
                 )
         for engine in self.engines:
             config, kind = SIZES[self.size_of(engine)], ENGINES[engine]()
@@ -126,11 +126,11 @@ class SpeedConfig:
                 model = f"{'shifted ' * config.shifted}{config.attention}"
                 found.append(
                     f"workload.engines: {engine} does not run size {self.size_of(engine)}, whose attention is {model}; "
-                    f"workload.sizes.{engine}= gives it a shape of its own"
+                    f"set workload.sizes.{engine}= to another size"
                 )
             untracked = [name for name in self.samplers if SAMPLERS[name]().track and kind.smoothing is not None]
             if untracked:
-                found.append(f"workload.samplers: {untracked[0]} is not defined with the inputs of engine {engine}")
+                found.append(f"workload.samplers: {untracked[0]} is not defined for the inputs of engine {engine}")
             steps = self.steps_per_block.get(engine, 0)
             if not 1 <= steps <= self.block_length:
                 found.append(f"workload.steps_per_block.{engine}={steps} must be 1..{self.block_length}")
@@ -143,20 +143,20 @@ class QualityConfig:
 
     Attributes:
         algorithms: names in `dlm.decoding.algorithms.ALGORITHMS`; None takes all that the family can run.
-        per_family: test prompts of each of the demo's families, half as many of a memorised one; None takes all.
+        per_family: test prompts per demo family, half as many for a memorised one; None takes all.
     """
 
     algorithms: list[str] | None = None
     per_family: int | None = None
 
     def faults(self) -> list[str]:
-        """Everything that is wrong with the values."""
+        """A message for every invalid value."""
         from dlm.bench.variants import runnable
 
         found = []
         wrong = [name for name in self.algorithms or [] if name not in runnable()]
         if wrong or self.algorithms == []:
-            found.append(f"workload.algorithms={self.algorithms} must be a list out of {', '.join(runnable())}")
+            found.append(f"workload.algorithms={self.algorithms} must be a list of values from {', '.join(runnable())}")
         if self.per_family is not None and self.per_family < 2:
             found.append(f"workload.per_family={self.per_family} must be at least 2, or null for all")
         return found
@@ -181,7 +181,7 @@ class BenchConfig:
 
 
 def register() -> None:
-    """Make the schemas known to Hydra."""
+    """Register the schemas with Hydra."""
     store = ConfigStore.instance()
     store.store(group="schema", name="bench", node=BenchConfig)
     store.store(group="schema/workload", name="speed", node=SpeedConfig)
@@ -191,7 +191,7 @@ def register() -> None:
 
 
 def to_bench(config: DictConfig) -> BenchConfig:
-    """The checked values; raises `ConfigError` with all faults at once."""
+    """Return the checked config; raises `ConfigError` listing every fault."""
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError("; ".join(f"{key} is not set" for key in missing))
@@ -200,10 +200,10 @@ def to_bench(config: DictConfig) -> BenchConfig:
     if bench.clock not in CLOCKS:
         faults.append(f"clock={bench.clock} must be one of {', '.join(CLOCKS)}")
     if bench.json is not None and not Path(bench.json).absolute().parent.is_dir():
-        faults.append(f"json={bench.json} lies in a folder that does not exist")
+        faults.append(f"json={bench.json}: its folder does not exist")
     if isinstance(bench.workload, QualityConfig):
         timing = {"profile": bench.profile, "clock": bench.clock != "wall"}
-        faults += [f"{name}= is for workloads that are timed; leave it out" for name, given in timing.items() if given]
+        faults += [f"{name}= only applies to timed workloads; leave it out" for name, given in timing.items() if given]
     faults += _target_faults(bench) + bench.workload.faults()
     if faults:
         raise ConfigError("; ".join(faults))
@@ -211,23 +211,23 @@ def to_bench(config: DictConfig) -> BenchConfig:
 
 
 def _target_faults(bench: BenchConfig) -> list[str]:
-    """What does not go with the target."""
+    """Values that do not fit the target."""
     loaded = isinstance(bench.workload, LoadConfig)
     if bench.target == "decoder":
         given = {"url": bench.url is not None, "compare": bench.compare is not None}
-        faults = [f"{name}= goes with target=server; write that too" for name, one in given.items() if one]
-        return faults + (["this workload loads a server; write target=server too"] if loaded else [])
+        faults = [f"{name}= needs target=server; set it too" for name, one in given.items() if one]
+        return faults + (["this workload loads a server; set target=server too"] if loaded else [])
     given = {"device": bench.device != "auto", "clock": bench.clock != "wall", "profile": bench.profile}
     faults = [f"{name}= is for target=decoder; leave it out" for name, one in given.items() if one]
     if not loaded:
-        faults.append("this workload is for target=decoder; those of target=server: load, batching, load_smoke")
+        faults.append("this workload is for target=decoder; for target=server use load, batching or load_smoke")
     if (bench.url is None) == (bench.compare is None):
-        faults.append("target=server needs the url= of a server (or a list of them), or compare=; give one of the two")
+        faults.append("target=server needs either url=, a server or a list of them, or compare=; set one of the two")
     if bench.compare is not None:
         faults += bench.compare.faults()
     urls = bench.urls()
     if not all(isinstance(one, str) and one.startswith(("http://", "https://")) for one in urls):
-        faults.append(f"url={bench.url} must be http://host:port, or a list of such")
+        faults.append(f"url={bench.url} must be http://host:port, or a list of those")
     if len(set(urls)) != len(urls):
         faults.append(f"url={bench.url} names a server twice")
     return faults

@@ -1,7 +1,7 @@
-"""Samplers that reveal by a schedule, so that every row of a table takes the forwards it is meant to take.
+"""Samplers that reveal by a schedule, so that every table row takes the intended number of forwards.
 
-With random weights a sampler that follows the model's confidence would reveal by chance. Here it is asked, its cost is
-paid, and the scheduled number of most confident positions is revealed instead.
+On random weights, a sampler that follows the model's confidence would reveal by chance. Here it runs, so that its cost
+counts, but the scheduled number of most confident positions is revealed instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dlm.decoding.samplers import SAMPLERS, Fixed, Sampler, Sdar
 from dlm.decoding.types import Indices, LogitBias, Scores, StepContext
 
 SCHEDULE = "fixed"
-"""What a workload calls the schedule itself, without another sampler on top."""
+"""A workload's name for the bare schedule, without another sampler on top."""
 
 
 PACED_ENGINES = tuple(
@@ -27,26 +27,27 @@ PACED_ENGINES = tuple(
     if not engine.one_block and engine.fixed_block is None
 )
 PACED_SAMPLERS = tuple(name for name in SAMPLERS if name != "linear_spec")
-"""What can be held to a schedule of so many forwards a block: what decodes token by token or drafts cannot."""
+"""Engines and samplers that can follow a fixed number of forwards per block; those that decode token by token or draft
+cannot."""
 
 
 def schedule(engine: str, steps_per_block: int) -> Sampler:
-    """The schedule of an engine: LLaDA's, or, where the first block may hold the end of the prompt, SDAR's, whose
-    quotas count from the block length."""
+    """The schedule of an engine: LLaDA's, or SDAR's if the first block may hold the end of the prompt, with quotas
+    computed from the block length."""
     if ENGINES[engine]().blocks_from_zero:
         return Sdar("low_confidence_static", steps_per_block=steps_per_block)
     return Fixed()
 
 
 def sampler_for(name: str, engine: str, steps_per_block: int) -> Sampler:
-    """The sampler of a row; `name` is `fixed` or a key of `SAMPLERS`, taken with its defaults."""
+    """The sampler of a row; `name` is `fixed` or a key of `SAMPLERS`, with its defaults."""
     pace = schedule(engine, steps_per_block)
     return pace if name == SCHEDULE else Paced(SAMPLERS[name](), pace)
 
 
 @dataclass(frozen=True)
 class Paced(Sampler):
-    """`inner` does its work, `pace` says what is revealed."""
+    """Runs `inner`, but reveals what `pace` selects."""
 
     inner: Sampler
     pace: Sampler
@@ -85,5 +86,5 @@ class Paced(Sampler):
 
 
 def part_of(scores: Scores, rows: Indices) -> Scores:
-    """Some of the candidates."""
+    """The scores of some of the candidates."""
     return Scores(**{field.name: getattr(scores, field.name)[rows] for field in fields(Scores)})

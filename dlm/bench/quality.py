@@ -1,4 +1,4 @@
-"""The quality-speed table: how the demo checkpoint answers its held-out test set under each algorithm, greedily."""
+"""The quality-speed table: the demo checkpoint's greedy answers to its held-out test set, by algorithm."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ PLAIN_WIDTH = 170
 
 @dataclass(frozen=True)
 class QualityRow:
-    """One variant and how it answered."""
+    """One variant and its accuracy."""
 
     variant: Variant
     accuracy: Accuracy
 
 
 def run_quality(work: QualityConfig, device: torch.device) -> str:
-    """Decode the test set once for each variant, print the table and return it as JSON."""
+    """Decode the test set once per variant, print the table and return it as JSON."""
     checkpoint = load_checkpoint(CHECKPOINT, dtype="float32", device=device)
     codec = TextCodec.load(CHECKPOINT)
     examples = held_out() if work.per_family is None else held_out(per_family=work.per_family)
@@ -57,10 +57,10 @@ def run_quality(work: QualityConfig, device: torch.device) -> str:
 
 
 def quality_table(rows: Sequence[QualityRow]) -> Table:
-    """For people; the first row is the baseline."""
+    """The printed table; the first row is the baseline."""
     table = Table(
-        title="forwards: mean of an answer (NFE); a forward: positions decided, and answer tokens before the end\n"
-        f"vs: points of exact match above {BASELINE}; times: its forwards"
+        title="forwards: mean per answer (NFE); per forward: positions decided, and answer tokens before the end\n"
+        f"vs: points of exact match above {BASELINE}; times: forwards relative to it"
     )
     table.add_column("algorithm")
     for column in ("exact match", "vs", "forwards", "times", "decided/forward", "tokens/forward"):
@@ -80,7 +80,7 @@ def quality_table(rows: Sequence[QualityRow]) -> Table:
 
 
 def row_values(row: QualityRow, baseline: QualityRow) -> dict[str, Any]:
-    """One row as plain values: shares, means over the answers, and what changes against the baseline."""
+    """One row as plain values: shares, means over the answers, and changes from the baseline."""
     accuracy = row.accuracy
     return {
         "variant": str(row.variant),

@@ -1,4 +1,4 @@
-"""The tables and the JSON of timed workloads. Knows no torch."""
+"""Tables and JSON of timed workloads. Independent of torch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dlm.bench.machine.facts import Machine
 from dlm.bench.row import Against, Row, row_values
 
 PLAIN_WIDTH = 170
-"""Columns where the output is no terminal."""
+"""Output width in columns when not on a terminal."""
 
 GOAL = 0.8
 """Share of the ceiling that a row should reach."""
 
 
 def render(rows: Sequence[Row], facts: Machine, work: SpeedConfig, parameters: Mapping[str, int]) -> None:
-    """Print everything; `parameters` of each body by size."""
+    """Print everything; `parameters` counts those of the body, by model size."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
@@ -32,8 +32,8 @@ def render(rows: Sequence[Row], facts: Machine, work: SpeedConfig, parameters: M
     )
     console.print(f"torch {facts.torch}; matmul {peaks}; memory {facts.memory_bytes / 1e9:.1f} GB/s")
     console.print(
-        f"random models {bodies}; block_length {work.block_length}, {work.blocks} block(s) decoded of each canvas; "
-        "batch 1: prompt + answer as named, more: GSM8K-like prompts"
+        f"random models {bodies}; block_length {work.block_length}, {work.blocks} block(s) decoded per canvas; "
+        "batch 1: prompt + answer lengths as shown; larger: GSM8K-like prompts"
     )
     console.print(speed_table(rows))
     compared = [(row, row.against) for row in rows if row.against is not None]
@@ -48,10 +48,10 @@ def render(rows: Sequence[Row], facts: Machine, work: SpeedConfig, parameters: M
 
 
 def shortfalls(rows: Sequence[Row], peak_goal: float | None) -> list[str]:
-    """Rows that miss a goal, in words."""
+    """A line for each row that misses a goal."""
     found = []
     for row in rows:
-        hint = "" if row.profile is not None else "; profile=true shows what binds"
+        hint = "" if row.profile is not None else "; profile=true shows where the time goes"
         if row.share is not None and row.share < GOAL:
             found.append(f"{row.case}: {row.share:.0%} of the ceiling, under {GOAL:.0%}{hint}")
         if peak_goal is not None and row.peak_share < peak_goal:
@@ -60,7 +60,7 @@ def shortfalls(rows: Sequence[Row], peak_goal: float | None) -> list[str]:
 
 
 def speed_table(rows: Sequence[Row]) -> Table:
-    """What ours did, every row."""
+    """Our decoder's figures, for every row."""
     table = _table("ours; memory: peak above the weights; floor: all operations and bytes at the machine's peak")
     for column in (
         *("rounds", "nfe", "ms/forward", "forwards/s", "positions/s", "tokens/s", "memory MiB"),
@@ -85,7 +85,7 @@ def speed_table(rows: Sequence[Row]) -> Table:
 
 def reference_table(rows: Sequence[tuple[Row, Against]]) -> Table:
     """Both sides, for the same tokens."""
-    table = _table("ours and the reference (ref) for the same schedule, medians of interleaved rounds")
+    table = _table("ours and the reference (ref) on the same schedule, medians of interleaved rounds")
     for column in ("s", "ref s", "nfe", "ref", "forwards/s", "ref", "positions/s", "ref", "tokens/s", "ref", "same"):
         table.add_column(column, justify="right")
     for row, other in rows:
@@ -107,7 +107,7 @@ def reference_table(rows: Sequence[tuple[Row, Against]]) -> Table:
 
 
 def ceiling_table(rows: Sequence[tuple[Row, Against]]) -> Table:
-    """The ratio, what it could be, and how near each side is to its own ideal."""
+    """The ratio, its ceiling, and how close each side is to its own ideal."""
     table = _table("ratio = ref s / s; ceiling = ref ideal s / ideal s; reached = ratio / ceiling")
     for column in ("ratio", "ceiling", "reached", "ideal s", "of s", "ref ideal s", "of ref s"):
         table.add_column(column, justify="right")
@@ -127,7 +127,7 @@ def ceiling_table(rows: Sequence[tuple[Row, Against]]) -> Table:
 
 
 def profile_table(row: Row, seconds: dict[str, float]) -> Table:
-    """Our time by part, beside the ideal of each part where there is one."""
+    """Our time by part, next to the ideal of each part that has one."""
     table = Table(title=f"where our time goes: {row.case}")
     for column in ("part", "s", "share", "ideal s"):
         table.add_column(column, justify="left" if column == "part" else "right")
@@ -153,7 +153,7 @@ def _head(row: Row) -> tuple[str, ...]:
 
 
 def to_json(rows: Sequence[Row], facts: Machine, work: SpeedConfig, parameters: Mapping[str, int]) -> str:
-    """Everything that was measured, with what follows from it."""
+    """All measurements and derived figures."""
     return json.dumps(
         {
             "machine": asdict(facts),

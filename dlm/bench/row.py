@@ -1,4 +1,4 @@
-"""One row of the table: what was measured and what follows from it. Knows no torch."""
+"""One row of the table: measurements and derived figures. Independent of torch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dlm.bench.workloads import Case
 
 @dataclass(frozen=True)
 class Against:
-    """The reference on the same prompts, by the same schedule.
+    """The reference on the same prompts and schedule.
 
     Attributes:
         seconds: median over the rounds.
         forwards: model calls.
         positions: fed to them.
-        same_tokens: share of the decoded tokens that are equal on both sides; random weights have near-ties, which
+        same_tokens: share of the decoded tokens that are equal on both sides; random weights have near-ties that
             rounding decides.
-        ideal, reference_ideal: the parts of the ceiling, ours and the reference's.
+        ideal, reference_ideal: ideal seconds by part, ours and the reference's.
     """
 
     seconds: float
@@ -32,7 +32,7 @@ class Against:
 
     @property
     def ceiling(self) -> float:
-        """How many times faster ours could have been."""
+        """How many times faster than the reference ours could be."""
         return self.reference_ideal.total / self.ideal.total
 
 
@@ -42,17 +42,17 @@ class Row:
 
     Attributes:
         case: what was decoded.
-        rounds: how often.
+        rounds: number of rounds.
         seconds: median over the rounds.
-        forwards: model calls, each of all canvases.
-        nfe: forwards of one canvas, the mean.
+        forwards: model calls, each over all canvases.
+        nfe: mean forwards per canvas.
         positions: recomputed.
         tokens: decided.
-        memory: bytes at the highest above the weights: arena, logits, activations; None where not known.
+        memory: peak bytes above the weights: arena, logits, activations; None if unknown.
         costs: operations and bytes of each forward.
-        peak, bandwidth: operations a second of a large matmul, and bytes a second; the best of the whole run.
-        against: the reference, where there is one.
-        profile: where our time goes, if asked for.
+        peak, bandwidth: operations per second of a large matmul, and bytes per second; the best of the whole run.
+        against: the reference, if there is one.
+        profile: where our time goes, if requested.
     """
 
     case: Case
@@ -76,7 +76,7 @@ class Row:
 
     @property
     def peak_share(self) -> float:
-        """Of the matmul peak, reached by the whole decoder."""
+        """Share of the matmul peak that the whole decoder reaches."""
         return sum(operations for operations, _ in self.costs) / self.seconds / self.peak
 
     @property
@@ -86,17 +86,17 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """How many times faster than the reference ours was."""
+        """Our speedup over the reference."""
         return self.against.seconds / self.seconds if self.against else None
 
     @property
     def share(self) -> float | None:
-        """Of the ceiling."""
+        """Share of the ceiling reached."""
         return self.against.seconds / self.seconds / self.against.ceiling if self.against else None
 
 
 def row_values(row: Row) -> dict[str, Any]:
-    """One row as plain values; seconds, bytes, and rates a second."""
+    """One row as plain values; seconds, bytes, and rates per second."""
     case = row.case
     return {
         "size": case.size,

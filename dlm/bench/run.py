@@ -1,7 +1,7 @@
-"""The measurement: for each row of the table our decoder and the reference by turns, and the machine's rates between.
+"""The measurement: for each table row, our decoder and the reference in turn, with the machine's rates in between.
 
-Both sides are given the same weights, prompts and schedule. That each made exactly the forwards that floor and ceiling
-assume is checked in every round.
+Both sides get the same weights, prompts and schedule. Every round checks that each made exactly the forwards that floor
+and ceiling assume.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def run(bench: BenchConfig) -> int:
 
 
 def choose_device(name: str, clock: str) -> torch.device:
-    """The device that `device=` asks for; raises `ConfigError` when there is none, or the clock cannot see it."""
+    """The device for `device=`; raises `ConfigError` if it is missing, or the clock cannot measure it."""
     cuda = name != "cpu" and torch.cuda.is_available()
     if name == "cuda" and not cuda:
         raise ConfigError("device=cuda: torch sees no CUDA device; use device=cpu or auto")
     if cuda and clock == "cpu":
-        raise ConfigError("clock=cpu does not see the work of a CUDA device; use clock=wall, or device=cpu")
+        raise ConfigError("clock=cpu does not measure work on a CUDA device; use clock=wall, or device=cpu")
     return torch.device("cuda" if cuda else "cpu")
 
 
@@ -91,7 +91,7 @@ def run_speed(work: SpeedConfig, now: Stopwatch, *, profiled: bool) -> str:
 
 
 def progress(row: Row, seconds: float) -> str:
-    """A finished row, for those who wait."""
+    """The progress line of a finished row."""
     compared = f"{row.ratio:.2f} times the reference, {row.share:.0%} of the ceiling; " if row.against else ""
     return f"{row.case}: {compared}{1e3 * row.seconds / row.forwards:,.1f} ms a forward (took {seconds:.0f} s)"
 
@@ -99,7 +99,7 @@ def progress(row: Row, seconds: float) -> str:
 def measure(
     case: Case, checkpoint: Checkpoint, work: SpeedConfig, facts: Machine, now: Stopwatch, *, profiled: bool
 ) -> Row:
-    """One row: a run of ours that shows its memory and warms up, then the rounds."""
+    """One row: a warm-up run of ours that also measures memory, then the rounds."""
     backbone, mask_id = checkpoint.backbone, checkpoint.special.mask_id
     planned = plan(case, backbone.config, mask_id, reference=work.reference)
     memory = PeakMemory(now.device)
@@ -128,7 +128,7 @@ def measure(
 
 
 def more(done: int, begun: float, work: SpeedConfig) -> bool:
-    """Whether a row gets another round; the first always."""
+    """Whether to run another round of a row; the first always runs."""
     return not done or (done < work.repetitions and time.perf_counter() - begun < work.row_seconds)
 
 
@@ -148,8 +148,8 @@ def by_turns(
 ) -> tuple[list[float], Against]:
     """Seconds of each round of ours, and the reference's row.
 
-    A round is half of the prompts with the reference, all with ours, the other half with the reference, and the rates:
-    so that a machine that slows down slows both sides down.
+    A round decodes half of the prompts with the reference, all with ours, the other half with the reference, and
+    samples the rates, so that a slowdown of the machine affects both sides.
     """
     backbone, mask_id = decoder.backbone, decoder.special.mask_id
     reference, single = ReferenceModel(backbone), planned.theirs

@@ -1,4 +1,4 @@
-"""The two programs that are timed, given one case: ours with all canvases packed, the reference prompt by prompt."""
+"""The two timed programs on one case: ours with all canvases packed, the reference prompt by prompt."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from dlm.models.io.loading import Checkpoint
 
 @dataclass(frozen=True)
 class Planned:
-    """The forwards that each side is to make.
+    """The forwards that each side should make.
 
     Attributes:
         lanes: ours, for each canvas.
-        ours: the same packed, as the decoder makes them.
-        outcomes: what the reference does with each prompt; None where there is no reference.
+        ours: the same, packed as the decoder runs them.
+        outcomes: the reference's outcome for each prompt; None without a reference.
     """
 
     lanes: tuple[tuple[Forward, ...], ...]
@@ -43,12 +43,12 @@ class Planned:
 
     @property
     def tokens(self) -> int:
-        """Decided for all prompts."""
+        """Tokens decided for all prompts."""
         return sum(forward.revealed for forward in self.ours)
 
 
 def plan(case: Case, config: BackboneConfig, mask_id: int, *, reference: bool) -> Planned:
-    """What both sides will do; a reference is taken for the schedule alone, on models that it can run."""
+    """Plan both sides; the reference is used only for the bare schedule, on models that it can run."""
     lanes = tuple(tuple(canvas_forwards(request, case, mask_id, shifted=config.shifted)) for request in requests(case))
     compared = reference and case.engine in PROGRAMS and case.sampler == SCHEDULE and supports(config)
     outcomes = tuple(reference_outcomes(case, mask_id)) if compared else None
@@ -56,7 +56,7 @@ def plan(case: Case, config: BackboneConfig, mask_id: int, *, reference: bool) -
 
 
 def decoder_options(case: Case, deterministic: bool | None = None) -> DecoderOptions:
-    """Room for every canvas of the case at once."""
+    """Options with room for all canvases of the case at once."""
     size = case.block_length
     positions = sum(-(-(len(prompt) + case.gen_length) // size) * size for prompt in case.prompts)
     return DecoderOptions(
@@ -68,7 +68,7 @@ def decoder_options(case: Case, deterministic: bool | None = None) -> DecoderOpt
 
 
 def requests(case: Case) -> list[Request]:
-    """One request a prompt: greedy, by the schedule, no early stop, ended after the blocks that are measured."""
+    """One request per prompt: greedy, on the schedule, no early stop, ending after the measured blocks."""
     params = SamplingParams(
         gen_length=case.gen_length,
         block_length=case.block_length,
@@ -85,7 +85,7 @@ def requests(case: Case) -> list[Request]:
 
 
 def stop_after(blocks: int) -> Callable[[Sequence[int]], bool]:
-    """Asked once for each block that is done; ends the answer at the last one to decode."""
+    """A `should_stop`, called once per finished block, that ends the answer after `blocks` of them."""
     done = 0
 
     def should_stop(_: Sequence[int]) -> bool:
@@ -98,13 +98,13 @@ def stop_after(blocks: int) -> Callable[[Sequence[int]], bool]:
 
 @torch.no_grad()
 def silence_mask(checkpoint: Checkpoint) -> None:
-    """Make the mask id's logit 0, which of so many random ones is never the largest: a position that proposed the mask
-    would take another forward on one side only."""
+    """Set the mask id's logit to 0, never the largest among a vocabulary of random ones: a position that proposed the
+    mask would take another forward on one side only."""
     checkpoint.backbone.lm_head.weight[checkpoint.special.mask_id] = 0.0
 
 
 def decode(decoder: Decoder, case: Case, now: Stopwatch) -> tuple[float, list[Completion], list[StepReport]]:
-    """Ours: seconds, completions in the order of the prompts, and what each forward held."""
+    """Run ours: seconds, completions in prompt order, and a report of each forward."""
     asked = requests(case)
     reports: list[StepReport] = []
     begun = now()
@@ -116,7 +116,7 @@ def decode(decoder: Decoder, case: Case, now: Stopwatch) -> tuple[float, list[Co
 def decode_reference(
     model: ReferenceModel, case: Case, prompts: Sequence[Sequence[int]], mask_id: int, now: Stopwatch
 ) -> tuple[float, list[ReferenceOutcome]]:
-    """The reference on some of the case's prompts: seconds and what came out for each."""
+    """Run the reference on some of the case's prompts: seconds and the outcome of each."""
     run = PROGRAMS[case.engine].run
     begun = now()
     outcomes = [run(model, prompt, case, mask_id) for prompt in prompts]
@@ -127,17 +127,17 @@ def check_ours(planned: Planned, completions: Sequence[Completion], reports: Seq
     """Raise `RunError` unless ours made exactly the forwards planned."""
     refused = [completion.error for completion in completions if completion.error is not None]
     if refused:
-        raise RunError(f"the decoder refused a prompt of the bench: {refused[0]}")
+        raise RunError(f"the decoder refused a bench prompt: {refused[0]}")
     expected = [(forward.rows, forward.revealed) for forward in planned.ours]
     made = [(report.num_rows, report.num_revealed) for report in reports]
     if made != expected:
-        raise RunError(f"our forwards held (rows, reveals) {made}, the schedule says {expected}")
+        raise RunError(f"our forwards had (rows, reveals) {made}, but the schedule says {expected}")
     for lane, completion in zip(planned.lanes, completions, strict=True):
         wanted = len(lane), sum(forward.rows for forward in lane)
         if (completion.nfe, completion.positions) != wanted:
             raise RunError(
                 f"ours took {completion.nfe} forwards and {completion.positions} positions for prompt "
-                f"{completion.request_id}, the schedule has {wanted[0]} and {wanted[1]}"
+                f"{completion.request_id}, but the schedule has {wanted[0]} and {wanted[1]}"
             )
 
 
@@ -145,11 +145,11 @@ def check_reference(planned: Planned, outcomes: Sequence[ReferenceOutcome]) -> N
     """Raise `RunError` unless the reference made exactly the calls planned."""
     for expected, outcome in zip(planned.outcomes or (), outcomes, strict=True):
         if outcome.calls != expected.calls:
-            raise RunError(f"the reference made {outcome.calls}, the schedule says {expected.calls}")
+            raise RunError(f"the reference made {outcome.calls}, but the schedule says {expected.calls}")
 
 
 def same_tokens(completions: Sequence[Completion], outcomes: Sequence[ReferenceOutcome], mask_id: int) -> float:
-    """Share of the tokens that ours decided that are equal on the other side."""
+    """Share of our decided tokens that equal the reference's."""
     pairs = [
         pair
         for completion, outcome in zip(completions, outcomes, strict=True)

@@ -1,4 +1,4 @@
-"""Which algorithms the quality table has, and with which parameters."""
+"""Algorithms of the quality table, and their parameters."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Variant:
 
     Attributes:
         algorithm: a name in `ALGORITHMS`.
-        options: parameters of its engine and sampler that are not the defaults.
-        steps: total of the schedule, for those that have one.
+        options: non-default parameters of its engine and sampler.
+        steps: total of the schedule, if it has one.
     """
 
     algorithm: str
@@ -34,7 +34,7 @@ class Variant:
 
 
 BASELINE = Variant("dual_cache", {"threshold": 0.9})
-"""What the others are held against."""
+"""The others are compared with this one."""
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -50,11 +50,11 @@ VARIANTS: dict[str, Sequence[Variant]] = {
     "sparse": tuple(Variant("sparse", {"threshold": 0.9, "retention_ratio": share}) for share in SHARES),
     "entropy_bound": tuple(Variant("entropy_bound", {"gamma": gamma}) for gamma in (0.01, 0.1, 0.5, 1.0)),
 }
-"""Rows of algorithms that are shown with more than their defaults."""
+"""Rows of algorithms shown with more than their defaults."""
 
 
 def variants(algorithms: Sequence[str] | None) -> list[Variant]:
-    """The rows for some algorithms (None: all), the baseline first."""
+    """The rows for these algorithms (None: all), the baseline first."""
     found = [BASELINE]
     for name in runnable() if algorithms is None else algorithms:
         found += [one for one in VARIANTS.get(name, (Variant(name),)) if one != BASELINE]

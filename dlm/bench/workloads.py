@@ -1,4 +1,4 @@
-"""What is decoded: prompts of random tokens, fixed in length and number; and what one model call is."""
+"""What is decoded: random prompts, fixed in length and number; and the description of one model call."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Case:
 
     Attributes:
         size: of the model.
-        engine, sampler, batch, dtype: what the row is about.
-        prompt_length: as named in the workload; those of the prompts vary around it where there are several.
+        engine, sampler, batch, dtype: what the row measures.
+        prompt_length: as in the workload; the lengths of several prompts vary around it.
         prompts: token ids.
         gen_length, block_length: of each canvas.
-        blocks: how many blocks are decoded.
+        blocks: number of blocks to decode.
         steps_per_block: the schedule.
     """
 
@@ -61,7 +61,7 @@ class Case:
 
     @property
     def steps(self) -> int:
-        """The schedule's total, as requests name it: over all blocks of the canvas, decoded or not."""
+        """Total steps as in a request: over all blocks of the canvas, decoded or not."""
         return self.steps_per_block * (self.gen_length // self.block_length)
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ class Case:
 
 
 def cases(work: SpeedConfig, vocab_sizes: dict[str, int]) -> list[Case]:
-    """The rows of the table, in order; `vocab_sizes` by size of model."""
+    """The rows of the table, in order; `vocab_sizes` by model size."""
     return [
         Case(
             size=work.size_of(engine),
@@ -95,6 +95,6 @@ def cases(work: SpeedConfig, vocab_sizes: dict[str, int]) -> list[Case]:
 
 
 def prompts(lengths: Sequence[int], vocab_size: int, seed: int) -> tuple[tuple[int, ...], ...]:
-    """Random tokens; the last three ids, end and mask, are left out."""
+    """Random tokens, without the last three ids (end and mask)."""
     draw = random.Random(seed)
     return tuple(tuple(draw.randrange(vocab_size - 3) for _ in range(length)) for length in lengths)

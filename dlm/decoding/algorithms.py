@@ -1,4 +1,4 @@
-"""The published algorithms by name: each an engine with the sampler it is known with, and how to build both."""
+"""Published algorithms by name: each pairs an engine with its sampler; also builds both."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 class FamilyDefault:
-    """Stands for an engine or a sampler that the algorithm has for the checkpoint's family."""
+    """Placeholder for the engine or sampler that the algorithm uses for the checkpoint's family."""
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """Names of an engine and of the sampler that goes with it.
+    """Names of an engine and its sampler.
 
     Attributes:
         engine, sampler: names in `ENGINES` and `SAMPLERS`.
-        aliases: other names that users type.
-        flexible: the sampler follows the request: `factor` if that is given, else `threshold`, else `fixed`.
+        aliases: other accepted names.
+        flexible: the request picks the sampler: `factor` if set, else `threshold` if set, else `fixed`.
         source: the paper or program.
     """
 
@@ -37,8 +37,8 @@ class Algorithm:
     source: str = field(default="", compare=False)
 
     def engine_for(self, attention: AttentionKind) -> str:
-        """The engine's name for a model that attends so: what `dual_cache` is to a bidirectional model, exact caching
-        is to one with blocks."""
+        """The engine's name for this kind of attention: models with blocks cache exactly where bidirectional ones
+        use `dual_cache`."""
         if self.engine != "dual_cache" or attention == "bidirectional":
             return self.engine
         causal = "autoregressive" if self.sampler == "leftmost" else "causal_commit"
@@ -70,17 +70,17 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 
 def canonical(name: str) -> str:
-    """The name in `ALGORITHMS` that `name` is or stands for; `RequestError` lists the names otherwise."""
+    """The name in `ALGORITHMS` for a name or alias; otherwise raises `RequestError` with the known names."""
     for key, algorithm in ALGORITHMS.items():
         if name == key or name in algorithm.aliases:
             return key
-    raise RequestError(f"algorithm={name!r} is unknown; known are auto, {', '.join(ALGORITHMS)}")
+    raise RequestError(f"algorithm={name!r} is unknown; known: auto, {', '.join(ALGORITHMS)}")
 
 
 def resolve(name: str | None, family: Family) -> str:
-    """The name of the algorithm that `name` means for a family; None and `auto` are its default.
+    """Name of the algorithm for a family; None and `auto` are the family's default.
 
-    Raises `RequestError` when there is no such algorithm or the family cannot run it, with the list of those it can.
+    Raises `RequestError` if the algorithm is unknown or the family cannot run it, listing those it can run.
     """
     chosen = family.default_algorithm if name is None or name == "auto" else canonical(name)
     if chosen not in family.algorithms:
@@ -97,11 +97,11 @@ def compose(
 
     Args:
         name: a name or an alias; None and `auto` are the family's default.
-        options: parameters of the engine and of the sampler by their field names; None counts as not given.
-        family: of the checkpoint.
-        attention: of its architecture.
+        options: engine and sampler parameters by field name; None counts as unset.
+        family: the checkpoint's family.
+        attention: its kind of attention.
 
-    Raises `RequestError` for an algorithm that the family cannot run, a parameter of neither, or one out of range.
+    Raises `RequestError` for an algorithm that the family cannot run, or an unknown or out-of-range parameter.
     """
     chosen = resolve(name, family)
     algorithm, given = ALGORITHMS[chosen], {key: value for key, value in options.items() if value is not None}
@@ -111,7 +111,9 @@ def compose(
     foreign = sorted(given.keys() - for_engine - for_sampler)
     if foreign:
         known = ", ".join(sorted(for_engine | for_sampler)) or "none"
-        raise RequestError(f"{', '.join(foreign)} is no parameter of algorithm={chosen!r}; its parameters are {known}")
+        raise RequestError(
+            f"{', '.join(foreign)} is not a parameter of algorithm={chosen!r}; its parameters are {known}"
+        )
     engine_options = {key: value for key, value in given.items() if key in for_engine}
     engine = _smooth(engine_options) if engine_type is Smooth else engine_type(**engine_options)
     return engine, sampler_type(**{key: value for key, value in given.items() if key in for_sampler})
@@ -123,10 +125,10 @@ def complete(
     algorithm: str,
     traits: Callable[[], tuple[Family, AttentionKind]],
 ) -> tuple[Engine, Sampler]:
-    """Engine and sampler as they are; what was left to the model is that of `algorithm` for its family.
+    """Engine and sampler with each `FamilyDefault` replaced by that of `algorithm` for the model's family.
 
-    `traits` says the family and how its models attend; it is called where something was left. Raises `RequestError`
-    when the family cannot run the algorithm.
+    `traits` returns the family and its kind of attention; it is called only if there is a `FamilyDefault`. Raises
+    `RequestError` if the family cannot run the algorithm.
     """
     if isinstance(engine, FamilyDefault) or isinstance(sampler, FamilyDefault):
         family, attention = traits()
@@ -141,14 +143,14 @@ def _sampler_name(chosen: str, given: Mapping[str, Any]) -> str:
     if not algorithm.flexible:
         return algorithm.sampler
     if "factor" in given and "threshold" in given:
-        raise RequestError("factor and threshold are both given; a request is decoded with one of them")
+        raise RequestError("factor and threshold are both set; a request can use only one")
     if "factor" in given:
         return "factor"
     return "threshold" if "threshold" in given else "fixed"
 
 
 def _names(kind: type[Any]) -> set[str]:
-    """Parameter names of an engine or sampler; those of the engine that `smooth` rides on count as its own."""
+    """Parameter names of an engine or sampler; for `smooth`, including those of its base engine."""
     own = {one.name for one in fields(kind)}
     return own - {"base"} | {one.name for one in fields(Vicinity)} if kind is Smooth else own
 

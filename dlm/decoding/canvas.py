@@ -1,5 +1,5 @@
-"""The state of one sample of one request while it decodes. Plain numpy on the host; the only mutable thing in the heart
-besides the arena."""
+"""State of one sample of one request while it decodes. Plain numpy on the host; with the arena, the only mutable state
+of the decoder core."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from dlm.decoding.types import LengthEstimate, Plan, ReferenceSchedule, StepCont
 
 
 class Canvas:
-    """Prompt and masked positions of one sample, and how far it has come.
+    """Prompt and masked positions of one sample, and its decoding progress.
 
     Args:
-        request: what is asked.
-        sample: which of its samples.
-        seed: of its noise.
-        mask_id: an undecided position.
+        request: the request.
+        sample: index of the sample.
+        seed: noise seed.
+        mask_id: token of an undecided position.
         shifted: the model's row i predicts position i + 1.
 
     Attributes:
         tokens: `[length]` int64, the mask id where undecided.
-        given: `[length]` bool, the positions that the prompt decided.
+        given: `[length]` bool, the positions decided by the prompt.
         blocks, block_index: the layout and the active block.
-        block_forwards: forwards made in the active block.
-        block_steps: steps of a schedule taken in it: the forwards, and those steps that reveal nothing and need none.
-        block_masks: masks the active block had at its start.
-        nfe, positions: forwards made and positions recomputed so far.
+        block_forwards: forwards in the active block so far.
+        block_steps: schedule steps taken in it: the forwards, and steps that reveal nothing and are skipped.
+        block_masks: masks in the active block at its start.
+        nfe, positions: forwards and recomputed positions so far.
         committed: positions before this one have their final keys and values in the arena (block-causal engines).
-        ceiling: positions that it may grow to; its length, where `initial_gen_length` is not given.
-        sizing: forwards are still made to find its length, before any is made to decode.
-        length_estimate: what the last forward says of its length, where that was asked.
-        inserted: where and how many positions were put in after the last forward; None for none.
+        ceiling: maximum length; the initial length if `initial_gen_length` is unset.
+        sizing: still running forwards to find the length, before decoding.
+        length_estimate: from the last forward, if requested.
+        inserted: position and number of masks inserted after the last forward; None if none were.
         plan: the next forward.
-        reference: what the program that the engine comes from would have counted.
-        slots: arena ranges (start) of the canvas and of its unconditional pair, while it runs; None without a cache.
-        memory: what the sampler keeps for the active block; None at its start.
-        tensors: what is kept on the device for the canvas, by name (`selection.py`, `smoothing.py`).
+        reference: progress by the count of the engine's reference program.
+        slots: starts of the arena ranges of the canvas and its unconditional pair, while running; None without a cache.
+        memory: sampler memory for the active block; None at its start.
+        tensors: tensors kept on the device for the canvas, by name (`selection.py`, `soft_inputs.py`).
     """
 
     def __init__(self, request: Request, sample: int, seed: int, mask_id: int, *, shifted: bool = False) -> None:
@@ -93,7 +93,7 @@ class Canvas:
         self.memory: Any = None
 
     def prepare(self) -> None:
-        """Plan the next forward; steps of the schedule that reveal nothing are passed over."""
+        """Plan the next forward, skipping schedule steps that reveal nothing."""
         engine = self.request.engine
         self.sizing = self.sizing and self._spare_forwards(self.blocks, self.tokens) > 0
         if self.sizing:
@@ -106,17 +106,17 @@ class Canvas:
             self.block_steps += self.request.sampler.skipped_steps(self.context(), self.uniform)
 
     def uniform(self, step: int, positions: IntArray | None = None) -> npt.NDArray[np.float64]:
-        """Noise in (0, 1) for `positions` (default: the masks of the block) at a step of the block's schedule."""
+        """Noise in (0, 1) for `positions` (default: the block's masks) at a step of the block's schedule."""
         where = self.masked() if positions is None else positions
         return noise.uniform(noise.keys(self.seed, self.sample, step, where, noise.ORDER))
 
     def inherit(self, committed: int) -> None:
-        """The arena already holds the final keys and values of the positions before `committed`."""
+        """Record that the arena already holds the final keys and values of the positions before `committed`."""
         self.committed = committed
         self.plan = self.request.engine.plan(self)
 
     def context(self) -> StepContext:
-        """Where the active block stands, for the sampler."""
+        """Progress of the active block, for the sampler."""
         smoothing = self.request.engine.smoothing
         return StepContext(
             step=self.block_steps,
@@ -130,7 +130,7 @@ class Canvas:
 
     @property
     def params(self) -> SamplingParams:
-        """Those of the request."""
+        """Sampling parameters of the request."""
         return self.request.params
 
     @property
@@ -164,8 +164,8 @@ class Canvas:
         return np.flatnonzero(inside) + self.block_start
 
     def candidates(self) -> IntArray:
-        """Positions that the next forward may write, ascending: the masks of the active block, and for samplers that
-        edit its decided positions that the prompt did not give."""
+        """Positions that the next forward may write, ascending: the masks of the active block; for samplers that edit,
+        also its decided positions outside the prompt."""
         if self.plan.probe:
             return np.zeros(0, dtype=np.int64)
         if self.plan.first_only:
@@ -176,12 +176,12 @@ class Canvas:
         return np.flatnonzero(self.tokens[start:stop] == self.mask_id) + start
 
     def generated(self) -> IntArray:
-        """Positions behind the prompt."""
+        """Positions after the prompt."""
         return np.arange(self.prompt_length, self.length)
 
     def scored(self) -> IntArray:
-        """Positions whose logits the next forward is asked for: the candidates, and all masks that are recomputed where
-        the engine feeds what is expected there."""
+        """Positions whose logits the next forward computes: the candidates; with a smoothing engine, also every
+        recomputed mask."""
         if self.request.engine.smoothing is None:
             return self.candidates()
         masks = self.tokens == self.mask_id
@@ -190,15 +190,15 @@ class Canvas:
 
     @property
     def may_grow(self) -> bool:
-        """Whether the next forward is asked what it says of the canvas's length: it recomputes all of it, and there is
-        room for more."""
+        """Whether to estimate the canvas's length from the next forward: it recomputes the whole canvas, and there is
+        room to grow."""
         params = self.request.params
         if params.initial_gen_length is None or self.length >= self.ceiling or self.plan.rows < self.length:
             return False
         return self.plan.probe or min(params.expand_eos_confidence_threshold, params.low_conf_threshold) > 0
 
     def min_reveals(self) -> int:
-        """How many positions this forward must reveal at least so that `max_nfe` is kept and every block gets one."""
+        """Fewest positions this forward must reveal to stay within `max_nfe` with a forward left for every block."""
         if self.plan.probe:
             return 0
         here = len(self.masked())
@@ -211,7 +211,7 @@ class Canvas:
         return -(-here // forwards)
 
     def reserved(self, block_index: int) -> int:
-        """Fewest forwards that the blocks from `block_index` on can take."""
+        """Fewest forwards that the blocks from `block_index` on need."""
         return self._fewest(self.blocks[block_index:], self.tokens)
 
     def _fewest(self, blocks: Sequence[Block], tokens: IntArray) -> int:
@@ -219,14 +219,14 @@ class Canvas:
         return sum(self.request.engine.least_forwards(self, int(count)) for count in masks)
 
     def _spare_forwards(self, blocks: Sequence[Block], tokens: IntArray) -> float:
-        """Forwards that `max_nfe` leaves beyond the fewest that unfinished blocks can take."""
+        """Forwards that `max_nfe` leaves beyond the fewest that unfinished blocks need."""
         limit = self.request.params.max_nfe
         return np.inf if limit is None else limit - self.nfe - self._fewest(blocks, tokens)
 
     def insert(self, at: int, count: int, token: int) -> bool:
-        """Put up to `count` positions that hold `token` before position `at`, what is there and behind it moving on
-        with its steps; the active block begins anew. Whether the ceiling and `max_nfe` left room; otherwise nothing is
-        done."""
+        """Insert up to `count` positions holding `token` before position `at`, shifting it and all later ones with
+        their steps, and restart the active block. Returns whether the ceiling and `max_nfe` left room; if not, nothing
+        changes."""
         count = min(count, self.ceiling - self.length)
         if not count:
             return False
@@ -253,7 +253,7 @@ class Canvas:
         logprobs: npt.NDArray[np.float64] | None,
         token_stats: npt.NDArray[np.float64] | None = None,
     ) -> None:
-        """Put tokens where they were chosen and masks where they were taken back, as the outcome of a forward."""
+        """Apply a forward's outcome: write the chosen tokens and restore masks at the cleared positions."""
         self.tokens[cleared] = self.mask_id
         self.step_map[cleared] = 0
         self.logprobs[cleared] = np.nan
@@ -267,7 +267,7 @@ class Canvas:
             self.token_stats[:, positions] = token_stats
 
     def count_forward(self) -> None:
-        """The planned forward was made."""
+        """Count the planned forward."""
         self.nfe += 1
         self.positions += self.cost
         self.inserted = None
@@ -278,11 +278,11 @@ class Canvas:
         self.reference.advance(self.plan.phase, self.block_index)
 
     def finish_forward(self) -> None:
-        """What the forward chose is written."""
+        """Update `committed` once the forward's selection is written."""
         self.committed = self.request.engine.committed(self)
 
     def answer(self, end_ids: Sequence[int]) -> tuple[IntArray, bool]:
-        """The generated tokens up to the active block's end that lie before the first end token, and whether there is
+        """The generated tokens up to the active block's end, truncated at the first end token, and whether there is
         one."""
         last = self.block_index + 1 == len(self.blocks)
         stop = min(self.length if last else self.block_stop, self.prompt_length + self.request.params.gen_length)

@@ -4,8 +4,8 @@
     for completion in decoder.run(requests):
         ...
 
-The windows of all canvases that step together are one packed batch and one model call. On a CPU what comes out for a
-request does not depend on what it is batched with (`dlm.models.arithmetic`); on a GPU near-ties of its logits may turn.
+The windows of all canvases in a step form one packed batch and one model call. On a CPU a request's result does not
+depend on what it is batched with (`dlm.models.arithmetic`); on a GPU near-ties of its logits may resolve differently.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Decoder:
         special: its mask id and the ids that end an answer.
         options: limits.
         backend: the attention to use; None chooses by device and dtype.
-        recorder: what records forwards that repeat (see `choose_recorder`); None chooses by device.
+        recorder: records repeating forwards (see `choose_recorder`); None chooses by device.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Decoder:
     # Requests in
 
     def check(self, request: Request) -> None:
-        """Raise `RequestError` when the request can never be decoded here; all faults in one message."""
+        """Raise `RequestError` if this decoder can never run the request; all faults in one message."""
         outside = [token for token in request.prompt_ids if not 0 <= token < self.backbone.config.vocab_size]
         if outside:
             size = self.backbone.config.vocab_size
@@ -112,7 +112,7 @@ class Decoder:
         return Canvas(request, sample, seed, self.special.mask_id, shifted=self.backbone.config.shifted)
 
     def add(self, request: Request) -> None:
-        """Queue a request; it joins at the next step that has room. Raises `RequestError`."""
+        """Queue a request; it joins at the next step with room. Raises `RequestError`."""
         self.check(request)
         seed = secrets.randbits(63) if request.params.seed is None else request.params.seed
         for sample in range(request.params.n):
@@ -127,8 +127,8 @@ class Decoder:
     ) -> Iterator[Completion]:
         """Decode `requests`, pulled one by one as there is room, and yield completions as they finish.
 
-        A request that cannot be decoded yields a completion with `error`; its neighbours are unharmed. When the
-        iterator is closed or `stop` is called the unfinished canvases are dropped.
+        A request that cannot be decoded yields a completion with `error`; others are unaffected. When the iterator is
+        closed or `stop` is called, unfinished canvases are dropped.
         """
         source = iter(requests)
         more = True
@@ -156,12 +156,12 @@ class Decoder:
             self.drop_all()
 
     def stop(self) -> None:
-        """Make `run` end after the step in progress, and every later `run` at once; safe to call from a signal handler
-        or another thread."""
+        """End `run` after the current step, and any later `run` immediately; safe to call from a signal handler or
+        another thread."""
         self._stopping = True
 
     def drop_all(self) -> None:
-        """Forget every canvas and free its ranges."""
+        """Drop every canvas and free its arena ranges."""
         for canvas in list(self.scheduler.running):
             self._remove(canvas)
         with torch.inference_mode():
@@ -171,7 +171,7 @@ class Decoder:
         self._broken.clear()
 
     def cancel(self, request_id: str) -> bool:
-        """Forget a request between two steps and free its ranges; whether there was one."""
+        """Drop a request between two steps and free its ranges; returns whether there was one."""
         return self._forget(request_id)
 
     def _forget(self, request_id: str) -> bool:
@@ -188,7 +188,7 @@ class Decoder:
 
     @torch.inference_mode()
     def _admit(self) -> None:
-        """Let waiting canvases begin, in order, as far as there is room."""
+        """Admit waiting canvases, in order, while there is room."""
         while self._waiting and self.scheduler.has_room:
             canvas = self._waiting[0]
             if self.sharing.must_wait(canvas) or not self._place(canvas):
@@ -197,7 +197,7 @@ class Decoder:
             self.scheduler.admit(self._waiting.popleft())
 
     def _place(self, canvas: Canvas) -> bool:
-        """Give a canvas its arena ranges, or none; whether there was room."""
+        """Allocate all arena ranges of a canvas or none; returns whether there was room."""
         count, length = 2 if canvas.guided else 1, canvas.request.engine.slots(canvas)
         canvas.slots = tuple(self.arena.take(length) if length else None for _ in range(count))
         if (length and None in canvas.slots) or not self.sharing.begin(canvas):
@@ -223,7 +223,7 @@ class Decoder:
     def step(self) -> tuple[list[Completion], StepReport]:
         """One forward for every canvas that fits: plan, forward, select, commit.
 
-        When it raises, no canvas has lost anything: `step_apart` finds those that cannot go on.
+        If it raises, no canvas has lost state: `step_apart` finds those that cannot continue.
         """
         begun = time.perf_counter()
         self._admit()
@@ -234,8 +234,8 @@ class Decoder:
 
     @torch.inference_mode()
     def step_apart(self) -> list[Completion]:
-        """After `step` raised: a forward for each canvas alone. Requests whose forward fails again are ended with the
-        reason, their neighbours go on; what comes out for them is the same."""
+        """After `step` raised, run one forward for each canvas alone. Requests that fail again end with the error; the
+        others continue with the same result."""
         for canvas in list(self.scheduler.running):
             if canvas not in self.scheduler.running:
                 continue
@@ -267,7 +267,7 @@ class Decoder:
         return StepReport(len(canvases), batch.num_rows, revealed, engines)
 
     def _forward(self, batch: Batch) -> Tensor:
-        """Hidden states `[num_rows, hidden]` of the packed windows: the one model call of a step."""
+        """Hidden states `[num_rows, hidden]` of the packed windows: the step's only model call."""
         recorded = self.graphs.forward(batch)
         if recorded is not None:
             return recorded
@@ -281,10 +281,10 @@ class Decoder:
         return hidden
 
     def _commit(self, canvases: Sequence[Canvas], choices: Sequence[Selection]) -> int:
-        """Write what was chosen, move on where a block is done, and take out what has ended; how many were chosen.
+        """Write each selection, advance finished blocks, remove finished canvases; returns the number written.
 
-        A canvas whose logits are not finite ends its request. What one raises (its request's functions may) is raised
-        when all have moved on.
+        A canvas whose logits are not finite ends its request. An exception of one canvas (its request's callbacks may
+        raise) is raised once all have advanced.
         """
         chosen = list(zip(canvases, choices, strict=True))
         if any(choice.unsound is not None for choice in choices):

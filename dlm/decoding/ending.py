@@ -1,4 +1,4 @@
-"""When the active block is over, and when the answer is: pure given the canvas. Knows no model and no tensor."""
+"""When the active block is done, and when the answer is: functions of the canvas. Knows no model and no tensor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def goes_on(canvas: Canvas, choice: Selection, end_ids: Sequence[int]) -> bool:
 
     Args:
         canvas: with `choice` written.
-        choice: what its last forward chose.
+        choice: the selection of its last forward.
         end_ids: tokens that end an answer.
     """
     params, left, sampler = canvas.request.params, len(canvas.masked()), canvas.request.sampler
@@ -31,8 +31,8 @@ def goes_on(canvas: Canvas, choice: Selection, end_ids: Sequence[int]) -> bool:
 
 
 def enter_next(canvas: Canvas, end_ids: Sequence[int]) -> tuple[IntArray, bool] | None:
-    """After the active block: enter the next one, and None; or, where the answer is over, its tokens and whether an end
-    token or `should_stop` ended it."""
+    """After the active block: enter the next one and return None; or, if the answer is complete, return its tokens and
+    whether an end token or `should_stop` ended it."""
     answer, ended = canvas.answer(end_ids)
     stop = canvas.request.should_stop
     halted = stop is not None and stop(answer.tolist())

@@ -1,17 +1,16 @@
-"""How an answer grows while it is decoded (DAEDAL, arXiv 2508.00819): how long it will be, where it needs room.
+"""Growing an answer while it is decoded (DAEDAL, arXiv 2508.00819): its expected length, and where to insert masks.
 
-What the model expects at the end says whether the canvas is long enough. Its *end confidence* is the mean, over the
-last `eos_check_tokens` generated positions whose most probable token is the end of the sequence, of that token's
-probability; positions that are missing count as 0. Only forwards of the whole canvas are asked.
+The model's predictions at the end show whether the canvas is long enough. Its *end confidence* is the mean, over the
+last `eos_check_tokens` generated positions whose most probable token is end-of-sequence, of that token's probability;
+missing positions count as 0. It is measured only in forwards of the whole canvas.
 
-1. Before decoding, forwards that write nothing are made as long as the end confidence is below
-   `eos_confidence_threshold`; after each `expansion_factor` masks are put behind the canvas. Once it is reached,
-   `eos_check_tokens // 2` end tokens go behind the masks.
-2. While decoding, as long as it is below `expand_eos_confidence_threshold`, the mask of the active block in which the
-   model has least confidence, and less than `low_conf_threshold`, becomes `expansion_factor` masks.
+1. Before decoding, while the end confidence is below `eos_confidence_threshold`, run forwards that write nothing and
+   append `expansion_factor` masks after each. Once it is reached, append `eos_check_tokens // 2` end tokens.
+2. While decoding, while it is below `expand_eos_confidence_threshold`, replace the active block's mask with the lowest
+   confidence, if below `low_conf_threshold`, with `expansion_factor` masks.
 
-Blocks keep their length; what is put in pushes the rest into the next ones. Nothing is pushed beyond `gen_length`: as
-many masks are put in as there is room for (the program that came with the paper cuts off the end instead).
+Blocks keep their length; inserted masks push the rest into the next ones. Nothing is pushed beyond `gen_length`: only
+as many masks are inserted as fit (the paper's program truncates the end instead).
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ if TYPE_CHECKING:
 
 
 def length_estimate(positions: IntArray, proposals: Proposals, eos_id: int) -> LengthEstimate:
-    """From what was proposed at temperature 0 without any token forbidden."""
+    """Estimate from the proposals at temperature 0 with no token banned."""
     with np.errstate(over="ignore"):
         confidence = 1.0 / (1.0 + np.exp(proposals.log_odds))
     return LengthEstimate(positions, confidence, proposals.tokens == eos_id, eos_id)
 
 
 def grow(canvas: Canvas) -> None:
-    """Let the canvas grow where the last forward, whose tokens are written, asks for it."""
+    """Grow the canvas if the last forward, whose tokens are already written, calls for it."""
     estimate, canvas.length_estimate = canvas.length_estimate, None
     if estimate is None:
         return
@@ -54,7 +53,7 @@ def grow(canvas: Canvas) -> None:
 
 
 def _insert(canvas: Canvas, estimate: LengthEstimate) -> None:
-    """One doubtful mask of the active block becomes several."""
+    """Replace the active block's least confident mask with several."""
     params = canvas.request.params
     masked = np.isin(estimate.positions, canvas.masked())
     doubtful = np.flatnonzero(masked & (estimate.confidence < params.low_conf_threshold))

@@ -1,4 +1,4 @@
-"""Where the blocks of a canvas lie."""
+"""Block layout of a canvas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Block:
-    """Canvas positions `[start, stop)` and the steps that a schedule gives them."""
+    """Canvas positions `[start, stop)` and their share of the schedule's steps."""
 
     start: int
     stop: int
@@ -22,7 +22,7 @@ class Block:
 def blocks_from(tokens: IntArray, first: int, block_length: int, steps: int, mask_id: int) -> tuple[Block, ...]:
     """Blocks of `block_length` from position `first` to the end of `tokens [length]`; the last may be short.
 
-    Blocks without a mask are left out. `steps` is shared evenly, the earlier blocks taking the remainder.
+    Blocks without a mask are left out. `steps` is split evenly; earlier blocks take the remainder.
     """
     starts = range(first, len(tokens), block_length)
     spans = [(start, min(start + block_length, len(tokens))) for start in starts]
@@ -32,9 +32,9 @@ def blocks_from(tokens: IntArray, first: int, block_length: int, steps: int, mas
 
 
 def first_block(tokens: IntArray, prompt_length: int, block_length: int, mask_id: int, *, aligned: bool) -> int:
-    """Where the blocks begin: at the end of the prompt, or at the first mask inside it (infilling).
+    """Start of the first block: the end of the prompt, or the first mask inside it (infilling).
 
-    Aligned blocks lie on multiples of `block_length`; the first then holds the end of the prompt.
+    Aligned blocks start at multiples of `block_length`; the first then holds the end of the prompt.
     """
     inside = np.flatnonzero(tokens[:prompt_length] == mask_id)
     first = int(inside[0]) if len(inside) else prompt_length

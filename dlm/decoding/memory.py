@@ -1,8 +1,8 @@
-"""How much the decoder may hold, from the memory of the device and what a user lets it take.
+"""Sizes the decoder to the device's memory and the user's limits.
 
-Beside the weights a forward needs: the arena of keys and values; rows of logits and what is made of them; the
-activations of the packed batch; what some algorithms keep of a canvas between two forwards; and, where forwards are
-recorded, what the recordings hold. All but the arena are bounded first, and it takes no more than what then remains.
+Besides the weights, a forward needs: the arena of keys and values; logits and their scoring buffers; the activations of
+the packed batch; what some algorithms keep of a canvas between forwards; and, with CUDA graphs, what the recordings
+hold. All but the arena are bounded first; the arena takes at most the rest.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from dlm.models.sharding import Shard
 MIB = 1 << 20
 
 LOGITS_MIB = 512
-"""More rows of logits than this holds at once are not faster."""
+"""Memory for logits beyond which larger chunks are not faster."""
 
 SCORING_COPIES = 24
-"""Bytes that scoring holds for each byte of a row of logits at worst: with temperature and top-p the row exists in
-float64, sorted, with its indices, its probabilities and their sums (18 measured on a CPU; sorts on a GPU add some)."""
+"""Worst-case bytes that scoring holds for each byte of logits: with temperature and top-p a row exists in float64,
+sorted, with its indices, probabilities and their cumulative sums (18 measured on a CPU; sorting on a GPU adds some)."""
 
 RECORDING_MIB = 4
-"""What CUDA itself keeps for one recording, hundreds of kernels with their arguments: assumed, not measured."""
+"""What CUDA itself keeps for one recording, hundreds of kernels and their arguments: assumed, not measured."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a user lets the decoder hold.
+    """The user's limits on the decoder.
 
     Attributes:
         max_model_len: positions of the longest canvas.
@@ -54,11 +54,10 @@ class Limits:
 def budget(
     device: torch.device, utilization: float, config: BackboneConfig, dtype: torch.dtype, parallel: int = 1
 ) -> int:
-    """Bytes that the decoder may take on each device besides the weights, which are not loaded yet.
+    """Bytes that the decoder may use on each device besides the weights, which are not loaded yet.
 
-    On CUDA `utilization` times the memory of the device, less what is in use on it, by whomever, and the weights; of
-    several devices that which has least. On a CPU `utilization` times what the weights leave free, which `parallel`
-    processes share.
+    On CUDA: `utilization` times the device's memory, minus memory in use by any process and the weights; the minimum
+    over several devices. On a CPU: `utilization` times what the weights leave free, shared by `parallel` processes.
     """
     weights = weight_bytes(Shard(0, parallel).config(config), dtype)
     if device.type != "cuda":
@@ -73,14 +72,14 @@ def _cuda_budget(device: torch.device, utilization: float) -> int:
 
 
 def weight_bytes(config: BackboneConfig, dtype: torch.dtype) -> int:
-    """Bytes of a model's parameters; nothing is allocated."""
+    """Bytes of a model's parameters, computed without allocating them."""
     with torch.device("meta"):
         backbone = Backbone(config)
     return sum(parameter.numel() for parameter in backbone.parameters()) * dtype.itemsize
 
 
 def activation_bytes(config: BackboneConfig, dtype: torch.dtype, rows: int) -> int:
-    """Upper estimate of what one forward of `rows` tokens holds at once, besides arena and logits."""
+    """Upper estimate of the bytes one forward of `rows` tokens holds at once, besides arena and logits."""
     size, wide = dtype.itemsize, max(4, dtype.itemsize)
     heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     inner = config.intermediate_size
@@ -92,7 +91,7 @@ def activation_bytes(config: BackboneConfig, dtype: torch.dtype, rows: int) -> i
 
 
 def widest_bytes(config: BackboneConfig, dtype: torch.dtype, rows: int) -> int:
-    """The largest single tensor of a forward of `rows` tokens."""
+    """Bytes of the largest single tensor of a forward of `rows` tokens."""
     wide = max(4, dtype.itemsize)
     heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     projected = max(heads, 2 * config.intermediate_size)
@@ -103,37 +102,37 @@ def widest_bytes(config: BackboneConfig, dtype: torch.dtype, rows: int) -> int:
 
 
 def records(device: torch.device, dtype: torch.dtype, parallel: int = 1) -> bool:
-    """Whether a decoder there may record forwards, unless told not to (`dlm.decoding.cuda.graphs.choose_recorder`)."""
+    """Whether a decoder on `device` may record forwards by default (`dlm.decoding.cuda.graphs.choose_recorder`)."""
     return device.type == "cuda" and parallel == 1 and choose_backend(device, dtype) is VarlenAttention
 
 
 def recorded_bytes(config: BackboneConfig, dtype: torch.dtype, limits: Limits) -> int:
-    """Upper estimate of what recorded forwards hold, whatever the arena's size (`slot_bytes` has the rest).
+    """Upper estimate of the bytes recorded forwards hold regardless of the arena's size (`slot_bytes` has the rest).
 
-    All lie in one pool, in which one reuses what another left. At worst they are recorded by size, the smallest first:
-    then the widest tensor of each finds no place and takes a new one, and all else lies where wider ones were.
+    They share one pool and reuse each other's memory. At worst they are recorded smallest first: the widest tensor of
+    each then fits nowhere and needs new memory, and everything else reuses that of wider ones.
     """
     most = min(MAX_ROWS, max(limits.max_num_batched_tokens, 2 * limits.max_model_len))
     sizes = frame_rows(most)
     pool = activation_bytes(config, dtype, sizes[-1])
     pool += sum(widest_bytes(config, dtype, rows) for rows in sizes[:-1])
-    inputs = MAX_RECORDINGS * 8 * 8 * sizes[-1]  # at most eight numbers of 64 bits a row, keys apart
+    inputs = MAX_RECORDINGS * 8 * 8 * sizes[-1]  # at most eight 64-bit numbers a row, besides keys
     output = MAX_ROWS * config.hidden_size * dtype.itemsize
     return pool + inputs + output + MAX_RECORDINGS * RECORDING_MIB * MIB
 
 
 def slot_bytes(config: BackboneConfig, dtype: torch.dtype, *, recorded: bool) -> int:
-    """What a slot of the arena costs: keys and values of all layers, and what is made of them where kernels cannot read
-    them in place: a gathered copy of one layer's, another one in the recordings' pool, and in each recording the
-    numbers of its slots. Recordings round up by a quarter."""
+    """Bytes that an arena slot costs: keys and values of all layers, and, where kernels cannot read them in place, a
+    gathered copy of one layer's, another in the recordings' pool, and the slot's index in each recording. Recordings
+    round up by a quarter."""
     layer = config.kv_values_per_token * dtype.itemsize // config.num_layers
     more = -(-5 * (layer + 8 * MAX_RECORDINGS) // 4) if recorded else 0
     return layer * (config.num_layers + 1) + more
 
 
 def kept_bytes(config: BackboneConfig, dtype: torch.dtype, limits: Limits) -> int:
-    """The most that canvases keep besides keys and values: two rows of hidden states for each position, of `klass` with
-    guidance or of soft inputs."""
+    """Most bytes that canvases keep besides keys and values: two rows of hidden states per position, for `klass` with
+    guidance or for soft inputs."""
     return 2 * limits.max_num_seqs * limits.max_model_len * config.hidden_size * dtype.itemsize
 
 
@@ -146,16 +145,16 @@ def plan_memory(
     *,
     recorded: bool = False,
 ) -> DecoderOptions:
-    """Sizes of arena and logits that fit in `available` bytes together with the activations and what canvases keep.
+    """Sizes of arena and logits that fit in `available` bytes along with the activations and what canvases keep.
 
     The arena is no larger than `max_num_seqs` canvases of `max_model_len` can use, each with its unconditional pair.
 
     Args:
-        whole: architecture of the model.
-        dtype: of its weights, and so of keys and values.
-        limits: what the user lets the decoder hold.
-        available: bytes, on each device.
-        parallel: devices that share the model.
+        whole: architecture of the unsharded model.
+        dtype: of its weights, and thus of keys and values.
+        limits: the user's limits.
+        available: bytes on each device.
+        parallel: devices the model is sharded over.
         recorded: whether forwards are recorded (see `records`).
 
     Raises:
@@ -172,9 +171,9 @@ def plan_memory(
     needed = least_arena + least_mib * MIB * SCORING_COPIES
     if left < needed:
         raise ConfigError(
-            f"gpu_memory_utilization={limits.utilization} leaves {available // MIB} MiB beside the weights, and one "
+            f"gpu_memory_utilization={limits.utilization} leaves {available // MIB} MiB besides the weights, but one "
             f"canvas of max_model_len={limits.max_model_len} with max_num_batched_tokens="
-            f"{limits.max_num_batched_tokens} and what max_num_seqs={limits.max_num_seqs} may keep needs "
+            f"{limits.max_num_batched_tokens} and max_num_seqs={limits.max_num_seqs} needs "
             f"{-(-(fixed + needed) // MIB)} MiB; raise the first or lower one of the others"
             + ("; enforce_eager=true needs less" if recorded else "")
         )

@@ -1,7 +1,7 @@
-"""Noise that depends on (seed, sample, step, position, token id) and on nothing else.
+"""Noise that depends only on (seed, sample, step, position, token id).
 
 A counter-based generator: SplitMix64 (Steele, Lea, Flood 2014) over a 64-bit key for each row and the token id as the
-counter. The same numbers come out on any device, in any batch and in any order.
+counter. The numbers are the same on any device, in any batch and in any order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _WORD = 0xFFFFFFFFFFFFFFFF
 
 TOKENS, ORDER, MASKS = 0, 1, 2
-"""Streams: noise that chooses tokens, that orders positions, that hides given tokens (`dlm.likelihood`)."""
+"""Streams: noise to choose tokens, to order positions, and to mask given tokens (`dlm.likelihood`)."""
 
 Keys = npt.NDArray[np.uint64]
 
@@ -30,8 +30,8 @@ def _mix(word: int) -> int:
 
 
 def seed_of(seed: int | None, name: str) -> int | None:
-    """A prompt's own seed: 63 bits of BLAKE2b over the run's seed and the prompt's name, so that it depends on neither
-    order nor neighbours; None stays None."""
+    """Seed of one prompt: 63 bits of BLAKE2b over the run's seed and the prompt's name, so it depends on neither order
+    nor batch; None stays None."""
     if seed is None:
         return None
     return int.from_bytes(blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()) >> 1

@@ -1,4 +1,4 @@
-"""What a decoder is told and what it tells: limits, reports of its forwards, totals."""
+"""Decoder options, per-step reports and running totals."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dlm.decoding.params import check_whole
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    """How much the decoder holds at once.
+    """Limits and switches of a decoder.
 
     Attributes:
-        max_num_seqs: canvases in flight (a guided pair counts once).
+        max_num_seqs: canvases running at once (a guided pair counts once).
         max_num_batched_tokens: rows of one forward.
         arena_tokens: slots of the key/value arena; None sizes it for `max_num_seqs` canvases of the model's full
-            length, within a quarter of the memory that is free.
-        logits_mib: memory for rows of logits, in MiB; more rows are taken in chunks.
+            length, within a quarter of the free memory.
+        logits_mib: memory for logits, in MiB; more rows are processed in chunks.
         poison: fill freed arena ranges with NaN (tests).
-        deterministic: whether the bits of an answer are kept from depending on what it is batched with: None does so on
-            a CPU, where it costs little, and not on a GPU, where true gives products and attention fixed shapes, but
-            not yet the reductions (never run there).
-        enforce_eager: record no forward (CUDA graphs); slower.
+        deterministic: keep an answer's bits independent of what it is batched with. None does so on a CPU, where it is
+            cheap, and not on a GPU; there, true gives matmuls and attention fixed shapes, but not yet the reductions
+            (never run there).
+        enforce_eager: do not record CUDA graphs; slower.
     """
 
     max_num_seqs: int = 16
@@ -34,7 +34,7 @@ class DecoderOptions:
     enforce_eager: bool = False
 
     def __post_init__(self) -> None:
-        """Raises `RequestError` for a limit below 1, with which nothing could be decoded."""
+        """Raises `RequestError` for a limit below 1."""
         check_whole("max_num_seqs", self.max_num_seqs, 1)
         check_whole("max_num_batched_tokens", self.max_num_batched_tokens, 1)
         if self.arena_tokens is not None:
@@ -43,7 +43,7 @@ class DecoderOptions:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one forward held: for progress displays and tests."""
+    """Contents of one forward, for progress displays and tests."""
 
     num_canvases: int
     num_rows: int
@@ -53,7 +53,7 @@ class StepReport:
 
 @dataclass
 class DecoderStats:
-    """Totals since the decoder was made. Occupancy is the share of `max_num_seqs` that took part in a forward."""
+    """Totals since the decoder was created. Occupancy is the share of `max_num_seqs` that took part in a forward."""
 
     num_steps: int = 0
     num_rows: int = 0

@@ -1,4 +1,4 @@
-"""What the decoder gives back for a canvas: progress, and in the end an answer or the reason why there is none."""
+"""What the decoder reports for a canvas: progress, then a completion or an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dlm.errors import NotFiniteError
 
 
 def progress_of(canvas: Canvas, choice: Selection, end_ids: Sequence[int], *, block_done: bool) -> Progress:
-    """What the forward just made did to the canvas."""
+    """What the last forward did to the canvas."""
     return Progress(
         sample=canvas.sample,
         step=canvas.nfe,
@@ -31,10 +31,10 @@ def progress_of(canvas: Canvas, choice: Selection, end_ids: Sequence[int], *, bl
 
 
 def completion_of(canvas: Canvas, answer: IntArray, *, stopped: bool) -> Completion:
-    """The finished canvas.
+    """Completion of a finished canvas.
 
     Args:
-        canvas: still as the last forward left it.
+        canvas: as the last forward left it.
         answer: its tokens before the first end token.
         stopped: an end token or `should_stop` ended it.
     """
@@ -61,7 +61,7 @@ def completion_of(canvas: Canvas, answer: IntArray, *, stopped: bool) -> Complet
 
 
 def failure_of(canvas: Canvas, error: Exception) -> Completion:
-    """A request whose forward raised `error`, or gave logits that are not finite."""
+    """Completion of a request whose forward raised `error` or produced logits that are not finite."""
     request = canvas.request
     fault = "out_of_memory" if is_out_of_memory(error) else "failed"
     fault = "not_finite" if isinstance(error, NotFiniteError) else fault
@@ -70,19 +70,19 @@ def failure_of(canvas: Canvas, error: Exception) -> Completion:
 
 
 def not_finite(canvas: Canvas, position: int) -> NotFiniteError:
-    """What a canvas ends with whose logits at `position` are not finite, in the forward that is not counted yet."""
+    """Error for a canvas whose logits at `position` are not finite, in the forward that is not counted yet."""
     what = f"the logits of position {position} are not finite in forward {canvas.nfe + 1}"
     if canvas.guided:
-        return NotFiniteError(f"{what}; lower cfg_scale={canvas.request.params.cfg_scale}, or see to the weights")
+        return NotFiniteError(f"{what}; lower cfg_scale={canvas.request.params.cfg_scale}, or check the weights")
     return NotFiniteError(f"{what}; the weights are damaged, or overflow in this dtype (try dtype=float32)")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was short. torch has a type for it on GPUs alone; on a CPU there is the message."""
+    """Whether memory ran out. torch has an exception type for it only on GPUs; on a CPU only the message tells."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def refusal_of(request: Request, error: Exception) -> Completion:
-    """A request that cannot be decoded."""
+    """Completion of a request that cannot be decoded."""
     seed = request.params.seed or 0
     return Completion(request.id, 0, seed, request.prompt_ids, error=str(error), fault="refused")

@@ -1,4 +1,4 @@
-"""The windows of all canvases that step together, laid end to end into one batch without a padded position."""
+"""Packs the windows of all canvases in a step end to end into one batch, without padding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlm.models.attention.segments import Segment, packing_order
 
 @dataclass(frozen=True)
 class Entry:
-    """One window of a step: of a canvas, or of its unconditional pair, which sees no prompt."""
+    """One window of a step, of a canvas or of its unconditional pair, which sees no prompt."""
 
     canvas: Canvas
     window: Window
@@ -51,7 +51,7 @@ class Batch:
 
     Attributes:
         entries, segments: its windows in row order.
-        num_rows: tokens in all.
+        num_rows: total tokens.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -82,11 +82,11 @@ class Batch:
         return np.concatenate([entry.token_ids() for entry in self.entries])
 
     def positions(self) -> IntArray:
-        """`[num_rows]`, each token's place in its canvas."""
+        """`[num_rows]`, each token's position in its canvas."""
         return np.concatenate([np.arange(entry.window.start, entry.window.stop) for entry in self.entries])
 
     def drafts(self) -> npt.NDArray[np.bool_] | None:
-        """`[num_rows]`, which rows belong to windows that draft; None where none does."""
+        """`[num_rows]`, which rows belong to drafting windows; None if none do."""
         if not any(entry.window.drafts for entry in self.entries):
             return None
         return np.repeat([entry.window.drafts for entry in self.entries], [entry.rows for entry in self.entries])
@@ -94,8 +94,8 @@ class Batch:
     def rows(self, canvas: Canvas, positions: IntArray, *, uncond: bool = False) -> IntArray:
         """Rows of the batch that predict the canvas's `positions`.
 
-        Where the plan is shifted that is the row of the position before; the first row of a window then stands for
-        itself too.
+        If the plan is shifted, that is the row of the previous position; the first row of a window then also predicts
+        itself.
         """
         places = self._offsets[id(canvas), uncond]
         if canvas.plan.shifted:

@@ -1,4 +1,4 @@
-"""How one prompt is decoded, as plain values, and the checks that engines and samplers share."""
+"""Sampling parameters of one prompt, as plain values, and the range checks that engines and samplers share."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ MAX_SAMPLES = 65536
 """Upper bound of `n`."""
 
 MAX_WHOLE = 2**31 - 1
-"""Upper bound of whole numbers that have none by their meaning."""
+"""Upper bound of whole numbers without a natural one."""
 
 MIN_TEMPERATURE = 1e-6
-"""Below this a temperature is meant to be 0, and logits divided by it leave the range of numbers."""
+"""Smallest temperature above 0: dividing logits by a smaller one overflows, and 0 is what was meant."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one prompt is decoded, whatever engine and sampler do it.
+    """How one prompt is decoded, independent of engine and sampler.
 
     Attributes:
         gen_length: masked positions appended to the prompt, 1..8192.
-        max_tokens: at most so many tokens are returned; None returns all of `gen_length`.
-        steps: total of a schedule, 1..8192 (LLaDA's meaning). Where it does not divide evenly the earlier blocks take
-            the remainder. Samplers without a schedule do not use it, as in the reference programs.
+        max_tokens: return at most this many tokens; None returns all of `gen_length`.
+        steps: total steps of the schedule, 1..8192 (as in LLaDA). If it does not divide evenly, earlier blocks take the
+            remainder. Samplers without a schedule ignore it, as in the reference programs.
         block_length: length of a semi-autoregressive block.
-        align_blocks: blocks lie on multiples of `block_length` (dInfer's `start_block_align`), so that the first may
-            hold the end of the prompt; otherwise they begin where the prompt ends.
-        temperature: 1e-6..2, or 0, which takes the most probable token.
-        top_k, top_p: filters applied before sampling; 0 and 1.0 keep everything. Not used at temperature 0.
+        align_blocks: start blocks at multiples of `block_length` (dInfer's `start_block_align`), so the first may hold
+            the end of the prompt; otherwise they start at the end of the prompt.
+        temperature: 1e-6..2, or 0 for the most probable token.
+        top_k, top_p: filters applied before sampling; 0 and 1.0 keep everything. Ignored at temperature 0.
         cfg_scale: classifier-free guidance, 0..1000: logits = u + (cfg_scale + 1) (l - u).
-        max_nfe: ceiling of forwards for this prompt; when the remaining budget demands it more positions are revealed
-            than the sampler would.
-        initial_gen_length: begin with so many masked positions and grow to at most `gen_length`, as the model asks for
-            it (DAEDAL, arXiv 2508.00819; see `dlm.decoding.expansion`); 1..gen_length. None: `gen_length` from the
-            start. The five below go with it.
-        expansion_factor: positions that are added at once, and masks that take the place of one, at least 2.
-        eos_check_tokens: positions that the end confidence is a mean of, at least 1.
-        eos_confidence_threshold: before decoding, the canvas grows while its end confidence is below this, 0..1.
-        expand_eos_confidence_threshold: while decoding, masks are put in while it is below this, 0..1.
-        low_conf_threshold: and where the model's confidence in a mask is below this, 0..1.
+        max_nfe: maximum number of forwards for this prompt; more positions are revealed than the sampler selects when
+            the remaining budget requires it.
+        initial_gen_length: start with this many masked positions and grow up to `gen_length` as the model needs
+            (DAEDAL, arXiv 2508.00819; see `dlm.decoding.expansion`); 1..gen_length. None starts at `gen_length`. The
+            next five apply only with it.
+        expansion_factor: positions added at once, and masks that replace one, at least 2.
+        eos_check_tokens: positions averaged for the end confidence, at least 1.
+        eos_confidence_threshold: before decoding, grow while the end confidence is below this, 0..1.
+        expand_eos_confidence_threshold: while decoding, insert masks while it is below this, 0..1.
+        low_conf_threshold: insert only where the model's confidence in a mask is below this, 0..1.
         ignore_eos: decode the whole canvas instead of stopping after the block that ends the answer.
-        eos_early_stop: stop inside a block, as soon as an end token is there and nothing before it is undecided.
-        logits_eos_inf: the end-of-sequence token can not be chosen.
-        confidence_eos_eot_inf: positions that propose end-of-sequence or end-of-turn are revealed last.
-        seed: of the noise; None draws one, which the completion reports.
-        n: samples of this prompt, each with noise of its own.
+        eos_early_stop: stop inside a block once there is an end token with nothing undecided before it.
+        logits_eos_inf: never choose the end-of-sequence token.
+        confidence_eos_eot_inf: reveal positions that propose end-of-sequence or end-of-turn last.
+        seed: noise seed; None draws one, which the completion reports.
+        n: samples of this prompt, each with its own noise.
         record: keep the step map and the log-probabilities at reveal time.
     """
 
@@ -86,7 +86,7 @@ class SamplingParams:
             raise RequestError("; ".join(faults))
 
     def faults(self) -> list[str]:
-        """Every violated range, each naming field, value and range."""
+        """One message for each violation, naming field, value and range."""
         found: list[str] = []
         _whole(found, "gen_length", self.gen_length, 1, MAX_LENGTH)
         _whole(found, "steps", self.steps, 1, MAX_LENGTH)
@@ -101,7 +101,7 @@ class SamplingParams:
         if self.seed is not None:
             _whole(found, "seed", self.seed, 0, 2**63 - 1)
         if self.ignore_eos and self.eos_early_stop:
-            found.append("eos_early_stop=True goes against ignore_eos=True; leave one of them out")
+            found.append("eos_early_stop=True conflicts with ignore_eos=True; leave one of them out")
         _real(found, "temperature", self.temperature, 0.0, 2.0, least=MIN_TEMPERATURE)
         _real(found, "cfg_scale", self.cfg_scale, 0.0, 1000.0)
         _real(found, "top_p", self.top_p, 0.0, 1.0, open_low=True)
@@ -115,7 +115,7 @@ EXPANSION_NAMES = (
     "expansion_factor", "eos_check_tokens", "eos_confidence_threshold", "expand_eos_confidence_threshold",
     "low_conf_threshold",
 )  # fmt: skip
-"""Fields that `initial_gen_length` puts to use."""
+"""Fields that apply only with `initial_gen_length`."""
 
 
 def _whole(found: list[str], name: str, value: object, low: int, high: int, why: str = "") -> None:
@@ -136,10 +136,10 @@ def _real(
     open_low: bool = False,
     least: float = 0.0,
 ) -> None:
-    """`least`: what is above `low` must be at least that."""
+    """`least`: lower bound of values above `low`."""
     highest = sys.float_info.max if high is None else high
     good = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(value, int | float):  # comparisons hold for whole numbers beyond every float, and refuse nan
+    if isinstance(value, int | float):  # comparisons work for ints beyond the float range, and reject nan
         good = good and (low < value or (low == value and not open_low)) and value <= highest
         good = good and (value == low or value >= least)
     if not good:
@@ -157,17 +157,17 @@ def _expansion(found: list[str], params: SamplingParams) -> None:
         ceiling = params.gen_length if isinstance(params.gen_length, int) else MAX_LENGTH
         _whole(found, "initial_gen_length", params.initial_gen_length, 1, ceiling, "gen_length is the ceiling")
         if params.logits_eos_inf:
-            found.append("logits_eos_inf=True takes away the end that initial_gen_length looks for; leave one out")
+            found.append("logits_eos_inf=True bans the end token that initial_gen_length relies on; leave one out")
         return
     given = [name for name in EXPANSION_NAMES if getattr(params, name) != getattr(SamplingParams, name)]
     if given:
-        found.append(f"{', '.join(given)}: no answer grows without initial_gen_length; set it too or leave them out")
+        found.append(f"{', '.join(given)}: used only with initial_gen_length; set it too or leave them out")
 
 
 def check_real(
     name: str, value: object, low: float, high: float | None, *, open_low: bool = False, least: float = 0.0
 ) -> None:
-    """Raise `RequestError` unless `value` is a finite number in range; for the parameters of engines and samplers."""
+    """Raise `RequestError` unless `value` is a finite number in range; for engine and sampler parameters."""
     found: list[str] = []
     _real(found, name, value, low, high, open_low=open_low, least=least)
     if found:
@@ -175,7 +175,7 @@ def check_real(
 
 
 def check_whole(name: str, value: object, low: int, high: int = MAX_WHOLE) -> None:
-    """Raise `RequestError` unless `value` is a whole number in range; for the parameters of engines and samplers."""
+    """Raise `RequestError` unless `value` is a whole number in range; for engine and sampler parameters."""
     found: list[str] = []
     _whole(found, name, value, low, high)
     if found:

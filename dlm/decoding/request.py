@@ -1,4 +1,4 @@
-"""What is asked of the decoder and what it answers: token ids only."""
+"""Requests to the decoder and its completions: token ids only."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Request:
     """One prompt and how to decode it.
 
     Attributes:
-        id: stable name, given back with each completion.
+        id: stable name, repeated in each completion.
         prompt_ids: the prompt's tokens; the mask id marks positions to fill in (infilling).
         engine, sampler: which positions to recompute and which to reveal.
-        should_stop: called with the generated tokens before the first end token each time a block is done; True ends
-            the answer there (stop strings, which the decoder knows nothing of).
+        should_stop: called with the generated tokens before the first end token whenever a block is done; True ends the
+            answer there (for stop strings, which the decoder does not know).
         watch: called after each forward of each sample, in the decoder's thread.
-        token_stats: with `params.record`, also keep `Completion.logprobs_processed` and `entropies`; each forward then
-            makes another pass over its rows of logits.
+        token_stats: with `params.record`, also keep `Completion.logprobs_processed` and `entropies`; costs each forward
+            another pass over its logits.
     """
 
     id: str
@@ -37,18 +37,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Progress:
-    """What one forward did to one sample of a request. Positions count from the first behind the prompt; those of
-    infilling inside the prompt are negative.
+    """What one forward did to one sample of a request. Positions count from the end of the prompt; those inside the
+    prompt (infilling) are negative.
 
     Attributes:
-        sample: which of the request's `n`.
-        step: forwards made, this one included.
-        block, num_blocks: the active block, from 0, and how many there are.
-        positions, tokens: what was written.
+        sample: index among the request's `n`.
+        step: forwards so far, including this one.
+        block, num_blocks: index of the active block, and the number of blocks.
+        positions, tokens: positions written, and their tokens.
         logprobs: log-probabilities of `tokens` under the raw logits; None without `record`.
         cleared: positions that became masks again.
-        inserted: where and how many positions were put in after that (`initial_gen_length`): those behind moved on.
-        settled: when the block is done, the generated tokens so far, which change no more; else None.
+        inserted: position and number of masks inserted after that (`initial_gen_length`); later positions shift.
+        settled: when the block is done, the generated tokens so far, now final; else None.
     """
 
     sample: int
@@ -65,31 +65,30 @@ class Progress:
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to one sample of a request.
+    """The result of one sample of a request.
 
     Attributes:
-        request_id, sample: which request, which of its `n` samples.
+        request_id, sample: the request, and the index among its `n` samples.
         seed: the seed used.
         prompt_ids: the prompt with its masked positions filled in.
-        token_ids: the generated tokens before the first end token, cut at `max_tokens`.
-        canvas_ids: every position behind the prompt as the decoder left it; positions never reached hold the mask id.
+        token_ids: the generated tokens before the first end token, truncated to `max_tokens`.
+        canvas_ids: all positions after the prompt as the decoder left them; positions never reached hold the mask id.
         finish_reason: `stop` (an end token or `should_stop`), `length`, or `error`.
         nfe: forwards this canvas took part in; a guided pair counts once.
         positions: positions recomputed, summed over those forwards (a guided pair counts twice).
         seconds: from admission to the end.
-        step_map: for each position of `canvas_ids` the 1-based forward that gave it its token, 0 where none did; only
+        step_map: for each position of `canvas_ids`, the 1-based forward that revealed its token, 0 if none did; only
             with `record`.
-        logprobs: for each position of `canvas_ids` the log-probability of its token under the raw logits (after
-            guidance, before temperature and filters) of the forward that revealed it, nan where none did; only with
+        logprobs: for each position of `canvas_ids`, the log-probability of its token under the raw logits (after
+            guidance, before temperature and filters) of the forward that revealed it, nan if none did; only with
             `record`. Not an autoregressive likelihood.
-        logprobs_processed: likewise under the distribution that the token was drawn from: after `temperature`, `top_k`
-            and `top_p`, and after what may not be chosen was taken away. 0 at temperature 0, where nothing is drawn.
-            Only with `Request.token_stats`.
-        entropies: likewise the entropy, in nats, of softmax(raw logits) at the token's position. Only with
+        logprobs_processed: the same under the distribution the token was drawn from: after `temperature`, `top_k`,
+            `top_p` and banned tokens. 0 at temperature 0, where nothing is drawn. Only with `Request.token_stats`.
+        entropies: for each position, the entropy in nats of softmax(raw logits) at reveal time. Only with
             `Request.token_stats`.
-        error: why there is no answer; None where there is one.
+        error: why there is no answer; None if there is one.
         fault: with `error`: `refused` (the request cannot be decoded), `failed` (its forward raised), `out_of_memory`,
-            `not_finite` (the model's logits were); empty otherwise.
+            or `not_finite` (the model's logits were not finite); else empty.
     """
 
     request_id: str

@@ -1,4 +1,4 @@
-"""Which canvases step together: plain Python over their costs, no torch."""
+"""Selects the canvases of each step by their costs. Plain Python, no torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ Item = TypeVar("Item")
 
 
 class Scheduler(Generic[Item]):
-    """Keeps the running canvases in turn order.
+    """Keeps the running canvases in scheduling order.
 
     Args:
-        max_num_seqs: canvases that run at once.
-        max_num_batched_tokens: rows of one forward; a window longer than this goes alone.
+        max_num_seqs: canvases running at once.
+        max_num_batched_tokens: rows of one forward; a longer window runs alone.
     """
 
     def __init__(self, max_num_seqs: int, max_num_batched_tokens: int) -> None:
@@ -31,9 +31,9 @@ class Scheduler(Generic[Item]):
         self.running.remove(item)
 
     def pick(self, cost: Callable[[Item], int]) -> list[Item]:
-        """The canvases of the next forward: in turn order, those whose windows fit the token budget.
+        """Canvases of the next forward: in scheduling order, those whose windows fit the token budget.
 
-        The first in line always goes and whoever was left out moves to the front, so none starves.
+        The first always runs, and canvases left out move to the front, so none starves.
         """
         budget = self.max_num_batched_tokens
         picked: list[Item] = []

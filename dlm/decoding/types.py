@@ -1,4 +1,4 @@
-"""What engines, samplers and canvases tell each other: plain values on the host. No loop, no model, no tensor."""
+"""Plain host values that engines, samplers and canvases exchange. No loop, no model, no tensor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NONE: Indices = np.zeros(0, dtype=np.int64)
 """No candidate."""
 
 Phase = Literal["whole", "refresh", "reuse"]
-"""A forward of the whole canvas that keeps nothing; one that fills the cache; one that reads it."""
+"""A forward of the whole canvas that caches nothing, one that fills the cache, or one that reads it."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Window:
 
     Attributes:
         start, stop: the query range.
-        place: where in the canvas's arena range the window's first key and value go; None keeps nothing.
-        keys: attend to so many slots from the start of that range, after the window has been written there; None
-            attends to the window itself.
+        place: offset in the canvas's arena range of the window's first key and value; None stores nothing.
+        keys: number of slots to attend to from the start of that range, once the window is written there; None attends
+            to the window itself.
         causal: the last query sees all keys, the one before it all but one, and so on.
-        retain: thin the window's keys out and keep those that remain at the start of the range.
-        drafts: what it gives will be verified, so that a model's drafter may compute it (`dlm.models.lora.drafter`).
+        retain: select among the window's keys and store the selected ones at the start of the range.
+        drafts: its output will be verified, so the model's drafter may compute it (`dlm.models.lora.drafter`).
     """
 
     start: int
@@ -51,13 +51,13 @@ class Plan:
     """One forward of a canvas.
 
     Attributes:
-        windows: disjoint, in the order of their positions.
-        first_only: exactly the first position of the block is decided, whatever the sampler says: the block's other
-            forwards cannot see what predicts it.
+        windows: disjoint, ordered by position.
+        first_only: decide exactly the first position of the block, whatever the sampler selects: later forwards of the
+            block do not compute the row that predicts it.
         shifted: a position is predicted by the row before it.
-        reads: positions `[start, stop)` that may be written; None: those of the active block.
-        phase: what the forward does with the cache.
-        probe: nothing is written; the forward is made to see how long the answer will be.
+        reads: positions `[start, stop)` that may be written; None is the active block.
+        phase: how the forward uses the cache.
+        probe: write nothing; the forward only estimates the length of the answer.
     """
 
     windows: tuple[Window, ...]
@@ -75,7 +75,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """Masked positions are fed E[mask] + w (softmax(logits) E) with the logits of the forward before (dInfer).
+    """Masked positions are fed E[mask] + w (softmax(logits) E), logits from the previous forward (dInfer).
 
     Attributes:
         weight_init, weight_growth, weight_limit: w = min(weight_init + weight_growth t, weight_limit) at forward t.
@@ -92,16 +92,16 @@ class Smoothing:
         return min(self.weight_init + self.weight_growth * forward, self.weight_limit)
 
     def floor(self, forward: int) -> float:
-        """The least threshold at forward `forward`."""
+        """Lower bound of the threshold at forward `forward`."""
         return 1.0 - self.threshold_decay * forward
 
 
 @dataclass(frozen=True)
 class Unroll:
-    """A program that looks whether a block is finished only now and then.
+    """A reference program that checks only every few iterations whether a block is finished.
 
-    It looks after max(1, min(masks // expected_tpf, maximum)) iterations. Forwards that it makes on a finished block
-    are counted where they matter, and not made.
+    It checks after max(1, min(masks // expected_tpf, maximum)) iterations. Its forwards on a finished block are counted
+    where the count matters, but not run.
     """
 
     maximum: int
@@ -110,20 +110,20 @@ class Unroll:
 
 @dataclass(frozen=True)
 class Scores:
-    """The candidates of one canvas, ascending: the masked positions of its active block, and for samplers that edit the
-    decided ones too.
+    """The candidates of one canvas, ascending: the masked positions of its active block, and also the decided ones for
+    samplers that edit.
 
     Attributes:
-        positions: `[m]` int64, places in the canvas.
-        priority: `[m]` float64, higher is revealed earlier; which quantity is the sampler's `ranks_by`.
+        positions: `[m]` int64, in the canvas.
+        priority: `[m]` float64, higher is revealed earlier; the sampler's `ranks_by` names the quantity.
         log_odds: `[m]` float64, log((1 - c) / c) of the proposed token's probability c; orders candidates where c
             rounds to 1.
         tokens: `[m]` int64, the proposed tokens.
         proposes_mask: `[m]` bool, the proposal is the mask id, which is never written.
         masked: `[m]` bool, undecided.
-        differs: `[m]` bool, the proposal is not what stands there.
+        differs: `[m]` bool, the proposal differs from the current token.
         uniform: `[m]` float64 in (0, 1), noise of this canvas, step and position.
-        divergence: `[m]` float64, KL(p_now || p_before) against the forward before in this block, inf where there was
+        divergence: `[m]` float64, KL(p_now || p_before) against the previous forward in this block; inf if there was
             none or the sampler does not `track` it.
     """
 
@@ -150,15 +150,15 @@ class Scores:
 
 @dataclass(frozen=True)
 class StepContext:
-    """Where the canvas stands in its active block.
+    """Progress of a canvas within its active block.
 
     Attributes:
         step: steps of the block's schedule before this one.
-        steps: the share of the schedule that the block has.
+        steps: the block's share of the schedule.
         masks: masked positions at the block's start.
         left: how many of them are still masked.
-        block_length, gen_length: as asked for.
-        floor: the least threshold that the engine lets a sampler use.
+        block_length, gen_length: as requested.
+        floor: lowest threshold that the engine allows a sampler.
     """
 
     step: int
@@ -172,14 +172,14 @@ class StepContext:
 
 @dataclass(frozen=True)
 class LogitBias:
-    """Amounts to add to single logits: entry k adds `amounts[k]` at candidate `rows[k]` and token `tokens[k]`."""
+    """Amounts added to individual logits: entry k adds `amounts[k]` at candidate `rows[k]`, token `tokens[k]`."""
 
     rows: Indices
     tokens: Indices
     amounts: Floats
 
     def joined(self, other: LogitBias) -> LogitBias:
-        """Both."""
+        """The entries of both."""
         return LogitBias(
             np.concatenate((self.rows, other.rows)),
             np.concatenate((self.tokens, other.tokens)),
@@ -189,13 +189,13 @@ class LogitBias:
 
 @dataclass(frozen=True)
 class LengthEstimate:
-    """What a forward of the whole canvas expects at each generated position, whatever stands there.
+    """What a forward of the whole canvas predicts at each generated position, masked or not.
 
     Attributes:
         positions: `[m]` int64, ascending.
         confidence: `[m]` float64, probability of the most probable token.
-        ends: `[m]` bool, that token ends the sequence.
-        eos_id: which token that is.
+        ends: `[m]` bool, that token is `eos_id`.
+        eos_id: the end-of-sequence token.
     """
 
     positions: Indices
@@ -210,18 +210,17 @@ class LengthEstimate:
 
 @dataclass
 class ReferenceSchedule:
-    """How far the program that an algorithm comes from would be: it also makes forwards on blocks that are finished.
+    """Progress of the reference program that an algorithm comes from, which also runs forwards on finished blocks.
 
-    dInfer looks whether a block is finished only after a number of iterations, and makes an ordinary forward right
-    after each one that fills the cache. Its warm-up and its smoothing count those forwards; here they are counted and
-    not made.
+    dInfer checks only every few iterations whether a block is finished, and runs a regular forward right after each one
+    that fills the cache. Its warm-up and smoothing count those forwards; here they are counted but not run.
 
     Attributes:
-        forwards: made so far, by the program's count.
-        left: iterations before it looks again whether the block is finished.
-        pending: the iteration has filled the cache and its ordinary forward is due.
-        has_cache: the cache was filled once.
-        tested: the last block whose novelty was tested, which happens only where there is a cache.
+        forwards: forwards so far, by the program's count.
+        left: iterations until it next checks whether the block is finished.
+        pending: the iteration has filled the cache; its regular forward is due.
+        has_cache: the cache has been filled.
+        tested: the last block tested for being new; tested only once there is a cache.
     """
 
     forwards: int = 0
@@ -231,12 +230,12 @@ class ReferenceSchedule:
     tested: int = 0
 
     def begin(self, masks: int, unroll: Unroll) -> None:
-        """The next forward is due; where the program looks at the block first, it finds `masks`."""
+        """Start the next forward; if the program checks the block first, it finds `masks` masks."""
         if self.left <= 0 and not self.pending:
             self.left = max(1, min(masks // unroll.expected_tpf, unroll.maximum))
 
     def advance(self, phase: Phase, block_index: int) -> None:
-        """One forward was made."""
+        """Count one forward."""
         if self.has_cache and not self.pending and phase != "whole":
             self.tested = block_index
         self.forwards += 1
@@ -248,12 +247,12 @@ class ReferenceSchedule:
 
     @property
     def makes_another(self) -> bool:
-        """Whether the program would make another forward before it looks at the block."""
+        """Whether the program would run another forward before it checks the block."""
         return self.pending or self.left > 0
 
 
 class CanvasState(Protocol):
-    """What an engine may read of a canvas; see `dlm.decoding.canvas.Canvas`."""
+    """The part of a canvas that an engine may read; see `dlm.decoding.canvas.Canvas`."""
 
     tokens: Indices
     mask_id: int
@@ -268,16 +267,16 @@ class CanvasState(Protocol):
 
     @property
     def params(self) -> SamplingParams:
-        """How the prompt is decoded."""
+        """Sampling parameters of the request."""
 
     @property
     def length(self) -> int:
-        """Positions."""
+        """Number of positions."""
 
     @property
     def block_start(self) -> int:
-        """Where the active block begins."""
+        """First position of the active block."""
 
     @property
     def block_stop(self) -> int:
-        """Where it ends."""
+        """End of the active block, exclusive."""

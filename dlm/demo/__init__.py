@@ -1,6 +1,6 @@
 """The bundled demo: a tiny trained checkpoint and prompts held out of its training; `dlm.demo.tasks` checks answers.
 
-Importing this costs nothing.
+Cheap to import.
 """
 
 from dlm._paths import DEMO_CHECKPOINT as CHECKPOINT

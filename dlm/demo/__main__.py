@@ -1,4 +1,4 @@
-"""Write the held-out prompts anew: `python -m dlm.demo`. They are the same on every machine."""
+"""Regenerate the held-out prompts: `python -m dlm.demo`. They are the same on every machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewards for the demo's questions that its checkpoint does not know of: among valid answers they prefer some."""
+"""Rewards for the demo's questions that its checkpoint was not trained on: they prefer some valid answers to others."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dlm.demo.tasks import check
 
 
 def balanced_split(row: dict[str, Any], text: str) -> float:
-    """For "Split 12 apples into 2.": how near the parts are, 1 - |a - b| / (a + b); 0 for a wrong answer.
+    """For "Split 12 apples into 2.": how close the parts are, 1 - |a - b| / (a + b); 0 for a wrong answer.
 
-    The training data of the checkpoint draws the parts at random, for which the mean is about a half.
+    The checkpoint's training data draws the parts at random, which gives a mean of about one half.
     """
     if not check("split", row["prompt"], text):
         return 0.0

@@ -1,11 +1,11 @@
 """The demo's tasks: questions whose answers a few lines of Python can check.
 
-Each `TaskFamily` makes examples from a seeded `random.Random` and checks an answer from the texts of question and answer
-alone. Where a question has many valid answers, any of them counts; the generator draws one at random, so that a model
-trained on it learns the whole distribution, which is what breaks when dependent tokens are revealed together. Numbers
-are small, so that each is one token: sums written digit by digit are not learned in an hour on one core.
+Each `TaskFamily` makes examples from a seeded `random.Random` and checks an answer from the texts of question and
+answer alone. If a question has many valid answers, any of them counts; the generator draws one at random, so that a
+model trained on it learns the whole distribution, which is what breaks when dependent tokens are revealed together.
+Numbers are small, so that each is one token: sums written digit by digit are not learned in an hour on one core.
 
-Knows neither tokens nor models. `python -m dlm.demo` writes the held-out prompts (`prompts.jsonl`).
+Independent of tokens and models. `python -m dlm.demo` writes the held-out prompts (`prompts.jsonl`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TaskFamily:
         memorised: a closed list of facts; held-out questions then also occur in training.
         share: examples in each round of the training stream; more for what is learned slowly.
         make: draws `(question, answer, facts)`.
-        check: whether an answer, stripped of surrounding white space, is entirely right.
+        check: whether an answer, without surrounding whitespace, is fully correct.
     """
 
     name: str
@@ -192,7 +192,7 @@ FAMILIES = {
 
 
 def check(family: str, prompt: str, answer: str) -> bool:
-    """Whether `answer` is entirely right for `prompt`; white space around it is no part of it.
+    """Whether `answer` is fully correct for `prompt`, ignoring surrounding whitespace.
 
     Raises:
         ConfigError: there is no such family.
@@ -203,9 +203,9 @@ def check(family: str, prompt: str, answer: str) -> bool:
 
 
 def held_out(seed: int = TEST_SEED, per_family: int = TEST_PER_FAMILY) -> list[Example]:
-    """Different questions of each family, the same on every machine; the test set without arguments.
+    """Distinct questions of each family, the same on every machine; by default the test set.
 
-    `per_family` of each, and half as many of a memorised one: those are seen in training, so they show less.
+    `per_family` of each, half as many of a memorised one: those are seen in training, so they show less.
     """
     examples = []
     for family in FAMILIES.values():
@@ -220,17 +220,16 @@ def held_out(seed: int = TEST_SEED, per_family: int = TEST_PER_FAMILY) -> list[E
 
 
 def _kept_back() -> set[str]:
-    """Questions of the test and validation sets. Memorised facts are no part of it: they can only be known by having
-    been seen."""
+    """Questions of the test and validation sets, without memorised facts: those can only be known from training."""
     examples = [*held_out(), *held_out(VALIDATION_SEED, VALIDATION_PER_FAMILY)]
     return {example.question for example in examples if not FAMILIES[example.family].memorised}
 
 
 def fresh_examples(family: str, seed: int, count: int) -> list[Example]:
-    """`count` different questions of a family, none of the test and validation sets.
+    """`count` distinct questions of a family, none of them in the test and validation sets.
 
     Raises:
-        ConfigError: there is no such family, or it has not so many.
+        ConfigError: there is no such family, or it has too few questions.
     """
     if family not in FAMILIES:
         raise ConfigError(f"demo family {family!r} does not exist; choose one of {', '.join(FAMILIES)}")
@@ -246,7 +245,7 @@ def fresh_examples(family: str, seed: int, count: int) -> list[Example]:
 
 
 def training_examples(seed: int) -> Iterator[Example]:
-    """An endless stream over the families by their shares, without the questions of the test and validation sets."""
+    """An endless stream over the families by their shares, excluding questions of the test and validation sets."""
     rng, excluded = random.Random(seed), _kept_back()
     for family in cycle([one for one in FAMILIES.values() for _ in range(one.share)]):
         example = family.example(rng)
@@ -256,7 +255,7 @@ def training_examples(seed: int) -> Iterator[Example]:
 
 
 def write_prompts(path: Path) -> None:
-    """Write the test set, one `{"id", "family", "prompt"}` a line."""
+    """Write the test set, one `{"id", "family", "prompt"}` per line."""
     counts = dict.fromkeys(FAMILIES, 0)
     with path.open("w", encoding="utf-8") as file:
         for example in held_out():

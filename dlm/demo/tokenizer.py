@@ -4,8 +4,8 @@ The numbers of the tasks are single tokens and any text round-trips.
 
     python -m dlm.demo.tokenizer folder
 
-writes the bundled checkpoint's tokenizer, the same files on every machine. Other tasks give other ids, and then need a
-new model (`python -m dlm.train experiment=demo model.tokenizer=folder`).
+writes the bundled checkpoint's tokenizer, the same files on every machine. Other tasks give other ids and need a new
+model (`python -m dlm.train experiment=demo model.tokenizer=folder`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SPECIAL_TOKENS = (
 MAX_LENGTH = 1024
 
 SPLIT = r" ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
-"""Words and numbers of up to two digits with their leading blank, punctuation, line ends, blanks."""
+"""Words and numbers of up to two digits with their leading space, punctuation, line ends, spaces."""
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -45,7 +45,7 @@ CHAT_TEMPLATE = (
 
 
 def corpus() -> Iterator[str]:
-    """Text of the tasks, and enough English that other prompts do not fall apart into bytes."""
+    """Text of the tasks, and enough English that other prompts are not split into bytes."""
     for example in islice(training_examples(SEED), 20_000):
         yield f"user\n\n{example.question}"
         yield f"assistant\n\n{example.answer}"

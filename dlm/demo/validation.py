@@ -1,4 +1,4 @@
-"""Exact match on held-out demo tasks, with the real decoder: during training, and of a finished checkpoint
+"""Exact match on held-out demo tasks, with the real decoder: during training, and for a finished checkpoint
 (`python -m dlm.bench workload=quality`)."""
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ GEN_LENGTH, BLOCK_LENGTH, THRESHOLD = 64, 16, 0.9
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How a set of examples was answered.
+    """Accuracy and speed on a set of examples.
 
     Attributes:
         families: exact match of each family, 0..1.
         overall: over all examples, 0..1.
-        forwards: mean forwards of an answer.
-        decided_per_forward: positions decided in a forward of a canvas, whatever they hold.
-        tokens_per_forward: answer tokens, those before the end, for each such forward.
+        forwards: mean forwards per answer.
+        decided_per_forward: positions decided per forward of a canvas, whatever they hold.
+        tokens_per_forward: answer tokens, those before the end, per such forward.
     """
 
     families: dict[str, float]

@@ -1,4 +1,4 @@
-"""The words that the demo tasks are written with, and a little English of the same kind for the tokenizer to learn."""
+"""The vocabulary of the demo tasks, and some similar English text to train the tokenizer on."""
 
 from __future__ import annotations
 

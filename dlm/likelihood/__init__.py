@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens under a diffusion language model. Token ids only: knows no text and no HTTP.
+"""Log-probabilities of given tokens under a diffusion language model. Works on token ids; knows no text and no HTTP.
 
 likelihood = Likelihood(backbone, special)
 scores = likelihood.score([prompt_ids], [completion_ids], LladaMC(mc_num=128), seed=0)

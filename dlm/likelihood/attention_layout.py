@@ -1,4 +1,4 @@
-"""How a state of a canvas is shown to a model, by its kind of attention: as the decoder shows it."""
+"""How a canvas state is fed to a model, by its kind of attention; matches the decoder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ScoredText:
 
     Attributes:
         tokens: `[length]` int64, prompt and completion.
-        prompt_length: where the completion begins.
+        prompt_length: start of the completion.
     """
 
     tokens: IntArray
@@ -42,11 +42,11 @@ class ScoredText:
 
 @dataclass(frozen=True)
 class HiddenState:
-    """A state of a target's canvas, and the positions asked for in it.
+    """A state of a target's canvas, and the positions to score in it.
 
     Attributes:
-        hidden: `[length]` bool, the positions that hold the mask.
-        asked: `[m]` int64, ascending.
+        hidden: `[length]` bool, the masked positions.
+        asked: `[m]` int64, positions to score, ascending.
     """
 
     hidden: npt.NDArray[np.bool_]
@@ -55,16 +55,16 @@ class HiddenState:
 
 @dataclass(frozen=True)
 class AttentionLayout(ABC):
-    """What the kinds of attention share.
+    """Base of the layouts.
 
     Attributes:
-        mask_id: fed where a token is hidden.
-        max_positions: that the model has.
-        block_length: positions of a block; None: the whole completion is one.
+        mask_id: fed at hidden positions.
+        max_positions: the model's maximum.
+        block_length: positions per block; None: the whole completion is one block.
         shifted: row i predicts position i + 1.
-        commits: the first position of a block is predicted by the causal pass over what lies before it, as the decoder
-            reveals it (`causal_context` models only).
-        aligned: blocks lie on multiples of their length where they would count from the end of the prompt.
+        commits: the first position of a block is predicted by the causal pass over its context, as in the decoder
+            (`causal_context` models only).
+        aligned: blocks start at multiples of their length instead of at the end of the prompt.
     """
 
     mask_id: int
@@ -76,21 +76,21 @@ class AttentionLayout(ABC):
 
     @abstractmethod
     def first_block(self, target: ScoredText) -> int:
-        """Where the block begins that holds the first token of the completion."""
+        """Start of the block that holds the first token of the completion."""
 
     @abstractmethod
     def sheet(self, target: ScoredText, questions: Sequence[HiddenState]) -> ScoringBatch:
-        """The questions as views; results come question by question, in the order of the positions asked for."""
+        """The states as windows; results are ordered by state, then by position."""
 
     def chain(self, target: ScoredText, asked: IntArray) -> ScoringBatch:
-        """Each position of `asked [m]` with everything from there on hidden."""
+        """Scores each position of `asked [m]` with everything from there on hidden."""
         place = np.arange(target.length)
         return self.sheet(
             target, [HiddenState(place >= position, asked[i : i + 1]) for i, position in enumerate(asked)]
         )
 
     def units(self, target: ScoredText) -> list[tuple[int, int]]:
-        """The blocks `[start, stop)` of the completion, which are predicted one after the other."""
+        """The blocks `[start, stop)` of the completion, which are predicted in order."""
         if self.block_length is None:
             return [(target.prompt_length, target.length)]
         starts = range(self.first_block(target), target.length, self.block_length)
@@ -115,8 +115,8 @@ class Whole(AttentionLayout):
 
 @dataclass(frozen=True)
 class Blocks(AttentionLayout):
-    """A block sees the clean blocks before it and itself; blocks lie on multiples of their length from position 0, and
-    the last one is filled up with masks as far as the model has positions."""
+    """A block sees itself and the clean blocks before it; blocks start at multiples of their length from position 0,
+    and the last one is padded with masks, up to the model's maximum length."""
 
     causal: ClassVar[bool] = False
 
@@ -126,11 +126,11 @@ class Blocks(AttentionLayout):
     @property
     def size(self) -> int:
         if self.block_length is None:
-            raise RequestError("the model attends in blocks and its config names no block length")
+            raise RequestError("the model attends in blocks, but its config has no block length")
         return self.block_length
 
     def padded(self, target: ScoredText) -> IntArray:
-        """The canvas as the decoder would make it, `[at least length]`."""
+        """The canvas as the decoder would lay it out, `[at least length]`."""
         spare = min(-target.length % self.size, self.max_positions - target.length)
         return np.concatenate((target.tokens, np.full(spare, self.mask_id)))
 
@@ -142,11 +142,11 @@ class Blocks(AttentionLayout):
         return ScoringBatch(clean[:last], tuple(edges), self.causal, tuple(views))
 
     def reads(self, asked: IntArray, start: int) -> IntArray:
-        """Positions whose rows predict the positions `asked [m]` of the block that begins at `start`."""
+        """Positions whose rows predict the positions `asked [m]` of the block that starts at `start`."""
         return asked
 
     def _views(self, clean: IntArray, first: int, question: HiddenState) -> list[ScoringWindow]:
-        """A view for each block in which something is asked."""
+        """One window for each block with positions to score."""
         views, blocks = [], (question.asked - first) // self.size
         for block in np.unique(blocks):
             start = first + int(block) * self.size
@@ -161,8 +161,8 @@ class Blocks(AttentionLayout):
 
 @dataclass(frozen=True)
 class CausalBlocks(Blocks):
-    """A block sees itself, and what lies before it as a causal model sees that; blocks count from the end of the prompt
-    unless they are aligned."""
+    """A block sees itself and its context, which is computed causally; blocks start at the end of the prompt unless
+    aligned."""
 
     causal: ClassVar[bool] = True
 
@@ -176,7 +176,7 @@ class CausalBlocks(Blocks):
         return target.tokens
 
     def chain(self, target: ScoredText, asked: IntArray) -> ScoringBatch:
-        """The causal pass itself: one forward."""
+        """A single causal pass: one forward."""
         length = int(asked[-1])
         view = ScoringWindow(NOTHING, length, asked - 1, target.tokens[asked])
         return ScoringBatch(target.tokens[:length], (0, length), True, (view,))
@@ -190,8 +190,8 @@ PRESENTATIONS: dict[AttentionKind, type[AttentionLayout]] = {
 
 
 def presentation_of(config: BackboneConfig, mask_id: int) -> AttentionLayout:
-    """How a model is shown canvases; `RequestError` for one whose rows are shifted and that attends in blocks."""
+    """The layout for a model; raises `RequestError` for a shifted model that attends in blocks."""
     if config.shifted and config.attention != "bidirectional":
-        raise RequestError(f"no likelihoods for a shifted model whose attention is {config.attention}")
+        raise RequestError(f"likelihoods do not support a shifted model with {config.attention} attention")
     kind = PRESENTATIONS[config.attention]
     return kind(mask_id, config.max_positions, config.block_length, config.shifted)

@@ -1,4 +1,4 @@
-"""From weighted log-probabilities to an estimate for each text, with its standard error."""
+"""Combines weighted log-probabilities into an estimate for each text, with its standard error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dlm.decoding.layout import IntArray
 from dlm.likelihood.windows import ScoringBatch
 
 COMMON = -1
-"""Draw of a term that all draws share."""
+"""Draw index of terms shared by all draws."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class TokenScores:
     """Estimates for `n` texts.
 
     Attributes:
-        mean: `[n]` float64, estimates of the log-probability of each completion, in nats; with the graph where
-            gradients were asked for.
-        stderr: `[n]` float64, standard error of each over the draws of masks, as if they were independent (stratified
-            ones are better than that); 0 where nothing is drawn, nan where one draw cannot tell.
-        per_token: for each text the terms `[length of the completion]` float64 whose sum is its mean; None unless asked
-            for.
+        mean: `[n]` float64, estimates of the log-probability of each completion, in nats; with the graph if gradients
+            were requested.
+        stderr: `[n]` float64, standard error over the mask draws as if they were independent (stratified draws do
+            better); 0 if nothing is random, nan for a single random draw.
+        per_token: for each text, the terms `[length of the completion]` float64 that sum to its mean; None unless
+            requested.
     """
 
     mean: Tensor
@@ -37,14 +37,14 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class Scored:
-    """The estimate for one text, with what each token adds to it.
+    """The estimate for one text, with each token's contribution.
 
     Attributes:
         mean, stderr: as in `TokenScores`.
         per_token: `[length of the completion]` float64, the terms.
-        best_logprobs: `[length]` float64, log-probability of the most probable token where each token is asked for once
-            with weight 1; elsewhere nan.
-        best: `[length]` int64, that token; elsewhere -1.
+        best_logprobs: `[length]` float64, log-probability of the most probable token if each token is scored once with
+            weight 1; else nan.
+        best: `[length]` int64, that token; else -1.
     """
 
     mean: float
@@ -56,14 +56,14 @@ class Scored:
 
 @dataclass(frozen=True)
 class Estimator:
-    """The log-probabilities that an estimate is made of.
+    """Combines the log-probabilities of one text into an estimate.
 
     Attributes:
-        sheet: gives `[m]` of them.
-        places: `[m]` int64, which token of the completion each is of.
+        sheet: batch that yields the `[m]` log-probabilities.
+        places: `[m]` int64, index of each one's token in the completion.
         weights: `[m]` float64, the estimate is the weighted sum.
-        draws: `[m]` int64, which draw each belongs to, or `COMMON`.
-        num_draws: how many there are; 0 where nothing is random.
+        draws: `[m]` int64, each one's draw, or `COMMON`.
+        num_draws: number of draws; 0 if nothing is random.
     """
 
     sheet: ScoringBatch
@@ -73,12 +73,12 @@ class Estimator:
     num_draws: int
 
     def terms(self, logprobs: Tensor, length: int) -> Tensor:
-        """`[length]` float64, what each token adds to the estimate, from `logprobs [m]`."""
+        """`[length]` float64, each token's contribution to the estimate, from `logprobs [m]`."""
         weighted = logprobs * torch.from_numpy(self.weights).to(logprobs.device)
         return logprobs.new_zeros(length).index_add(0, _on(self.places, logprobs), weighted)
 
     def scored(self, measured: npt.NDArray[np.float64], length: int) -> Scored:
-        """The estimate from the `[3, m]` of `GivenTokens.measure`, for a completion of `length` tokens."""
+        """The estimate from the `[3, m]` of `TokenScorer.measure`, for a completion of `length` tokens."""
         logprobs = torch.from_numpy(measured[0])
         terms = self.terms(logprobs, length)
         best_logprobs, best = np.full(length, np.nan), np.full(length, -1)

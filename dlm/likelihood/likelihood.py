@@ -1,4 +1,4 @@
-"""The front of the package: one model, and what is asked about given tokens."""
+"""Entry point of the package: scores given tokens with one model."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from dlm.models.families import SpecialTokens
 class Likelihood:
     """Log-probabilities of given tokens, in nats.
 
-    Sequences are packed without padding and in batches of bounded size. What a sequence gets does not depend on what it
-    is batched with: on a CPU in float32 and float64 it is the same bits.
+    Sequences are packed without padding in batches of bounded size. A sequence's result does not depend on what it is
+    batched with: on a CPU in float32 and float64 it is bit-identical.
 
     All results are float64 on the model's device, computed from logits in at least float32. With `gradients` they keep
-    the graph (the model needs `requires_grad_(True)`); each batch is then computed a second time in the backward pass,
-    so that memory is bounded by one batch there too.
+    the graph (the model needs `requires_grad_(True)`); each batch is then recomputed in the backward pass, so that
+    memory is bounded by one batch there too.
 
     Args:
         backbone: the model.
-        special: its mask id is fed where a token is hidden.
-        max_tokens: rows of one forward; a sequence longer than that goes alone.
-        logits_mib: memory for rows of logits, in MiB; more rows are taken in chunks.
+        special: its mask id is fed at hidden positions.
+        max_tokens: rows of one forward; a longer sequence runs alone.
+        logits_mib: memory for logits, in MiB; more rows are processed in chunks.
         backend: the attention to use; None chooses by device and dtype.
 
     Raises:
@@ -71,25 +71,25 @@ class Likelihood:
     ) -> TokenScores:
         """Estimate log p(completion | prompt) of `n` pairs.
 
-        Masks are a function of the seed, the draw and the position alone, so that equal seeds give equal estimates
-        whatever the batch, and completions of one length are compared under the same masks.
+        Masks depend only on the seed, the draw and the position, so equal seeds give equal estimates in any batch, and
+        completions of equal length are compared under the same masks.
 
         Args:
-            prompts: `n` lists of token ids, none empty; masks among them stay masks.
-            completions: as many, none empty and without masks.
-            scheme: how; see `dlm.likelihood.schemes`.
-            seed: of the masks, from 0; one for all, or one for each pair.
-            per_token: `TokenScores.per_token` is wanted.
+            prompts: `n` lists of token ids, none empty; masks in them stay masks.
+            completions: `n` lists of token ids, none empty and without masks.
+            scheme: the estimator; see `dlm.likelihood.schemes`.
+            seed: mask seed, at least 0; one for all, or one for each pair.
+            per_token: also return `TokenScores.per_token`.
             gradients: keep the graph, for `mean` and `per_token`.
 
         Raises:
             RequestError: pairs or settings that cannot be scored; names the first.
-            NotFiniteError: the model's logits are not finite; names the first pair. Not with `gradients`, whose values
-                stay on the device.
+            NotFiniteError: the model's logits are not finite; names the first pair. Not raised with `gradients`, where
+                values stay on the device.
         """
         self._check_gradients(gradients)
         if len(prompts) != len(completions):
-            raise RequestError(f"{len(prompts)} prompts and {len(completions)} completions; give as many of each")
+            raise RequestError(f"{len(prompts)} prompts and {len(completions)} completions; give one for each prompt")
         seeds = seed if isinstance(seed, Sequence) else [seed] * len(prompts)
         if len(seeds) != len(prompts):
             raise RequestError(f"{len(prompts)} prompts and {len(seeds)} seeds; give one for all, or one for each")
@@ -116,17 +116,17 @@ class Likelihood:
     def score_in_slices(
         self, prompt: Sequence[int], completion: Sequence[int], scheme: Scheme, *, seed: int = 0
     ) -> Iterator[Scored | None]:
-        """What `score` estimates for one pair without gradients, one forward at a time.
+        """`score` for one pair without gradients, one forward at a time.
 
         Args:
             prompt, completion, scheme, seed: as in `score`.
 
         Yields:
-            None after each forward, and at last what was found.
+            None after each forward, then the result.
 
         Raises:
-            RequestError: as `score`, before the first forward.
-            NotFiniteError: as `score`, after the last.
+            RequestError: as in `score`, before the first forward.
+            NotFiniteError: as in `score`, after the last.
         """
         plan = self._plan("the completion", prompt, completion, scheme, seed)
         return self._in_slices(plan, len(completion))
@@ -161,38 +161,38 @@ class Likelihood:
         canvas_length: int | None = None,
         gradients: bool = False,
     ) -> Tensor:
-        """The log-probability of each token at the forward that revealed it, recomputed: for each step the canvas with
-        the tokens of earlier steps visible and all others masked, without a cache. Not an autoregressive likelihood.
+        """Recompute the log-probability of each token at the forward that revealed it: for each step, the canvas with
+        earlier tokens visible and all others masked, without a cache. Not an autoregressive likelihood.
 
-        For the engines that recompute everything or cache exactly this is what the decoder recorded in
-        `Completion.logprobs`: bit for bit with `full` on a CPU (without gradients, temperature 1), but for rounding
-        with `block_causal`, `causal_commit` and `autoregressive` (its block_length is 1). It differs by design where
-        the forwards that were recorded saw something else: the stale keys and values of `prefix_cache`, `dual_cache`,
-        `vicinity` and `sparse`, the inputs of `smooth`, the drafts of `linear_spec`, guidance (`cfg_scale`), masks
-        inside a prompt that were filled in meanwhile, a canvas that grew (`initial_gen_length`), and tokens that were
-        edited or masked again (`llada21_edit`, `remask_hierarchy`), of which a step map keeps the last forward alone.
-        Those are replayed in the full view too.
+        For engines that recompute everything or cache exactly, this matches what the decoder recorded in
+        `Completion.logprobs`: bit for bit with `full` on a CPU (without gradients, temperature 1), up to rounding with
+        `block_causal`, `causal_commit` and `autoregressive` (its block_length is 1). It differs by design where the
+        recorded forwards saw something else: the stale keys and values of `prefix_cache`, `dual_cache`, `vicinity` and
+        `sparse`, the inputs of `smooth`, the drafts of `linear_spec`, guidance (`cfg_scale`), masks inside a prompt
+        that were filled in later, a canvas that grew (`initial_gen_length`), and tokens that were edited or masked
+        again (`llada21_edit`, `remask_hierarchy`), for which a step map keeps only the last forward. Those are
+        replayed the same way.
 
         Args:
             prompt_ids: the prompt, filled in.
-            replay_token_ids: what stands behind it, to the end of the last block at least; the mask id where nothing
+            replay_token_ids: tokens after the prompt, at least to the end of the last block; the mask id where nothing
                 was revealed.
-            replay_step_map: for each of them the forward that revealed it, from 1; 0 where none did.
-            shrink: so many consecutive steps count as one (TraceRL, arXiv 2509.06949): within a block for models with
-                blocks, else within the canvas.
+            replay_step_map: for each of them, the 1-based forward that revealed it; 0 if none did.
+            shrink: number of consecutive steps merged into one (TraceRL, arXiv 2509.06949): within a block for models
+                with blocks, else within the canvas.
             temperature: of log softmax(logits / temperature), above 0.
-            block_length, align_blocks: what the canvas was decoded with; None is the model's own length. The view of a
-                bidirectional model does not depend on them.
-            canvas_length: positions that the decoder had behind the prompt; those behind `replay_token_ids` were masks
-                throughout, which a bidirectional model sees. None: no more than are given.
+            block_length, align_blocks: as used for decoding; None is the model's block length. No effect for a
+                bidirectional model.
+            canvas_length: positions after the prompt in the decoder's canvas; those after `replay_token_ids` were
+                always masks, which a bidirectional model sees. None: the length of `replay_token_ids`.
             gradients: keep the graph.
 
         Returns:
-            `[len(replay_token_ids)]` float64; 0 where nothing was revealed, so that sums and losses leave it out.
+            `[len(replay_token_ids)]` float64; 0 where nothing was revealed, so that it adds nothing to sums and losses.
 
         Raises:
-            RequestError: values that do not fit together or the model.
-            NotFiniteError: the model's logits are not finite; not with `gradients`.
+            RequestError: inconsistent values, or values that do not fit the model.
+            NotFiniteError: the model's logits are not finite; not raised with `gradients`.
         """
         replay = Replay(prompt_ids, replay_token_ids, replay_step_map, block_length, align_blocks, canvas_length)
         return self.replay_batch([replay], shrink=shrink, temperature=temperature, gradients=gradients)[0]
@@ -200,8 +200,8 @@ class Likelihood:
     def replay_batch(
         self, replays: Sequence[Replay], *, shrink: int = 1, temperature: float = 1.0, gradients: bool = False
     ) -> list[Tensor]:
-        """`replay_logprobs` of several canvases, whose states share packed forwards. What one gets does not depend on
-        the others. Raises as `replay_logprobs` does; `NotFiniteError` names the first canvas."""
+        """`replay_logprobs` of several canvases, whose states share packed forwards; the results do not depend on one
+        another. Raises as `replay_logprobs` does; `NotFiniteError` names the first canvas."""
         check_whole("shrink", shrink, 1)
         check_real("temperature", temperature, 0.0, None, open_low=True, least=MIN_TEMPERATURE)
         self._check_gradients(gradients)
@@ -224,7 +224,7 @@ class Likelihood:
         ]
 
     def _states(self, replay: Replay, shrink: int) -> tuple[ScoringBatch | None, IntArray]:
-        """What is fed to replay a canvas, None where nothing was revealed; and which of its tokens come back."""
+        """Batch that replays a canvas, None if nothing was revealed; and the indices of the tokens scored."""
         if replay.block_length is not None:
             check_whole("block_length", replay.block_length, 1)
         given, presentation = len(replay.token_ids), self.presentation
@@ -257,23 +257,23 @@ class Likelihood:
         if len(tokens) > config.max_positions:
             raise RequestError(
                 f"prompt of {len(prompt_ids)} and completion of {len(completion_ids)} tokens make {len(tokens)} "
-                f"positions, the model has {config.max_positions}; shorten one of them"
+                f"positions, but the model has {config.max_positions}; shorten one of them"
             )
         return ScoredText(tokens, len(prompt_ids))
 
     def _refuse_masks(self, name: str, tokens: IntArray) -> None:
         if self.special.mask_id in tokens:
-            raise RequestError(f"{name} holds the mask id {self.special.mask_id}, which has no likelihood")
+            raise RequestError(f"{name} contains the mask id {self.special.mask_id}, which has no likelihood")
 
     def _check_gradients(self, gradients: bool) -> None:
         if gradients and not torch.is_grad_enabled():
-            raise RequestError("gradients=True inside torch.no_grad() or inference_mode(); ask outside of it")
+            raise RequestError("gradients=True inside torch.no_grad() or inference_mode(); call it outside")
         if gradients and not any(parameter.requires_grad for parameter in self.backbone.parameters()):
             raise RequestError("gradients=True, but no parameter of the model has requires_grad; set it first")
 
 
 def check_finite(what: str, logprobs: Sequence[Tensor]) -> None:
-    """Raise `NotFiniteError` that names the first of the texts `what` with a nan among its log-probabilities."""
+    """Raise `NotFiniteError` naming the first text (`what` and its index) with a nan log-probability."""
     for index, each in enumerate(logprobs):
         if each.isnan().any():
             raise NotFiniteError(

@@ -1,4 +1,4 @@
-"""Views laid end to end in packed batches of bounded size, without a padded position."""
+"""Packs scoring windows end to end into batches of bounded size, without padding."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dlm.likelihood.windows import ScoringBatch, ScoringWindow
 from dlm.models.attention.segments import Segment
 
 KEYS_PER_ROW = 16
-"""So many copied keys count as one row of a batch, so that copies of long streams do not outgrow its activations."""
+"""Copied keys that count as one row of a batch, so that copies of long streams do not outgrow its activations."""
 
 Piece = tuple[ScoringBatch, list[ScoringWindow]]
-"""Views of one sheet that go into one batch."""
+"""Windows of one `ScoringBatch` that go into the same forward."""
 
 
 @dataclass
@@ -24,10 +24,10 @@ class ScoringForward:
     """One packed forward.
 
     Attributes:
-        token_ids, positions: `[rows]` int64, each token and its place in its canvas.
-        segments: its windows. Where one has a `key_start`, that counts in `seen`.
-        seen: `[keys]` int64, rows of the batch whose keys windows see beside their own, window by window.
-        reads, targets: `[m]` int64, the rows that predict, and the tokens to score.
+        token_ids, positions: `[rows]` int64, each token and its position in its canvas.
+        segments: its windows; a `key_start` is an index into `seen`.
+        seen: `[keys]` int64, rows of the batch whose keys windows see besides their own, window by window.
+        reads, targets: `[m]` int64, the predicting rows, and the tokens to score.
     """
 
     token_ids: IntArray
@@ -40,7 +40,7 @@ class ScoringForward:
 
 @dataclass
 class _BatchBuilder:
-    """The batch in the making."""
+    """Builds one `ScoringForward`."""
 
     token_ids: list[IntArray] = field(default_factory=list)
     positions: list[IntArray] = field(default_factory=list)
@@ -52,7 +52,7 @@ class _BatchBuilder:
     keys: int = 0
 
     def window(self, tokens: IntArray, start: int, key_start: int | None = None, keys: int = 0, *, causal: bool) -> int:
-        """Lay a window down; returns its first row."""
+        """Append a window; returns its first row."""
         row = self.rows
         self.segments.append(Segment(row, len(tokens), key_start=key_start, num_keys=keys, causal=causal))
         self.token_ids.append(tokens)
@@ -61,14 +61,14 @@ class _BatchBuilder:
         return row
 
     def see(self, *spans: tuple[int, int]) -> int:
-        """Keys of the rows `[first, first + count)` of each span, end to end; returns where they begin."""
+        """Append the keys of rows `[first, first + count)` of each span; returns their start in `seen`."""
         at = self.keys
         self.seen += [np.arange(first, first + count) for first, count in spans]
         self.keys += sum(count for _, count in spans)
         return at
 
     def add(self, sheet: ScoringBatch, views: Sequence[ScoringWindow]) -> None:
-        """Lay down the part of a sheet's stream that the views see, and the views."""
+        """Append the part of the sheet's stream that the windows see, and the windows."""
         length, stream = max(view.start for view in views), self.rows
         key_start = self.see((stream, length)) if length else 0
         for start, stop in itertools.pairwise(edge for edge in sheet.edges if edge <= length):
@@ -84,7 +84,7 @@ class _BatchBuilder:
             self.targets.append(view.targets)
 
     def batch(self) -> ScoringForward:
-        """The whole."""
+        """The finished forward."""
         seen = np.concatenate(self.seen) if self.seen else np.zeros(0, dtype=np.int64)
         return ScoringForward(
             np.concatenate(self.token_ids),
@@ -97,13 +97,13 @@ class _BatchBuilder:
 
 
 def pack(sheets: Iterable[ScoringBatch], max_tokens: int) -> Iterator[ScoringForward]:
-    """Batches in the order of the views, each as full as goes.
+    """Batches in the order of the windows, each as full as possible.
 
-    A stream is laid down again in each batch that has views of its sheet, as far as they see it.
+    A stream is repeated in each batch with windows of its sheet, as far as they see it.
 
     Args:
-        sheets: what to forward.
-        max_tokens: rows of a batch, copied keys counted too (`KEYS_PER_ROW`); a view that needs more goes alone.
+        sheets: windows to forward.
+        max_tokens: rows of a batch, including copied keys (`KEYS_PER_ROW`); a window that needs more runs alone.
     """
     pieces: list[Piece] = []
     cost = 0
@@ -125,7 +125,7 @@ def pack(sheets: Iterable[ScoringBatch], max_tokens: int) -> Iterator[ScoringFor
 
 
 def _price(view: ScoringWindow, laid: int) -> int:
-    """Rows that a view adds to a batch that has its stream up to `laid`."""
+    """Rows that a window adds to a batch that has its stream up to `laid`."""
     copied = view.start + len(view.inputs) if view.start else 0
     return len(view.inputs) + max(0, view.start - laid) + copied // KEYS_PER_ROW
 

@@ -1,4 +1,4 @@
-"""The states through which a decoded canvas went, rebuilt from the forward at which each token was revealed."""
+"""Rebuilds the states of a decoded canvas from the forward at which each token was revealed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from dlm.likelihood.attention_layout import AttentionLayout, HiddenState, Scored
 
 @dataclass(frozen=True)
 class Replay:
-    """A decoded canvas, as `Likelihood.replay_logprobs` takes it; the attributes are its arguments.
+    """A decoded canvas; the attributes are arguments of `Likelihood.replay_logprobs`.
 
     Attributes:
         prompt_ids: the prompt, filled in.
-        token_ids: what stands behind it, to the end of the last block at least; the mask id where nothing was revealed.
-        step_map: for each of them the forward that revealed it, from 1; 0 where none did.
-        block_length, align_blocks: what the canvas was decoded with; None is the model's own length.
-        canvas_length: positions that the decoder had behind the prompt; None: no more than are given.
+        token_ids: tokens after the prompt, at least to the end of the last block; the mask id where nothing was
+            revealed.
+        step_map: for each of `token_ids`, the 1-based forward that revealed it; 0 if none did.
+        block_length, align_blocks: as used for decoding; None is the model's block length.
+        canvas_length: positions after the prompt in the decoder's canvas; None: the length of `token_ids`.
     """
 
     prompt_ids: Sequence[int]
@@ -33,7 +34,7 @@ class Replay:
 
 
 def check_steps(target: ScoredText, steps: IntArray, mask_id: int) -> None:
-    """Raise `RequestError` unless exactly the tokens other than the mask have a step, counted from 1.
+    """Raise `RequestError` unless exactly the unmasked tokens have a step, counted from 1.
 
     Args:
         target: prompt and canvas.
@@ -48,19 +49,19 @@ def check_steps(target: ScoredText, steps: IntArray, mask_id: int) -> None:
     if len(steps) and len(wrong):
         at = int(wrong[0])
         raise RequestError(
-            f"replay_step_map[{at}]={steps[at]} does not go with replay_token_ids[{at}]={canvas[at]}: steps count from "
-            f"1, and 0 stands where the canvas still holds the mask id {mask_id}"
+            f"replay_step_map[{at}]={steps[at]} does not match replay_token_ids[{at}]={canvas[at]}: steps count from "
+            f"1, and 0 marks positions that still hold the mask id {mask_id}"
         )
 
 
 def replayed(presentation: AttentionLayout, target: ScoredText, steps: IntArray, shrink: int) -> list[HiddenState]:
-    """For each step the canvas that it saw, and the tokens that it revealed.
+    """For each step, the canvas that it saw and the positions that it revealed.
 
     Args:
-        presentation: cuts the canvas into blocks, or not.
+        presentation: splits the canvas into blocks, or not.
         target: prompt and canvas.
         steps: `[length of the canvas]` int64, 0 where nothing was revealed.
-        shrink: so many consecutive steps of a block (of the canvas where there are none) count as the first of them.
+        shrink: number of consecutive steps of a block (or of an undivided canvas) merged into the first of them.
     """
     when = np.concatenate((np.full(target.prompt_length, -1), steps))
     when[when == 0] = np.iinfo(np.int64).max

@@ -1,7 +1,7 @@
-"""How the log-probability of a completion is estimated. A scheme is a value; `SCHEMES` holds their kinds by name.
+"""Estimators of a completion's log-probability. A scheme is an immutable value; `SCHEMES` maps names to classes.
 
-None but `ar` on a causal model is an autoregressive likelihood: these are bounds and surrogates, as stated with each.
-Masks come from the counter-based generator, a function of (seed, draw, position): equal seeds mask equally.
+Only `ar` on a causal model is an autoregressive likelihood; the others are bounds and surrogates, as documented. Masks
+come from a counter-based generator, a function of (seed, draw, position): equal seeds give equal masks.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from dlm.likelihood.attention_layout import AttentionLayout, HiddenState, Scored
 from dlm.likelihood.estimates import COMMON, Estimator
 
 HIDES, AMOUNT, PROMPT, TURN = 0, 1, 2, 3
-"""What noise is for, in the generator's place for a step: which tokens are hidden, how many, which of the prompt, and
-in which draw."""
+"""Uses of noise, passed as the generator's step: which tokens to hide, how many, which of the prompt, and in which
+draw."""
 
 DEFAULT_BLOCK = 32
-"""Block length for a model that has none."""
+"""Block length for a model without one."""
 
 
 class Scheme(Protocol):
-    """Says which states of a canvas are forwarded, and how their log-probabilities make an estimate."""
+    """Chooses the canvas states to forward, and combines their log-probabilities into an estimate."""
 
     @property
     def name(self) -> str:
-        """What users call it."""
+        """Its public name."""
 
     def plan(self, target: ScoredText, presentation: AttentionLayout, seed: int) -> Estimator:
-        """The states of one target, and the weights of what is asked in them."""
+        """The states of one target, and the weights of their scores."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, what each answer weighs, and the draw that it belongs to."""
+    """A state to score, the weight of each of its scores, and the draw it belongs to."""
 
     question: HiddenState
     weight: float
@@ -54,7 +54,7 @@ def _noise(seed: int, draw: int, use: int, positions: IntArray) -> npt.NDArray[n
 
 
 def _hiding(target: ScoredText, positions: IntArray) -> HiddenState:
-    """The given positions are hidden and asked for."""
+    """State that hides and scores `positions`."""
     hidden = np.zeros(target.length, dtype=np.bool_)
     hidden[positions] = True
     return HiddenState(hidden, positions)
@@ -73,16 +73,16 @@ def _plan(target: ScoredText, presentation: AttentionLayout, asked: Sequence[Ask
 
 @dataclass(frozen=True)
 class LladaMC:
-    """The Monte Carlo bound of LLaDA (arXiv 2502.09992, equation 6 and its evaluation program): k of L tokens are
-    hidden, their log-probabilities weigh L / k, and `mc_num` draws are averaged. The expectation is a lower bound of
+    """The Monte Carlo bound of LLaDA (arXiv 2502.09992, equation 6 and its evaluation program): hide k of L tokens,
+    weight their log-probabilities by L / k, and average over `mc_num` draws. The expectation is a lower bound of
     log p(completion | prompt).
 
-    The counts k are spread evenly over 1..L from a random start and come in random order, so that each is uniform. A
-    model with blocks is shown each block after the clean ones before it, masked within the block alone, and the bounds
-    of the blocks add up. One draw is made where no block has more than one token to hide: it is exact.
+    The counts k are spread evenly over 1..L from a random start and in random order, so each is uniform. For a model
+    with blocks, each block is masked on its own after clean earlier blocks, and the bounds of the blocks add up. If no
+    block has more than one token to hide, a single draw is exact.
 
     Attributes:
-        mc_num: draws.
+        mc_num: number of draws.
     """
 
     mc_num: int = 128
@@ -109,8 +109,8 @@ class LladaMC:
 
 @dataclass(frozen=True)
 class D1OneStep:
-    """The per-token surrogate of diffu-GRPO (d1, arXiv 2504.12216): the whole completion is hidden and each token of
-    the prompt with probability `p_mask_prompt`; one forward. Its sum is a mean-field estimate, no bound.
+    """The per-token surrogate of diffu-GRPO (d1, arXiv 2504.12216): one forward with the whole completion hidden, and
+    each prompt token with probability `p_mask_prompt`. The sum is a mean-field estimate, not a bound.
 
     Attributes:
         p_mask_prompt: 0..1.
@@ -133,14 +133,13 @@ class D1OneStep:
 
 @dataclass(frozen=True)
 class Coupled:
-    """The surrogate of coupled-GRPO (DiffuCoder, arXiv 2506.20639): pairs of complementary masks, so that each token is
-    scored once in each pair, weighing 1 / its mask's ratio; and once with everything hidden. The sum of these scores
-    over `num_pairs` + 1, as in the program: a pair weighs a token about twice, so that this is for ratios between
-    policies and no estimate of a likelihood.
+    """The surrogate of coupled-GRPO (DiffuCoder, arXiv 2506.20639): pairs of complementary masks score each token once
+    per pair, weighted by 1 / mask ratio, and once with everything hidden. The sum is divided by `num_pairs` + 1, as in
+    the program: a pair weights a token about twice, so this is for ratios between policies, not a likelihood.
 
     Attributes:
-        num_pairs: pairs.
-        low, high: a pair's first ratio is uniform between them, above 0 and below 1.
+        num_pairs: number of pairs.
+        low, high: range of a pair's first mask ratio, drawn uniformly; above 0 and below 1.
     """
 
     num_pairs: int = 1
@@ -166,11 +165,11 @@ class Coupled:
 
 @dataclass(frozen=True)
 class BlockCausal:
-    """Each block with those before it clean and itself hidden, and all that comes later hidden (a bidirectional model)
-    or not shown (a model with blocks). The tokens of a block are taken as independent given those before it.
+    """Scores each block fully hidden after clean earlier blocks, later ones hidden (bidirectional models) or absent
+    (models with blocks). Tokens within a block are treated as independent given the earlier blocks.
 
     Attributes:
-        block_length: None is the model's own, 32 for one that has none.
+        block_length: None is the model's block length, or 32 if it has none.
     """
 
     block_length: int | None = None
@@ -189,8 +188,8 @@ class BlockCausal:
 
 @dataclass(frozen=True)
 class Ar:
-    """Left-to-right chain terms: each token with itself and all later ones hidden, one forward a token. Models with a
-    causal context are asked in one causal pass."""
+    """Left-to-right chain terms: each token scored with itself and all later ones hidden, one forward per token. Models
+    with a causal context need only one causal pass."""
 
     name: ClassVar[str] = "ar"
 

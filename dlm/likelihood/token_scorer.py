@@ -1,4 +1,4 @@
-"""From views to log-probabilities of their targets: packed forwards, and the LM head on the rows that are read."""
+"""Computes the log-probabilities of windows' targets: packed forwards, and the LM head on the rows read."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from dlm.models.devices import upload
 
 
 class SeenAttention:
-    """Windows that see other rows of their batch: in each layer those keys and values, laid end to end, are the arena
-    that the backend's windows attend to. Nothing is written in place, so that gradients flow.
+    """Attention of windows that see other rows of their batch: in each layer, the gathered keys and values of those
+    rows serve as the backend's arena. Nothing is written in place, so gradients flow.
 
     Args:
-        backend: makes the attention.
-        batch: its windows and what they see.
+        backend: builds the attention.
+        batch: the windows and the rows they see.
         seen: `batch.seen` on the device.
     """
 
@@ -41,13 +41,13 @@ class SeenAttention:
 class TokenScorer:
     """Scores given tokens with one model.
 
-    Without gradients a row's result has the same bits whatever else is scored with it, on a CPU, and for equal windows
-    the bits that the decoder records.
+    On a CPU without gradients, a row's result has the same bits regardless of what else is scored with it, and for
+    equal windows the bits that the decoder records.
 
     Args:
         backbone: the model.
         max_tokens: rows of one forward.
-        logits_mib: memory for rows of logits, in MiB; more rows are taken in chunks.
+        logits_mib: memory for logits, in MiB; more rows are processed in chunks.
         backend: the attention to use; None chooses by device and dtype.
     """
 
@@ -68,13 +68,13 @@ class TokenScorer:
         """log softmax(logits / temperature) of every target, in at least float32.
 
         Args:
-            sheets: what to score.
+            sheets: batches to score.
             temperature: above 0.
-            gradients: keep the graph. Each batch is computed once more in the backward pass, so that no more than one
-                batch's activations and one chunk's logits exist at a time.
+            gradients: keep the graph. Each batch is recomputed in the backward pass, so that at most one batch's
+                activations and one chunk's logits exist at a time.
 
         Returns:
-            `[m]` float64, in the order of sheets and views; on the host, with gradients on the model's device.
+            `[m]` float64, in the order of sheets and windows; on the host, or with gradients on the model's device.
         """
         batches = pack(sheets, self.max_tokens)
         if gradients:
@@ -83,11 +83,11 @@ class TokenScorer:
             return torch.from_numpy(np.concatenate([self._measured(batch, temperature)[0] for batch in batches]))
 
     def measure(self, sheets: Iterable[ScoringBatch]) -> Iterator[npt.NDArray[np.float64]]:
-        """As `logprobs`, one packed forward at a time, and what would have been more probable.
+        """As `logprobs`, one packed forward at a time, with the most probable tokens.
 
         Yields:
-            `[3, m]` float64: log-probabilities of the batch's targets, those of the most probable tokens, their ids.
-            Where a target is the most probable token the two log-probabilities have the same bits.
+            `[3, m]` float64: log-probabilities of the batch's targets, those of the most probable tokens, and their
+            ids. If a target is the most probable token, the two log-probabilities have the same bits.
         """
         for batch in pack(sheets, self.max_tokens):
             with torch.no_grad():
@@ -95,7 +95,7 @@ class TokenScorer:
             yield measured
 
     def _hidden(self, batch: ScoringForward) -> Tensor:
-        """Hidden states `[m, hidden]` of the rows that are read."""
+        """Hidden states `[m, hidden]` of the rows read."""
         device = self.backbone.device
         attention: Attention = self.backend(batch.segments, None, None)
         if len(batch.seen):
@@ -106,10 +106,10 @@ class TokenScorer:
         return hidden[upload(batch.reads, device)]
 
     def _measured(self, batch: ScoringForward, temperature: float, *, best: bool = False) -> npt.NDArray[np.float64]:
-        """Without gradients; `[1, m]`, or the `[3, m]` of `measure`; one transfer from the device."""
+        """Without gradients: `[1, m]`, or with `best` the `[3, m]` of `measure`; one transfer from the device."""
         hidden, targets = self._hidden(batch), upload(batch.targets, self.backbone.device)
         count = len(targets)
-        spare = -count % ROW_TILE  # no lone row is reduced (see `decoding.scoring`)
+        spare = -count % ROW_TILE  # never reduce a single row (see `decoding.scoring`)
         hidden, targets = F.pad(hidden, (0, 0, 0, spare)), F.pad(targets, (0, spare))
         parts = []
         for rows, wanted in zip(torch.split(hidden, self.max_rows), torch.split(targets, self.max_rows), strict=True):
@@ -122,7 +122,7 @@ class TokenScorer:
                 for each in zip(torch.split(logits, step), torch.split(wanted, step), strict=True)
             ]
         others, gap, *ids = torch.cat(parts, dim=1)[:, :count].cpu().numpy()
-        # The logarithms are the host's, as in `decoding.scoring.Proposals`.
+        # Logarithms are taken on the host, as in `decoding.scoring.proposals.Proposals`.
         with np.errstate(divide="ignore", invalid="ignore"):
             logprobs = -np.logaddexp(0.0, np.log(others) + gap)
         return np.stack([logprobs, logprobs + gap, *ids] if best else [logprobs])
@@ -140,7 +140,7 @@ class TokenScorer:
 
 
 def _again(function: Callable[..., Tensor], *arguments: object) -> Tensor:
-    """Call a function whose intermediate results are computed once more in the backward pass."""
+    """Call a function with its intermediate results recomputed in the backward pass."""
     result: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
     return result
 
@@ -151,7 +151,7 @@ def _wide(logits: Tensor) -> Tensor:
 
 def _odds(logits: Tensor, targets: Tensor, temperature: float, *, best: bool) -> Tensor:
     """`[2, rows]` float64: the sum of exp(l_v - max) over v other than the target, and max - l_target; with `best` a
-    third row, the most probable token. Overwrites the logits. Operations, and so bits, are as in `decoding.scoring`."""
+    third row, the most probable token. Overwrites the logits. Same operations, hence bits, as `decoding.scoring`."""
     if temperature != 1.0:
         logits.div_(temperature)
     at = targets.unsqueeze(1)

@@ -1,7 +1,7 @@
-"""What is fed to a model and read from it to score given tokens. Plain values on the host; knows no torch.
+"""Model inputs and the rows to read for scoring given tokens. Plain values on the host; knows no torch.
 
-A bidirectional model is shown whole canvases, each a view by itself. A model with blocks is shown one block at a time,
-which sees the clean tokens before it: those are the stream, computed once for all the views that see it.
+For a bidirectional model, each window is a whole canvas. For a model with blocks, a window is one block, which sees the
+clean tokens before it: these form the stream, computed once for all windows that see it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ class ScoringWindow:
     """One window, and the tokens predicted from it.
 
     Attributes:
-        inputs: `[rows]` int64, the window's tokens, masks among them; none where all that is read lies in the stream.
-        start: position of its first row. It sees the stream up to there and itself.
-        reads: `[m]` int64, positions whose rows predict the targets: the window's own from `start` on, the stream's
-            before that.
+        inputs: `[rows]` int64, the window's tokens, including masks; empty if all reads are in the stream.
+        start: position of its first row. It sees the stream up to there, and itself.
+        reads: `[m]` int64, positions whose rows predict the targets: in the window from `start` on, in the stream
+            before.
         targets: `[m]` int64, the tokens to score.
     """
 
@@ -31,14 +31,14 @@ class ScoringWindow:
 
 @dataclass(frozen=True)
 class ScoringBatch:
-    """Views that share their stream.
+    """Windows that share a stream.
 
     Attributes:
-        stream: `[length]` int64, the tokens from position 0 that views see before themselves.
-        edges: where the stream is cut, ascending from 0 to its length: a stretch sees itself and those before it.
-            Views start at edges.
-        causal: a token of the stream sees only those before it and itself.
-        views: in the order in which results come.
+        stream: `[length]` int64, the clean tokens from position 0 that precede the windows.
+        edges: where the stream is split, ascending from 0 to its length: each part sees itself and those before it.
+            Windows start at edges.
+        causal: a token of the stream sees only itself and those before it.
+        views: the windows, in the order of the results.
     """
 
     stream: IntArray

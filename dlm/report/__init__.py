@@ -1,12 +1,12 @@
-"""Pictures of what runs have left in their folders.
+"""Reports on runs, made from the files in their folders.
 
     python -m dlm.report runs=outputs/predict
 
-Reading order: `runs` (what a folder of runs holds, and what it lacks), `pareto` (the front and its area), `table`,
-`plots`, `page` (the report as one HTML file), `logs` (the same to a logger). `trace` is the page of one run's answers
-as they were revealed (`trace=html` of predict). Both pages come from `assets`.
+Reading order: `runs` (the runs in a folder, and what they lack), `pareto` (the front and its area), `table`, `plots`,
+`page` (the report as one HTML file); `trainings` and `training_page` (the same for GRPO). `trace` is the page that
+shows how one run's answers were revealed (`trace=html` of predict). `assets` renders all pages.
 
-Knows neither models nor Lightning; only `config` and `__main__` know of Hydra.
+Independent of models and Lightning; only `config` and `__main__` use Hydra.
 """
 
 __all__ = ["assets", "config", "page", "pareto", "plots", "runs", "table", "trace", "training_page", "trainings"]

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 TITLE = "Turn a folder of runs into a table and plots, as PNG and HTML, and log them."
 KEYS = """\
-  runs=folder                              runs of predict, evaluate or rl.grpo, at whatever depth
-  output=folder                            where the report goes; without it runs/report
-  logger=none                              keep it in that folder alone
+  runs=folder                              runs of predict, evaluate or rl.grpo, at any depth
+  output=folder                            where to write the report; default: report/ in runs
+  logger=none                              write it only to that folder
   logger.offline=false                     upload it to W&B, with WANDB_API_KEY from the environment"""
 EXAMPLES = """\
   python -m dlm.report runs=outputs/predict
   python -m dlm.report runs=outputs/grpo
   python -m dlm.report runs=outputs/sweep output=outputs/sweep_report logger=none"""
 WIDTH = 160
-"""Columns of the table where the output is no terminal."""
+"""Table width in columns when not on a terminal."""
 NARROWEST = 110
-"""And on a terminal that has fewer: a line goes on below rather than without a run's name."""
+"""Least table width on a terminal: a narrower one wraps lines rather than lose a run's name."""
 
 
 def main() -> None:
@@ -37,9 +37,9 @@ def main() -> None:
 
 
 def run(config: DictConfig, overrides: Sequence[str]) -> int:
-    """Write the report that `config` asks for; returns the exit code."""
+    """Write the configured report; returns the exit code."""
     if OmegaConf.is_missing(config, "runs"):
-        raise ConfigError("runs is not set: write runs=<folder>")
+        raise ConfigError("runs is not set; add runs=<folder>")
     from rich.console import Console
 
     from dlm.report.table import in_words
@@ -65,7 +65,7 @@ def run(config: DictConfig, overrides: Sequence[str]) -> int:
 
 
 def _reports(folder: Path, output: Path) -> Iterator[tuple[Content, dict[str, float], Report]]:
-    """The report of the trainings in a folder and that of its other runs, written; one at least. Raises `RunError`."""
+    """Write the report on a folder's trainings and the one on its other runs, at least one. Raises `RunError`."""
     from dlm.report import table, trainings
     from dlm.report.page import content_of, write
     from dlm.report.runs import is_training, read_runs, run_folders
@@ -82,7 +82,7 @@ def _reports(folder: Path, output: Path) -> Iterator[tuple[Content, dict[str, fl
 
 
 def _log(config: DictConfig, content: Content, totals: dict[str, float], report: Report) -> None:
-    """The report to the chosen logger; Lightning comes with it, and only then."""
+    """Send the report to the chosen logger, if any; only then is Lightning imported."""
     if config.logger.get("_target_") is None:
         return
     from dlm.pipeline.loggers import attempt, build_logger, finish, log_report

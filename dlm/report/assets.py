@@ -1,4 +1,4 @@
-"""Self-contained pages: templates filled in, with the styles and scripts of the server's page inside them."""
+"""Self-contained pages: rendered templates with the styles and scripts of the server's page inlined."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from dlm._paths import PACKAGE
 
 SHARED = PACKAGE / "serving" / "page"
-"""The server's page: what looks and moves alike comes from there."""
+"""The server's page, the source of shared styles and scripts."""
 OWN = Path(__file__).parent / "static"
 
 _IMPORT = re.compile(r"^import\b[^;]*;\n", re.MULTILINE)
@@ -18,10 +18,10 @@ _EXPORT = re.compile(r"^export ", re.MULTILINE)
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from `templates/`; text among `values` is escaped.
+    """Render a page from `templates/`; text in `values` is escaped.
 
-    The template may also use `styles`, `script` and `modules` with names of files, `section` with the class of a
-    section of the server's page, and `icon`.
+    The template may also use `styles`, `script` and `modules` with file names, `section` with the class of a section
+    of the server's page, and `icon`.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -50,12 +50,12 @@ def text_of(name: str) -> str:
 
 
 def joined(*names: str) -> str:
-    """ES modules as one: each after those that it imports. Their top-level names must all differ."""
+    """Join ES modules into one; list each after those it imports. Their top-level names must be unique."""
     return "\n".join(_EXPORT.sub("", _IMPORT.sub("", text_of(name))) for name in names)
 
 
 def section_of(page: str, name: str) -> str:
-    """A `<section class="name">` of a page, in which there is no other."""
+    """The `<section class="name">` of a page, which must not contain another section."""
     found = re.search(rf'<section class="{re.escape(name)}".*?</section>', text_of(page), re.DOTALL)
     if found is None:
         raise LookupError(f"{page} has no section {name!r}")
@@ -63,5 +63,5 @@ def section_of(page: str, name: str) -> str:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """A file inside a page; `kind` is its media type."""
+    """A file as a data URI; `kind` is its media type."""
     return f"data:{kind};base64,{b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""The schema behind `conf/report.yaml`."""
+"""Schema of `conf/report.yaml`."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ class ReportConfig:
 
 
 def register() -> None:
-    """Make the schema known to Hydra; calling it again changes nothing."""
+    """Register the schema with Hydra; calling it again changes nothing."""
     ConfigStore.instance().store(group="schema", name="report", node=ReportConfig)

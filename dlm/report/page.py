@@ -1,4 +1,4 @@
-"""A report as files: `report.html`, self-contained, and its parts beside it."""
+"""A report as files: a self-contained `report.html`, and its parts next to it."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ PLOTS = {
     "nfe": plots.nfe_histograms,
     "reveal_order": plots.reveal_order,
 }
-"""Plots by the name of their file."""
+"""Plots by file name."""
 
 ABSENT = {
     "accuracy": "No run has both an accuracy and tokens per forward.",
     "nfe": "No run has answers.",
     "reveal_order": "No run has step maps: record them with generation.record=true.",
 }
-"""What is said where a plot has nothing to show."""
+"""Captions of plots that have nothing to show."""
 
 CAPTIONS = {
-    "accuracy": "Bars are 95 % confidence intervals. Dashed: the runs that no other beats in both; the area below it, "
-    "from 0 tokens per forward, counts what they dominate.",
-    "nfe": "How many forwards an answer took. The vertical line is the mean.",
-    "reveal_order": "How far each position was after each forward: dark, no answer has it revealed; light, all have. A "
-    "straight diagonal is an order from left to right.",
+    "accuracy": "Bars are 95 % confidence intervals. Dashed: the Pareto front, runs that no other beats in both; the "
+    "area below it, from 0 tokens per forward, measures what they dominate.",
+    "nfe": "Forwards per answer. The vertical line is the mean.",
+    "reveal_order": "Share of answers in which each position is revealed after each forward: dark, none; light, all. A "
+    "straight diagonal is left-to-right order.",
 }
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
+    """The files written.
 
     Attributes:
         page: the HTML file.
-        images: PNG files by plot; plots without anything to show are left out.
+        images: PNG files by plot; plots with nothing to show are left out.
         files: all of them.
     """
 
@@ -51,15 +51,15 @@ class Report:
 
 @dataclass(frozen=True)
 class Content:
-    """What a report says.
+    """The content of a report.
 
     Attributes:
         title: of the page.
-        runs, whole: how many there are, and how many of them are through.
+        runs, whole: number of runs, and of finished runs.
         columns, lines: the table.
         missing: what runs lack, by label.
-        plots: PNG by the name of its file, None where it has nothing to show; with what is said below it.
-        area: of the Pareto front, in tokens per forward, where there is one.
+        plots: PNG (None if there is nothing to show) and caption, by file name.
+        area: of the Pareto front, in tokens per forward, if there is one.
         texts: other files by name.
     """
 
@@ -75,7 +75,7 @@ class Content:
 
 
 def content_of(runs: Sequence[Run], title: str) -> Content:
-    """The report of runs of predict and evaluate."""
+    """The report on runs of predict and evaluate."""
     whole = [run for run in runs if run.whole]
     drawn = {name: draw(whole) for name, draw in PLOTS.items()}
     return Content(
@@ -97,7 +97,7 @@ def _caption(name: str, runs: int) -> str:
 
 
 def write(content: Content, output: Path, name: str) -> Report:
-    """Write a report into `output`, its page as `name`, in place of an earlier one.
+    """Write a report into `output`, its page as `name`, replacing an earlier one.
 
     Raises:
         RunError: the folder cannot be written to.
@@ -113,7 +113,7 @@ def write(content: Content, output: Path, name: str) -> Report:
             (output / each).write_bytes(written)
     except OSError as error:
         raise RunError(
-            f"cannot write to {output}: {error.strerror}; choose another place with output=<folder>"
+            f"cannot write to {output}: {error.strerror}; choose another folder with output=<folder>"
         ) from error
     return Report(
         page=output / name,

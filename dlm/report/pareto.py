@@ -1,4 +1,4 @@
-"""Which runs no other beats, and one number for all of them."""
+"""The Pareto front of runs, and its area as one number for all of them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 
 Point = tuple[float, float]
-"""Speed (tokens per forward) and accuracy (0..1): of both, more is better."""
+"""Speed (tokens per forward) and accuracy (0..1); higher is better for both."""
 
 
 def front(points: Sequence[Point]) -> list[int]:
-    """Indices of the points than which none is as fast and as accurate and better in one of the two; slow to fast.
+    """Indices of the Pareto-optimal points, slow to fast: no other point is as fast and as accurate, and better in one.
 
-    Of equal points the first counts.
+    Of equal points only the first is included.
     """
     kept: list[int] = []
     best = -math.inf
@@ -24,11 +24,11 @@ def front(points: Sequence[Point]) -> list[int]:
 
 
 def area(points: Sequence[Point]) -> float:
-    """What the points dominate: the area under the best accuracy that is had at x tokens per forward or more, over x
-    from 0. In tokens per forward; 0 without a point.
+    """The area that the points dominate: below the best accuracy reached at x or more tokens per forward, over x from
+    0. In tokens per forward; 0 without points.
 
-    The hypervolume of Zitzler and Thiele (1998) with the origin as its reference. It grows with each point that moves
-    the front outwards and with no other.
+    The hypervolume of Zitzler and Thiele (1998) with the origin as reference point. It grows only with points that move
+    the front outwards.
     """
     total = reached = 0.0
     for index in front(points):
@@ -39,8 +39,8 @@ def area(points: Sequence[Point]) -> float:
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share of `count` answers, after Wilson (1927): it stays in 0..1 and does not
-    vanish at either end."""
+    """The 95 % confidence interval of a share of `count` answers (Wilson, 1927): it stays in 0..1 and does not vanish
+    at either end."""
     z = 1.959964
     middle = share + z * z / (2 * count)
     spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))

@@ -1,4 +1,4 @@
-"""The plots of a report, as PNG. matplotlib without its state: figures are objects and belong to nobody else."""
+"""The plots of a report, as PNG. Uses matplotlib's figure objects, without its global state."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from dlm.report.table import comparable, front_area, on_front, point
 from dlm.report.trainings import Training
 
 PANELS = 24
-"""Runs with a histogram or a heat map of their own; a page of more is not looked at."""
+"""At most this many runs get their own histogram or heat map; a page with more would not be read."""
 WIDTH, PANEL_HEIGHT, COLUMNS = 10.0, 2.3, 3
-"""Inches of a figure and of a row of panels, and panels in a row."""
+"""Figure width and panel height in inches, and panels per row."""
 INK, SOFT, SHEET = "#1d1f24", "#5d5f66", "#fffefc"
 COLOURS = ("#2253a3", "#c2571a", "#1b7f5c", "#8d3b8f", "#b08900", "#3aa0b5", "#a83246", "#5b6770", "#6b8e23", "#7a5230")
 MARKERS = "osD^vPX*<>"
@@ -31,10 +31,10 @@ DPI = 150
 
 
 def accuracy_against_speed(runs: Sequence[Run]) -> bytes | None:
-    """Accuracy against tokens per forward, with 95 % intervals, the Pareto front and its area; None without a run that
-    has both. Runs that differ in numbers alone are joined, in the order of their speed, and each names its numbers.
+    """Accuracy against tokens per forward, with 95 % intervals, the Pareto front and its area; None if no run has both.
+    Runs that differ only in numbers are joined in the order of their speed and labelled with these numbers.
 
-    Where several runs crowd at the fast end, a second panel shows that end.
+    If several runs crowd at the fast end, a second panel shows that end.
     """
     placed = comparable(runs)
     if not placed:
@@ -48,7 +48,7 @@ def accuracy_against_speed(runs: Sequence[Run]) -> bytes | None:
     lowest = float((np.array(accuracies) - _bars(placed)[0]).min())
     panels[0].set_xlim(0, last * 1.08 or 1.0)
     panels[0].set_ylim(max(0.0, lowest - 0.05 * (1.0 - lowest) - 0.01), 1.0 + 0.05 * (1.0 - lowest) + 0.01)
-    panels[0].set_ylabel("accuracy (share of the answers that are right)")
+    panels[0].set_ylabel("accuracy (share of right answers)")
     panels[0].set_title(f"Accuracy against tokens per forward; area of the front {front_area(placed):.3f}", loc="left")
     if fast is not None:
         inside = [accuracy for speed, accuracy in map(point, placed) if speed >= fast]
@@ -66,17 +66,17 @@ def accuracy_against_speed(runs: Sequence[Run]) -> bytes | None:
 
 
 def crowded(points: Sequence[Point]) -> float | None:
-    """Where the fast end begins, in tokens per forward, if a tenth of the axis there holds three points or more and the
-    rest of it some others; else None."""
+    """Where the fast end begins, in tokens per forward, if the last tenth of the axis holds three or more points, but
+    not all of them; else None."""
     bound = 0.9 * max(speed for speed, _ in points)
     inside = [speed for speed, _ in points if speed >= bound]
     return min(inside) if 3 <= len(inside) < len(points) else None
 
 
 def draw_runs(axes: Any, placed: Sequence[Run], told: float) -> None:
-    """Runs by group, and the front with what lies below it; up to `told` tokens per forward with intervals and numbers.
+    """Runs by group, and the front with the area below it; intervals and numbers up to `told` tokens per forward.
 
-    A group is drawn larger than later ones that share a place with it, so that all of them are seen.
+    A group is drawn larger than later ones at the same point, so that all of them are visible.
     """
     groups = list(dict.fromkeys(run.group for run in placed))
     styles = dict(zip(groups, zip(cycle(COLOURS), cycle(MARKERS), strict=False), strict=False))
@@ -112,7 +112,7 @@ def draw_runs(axes: Any, placed: Sequence[Run], told: float) -> None:
 
 
 def reward_curves(trainings: Sequence[Training]) -> bytes | None:
-    """The reward of each run's steps and measurements, by step; None where no step was taken."""
+    """The reward of each run's steps and measurements, by step; None if no step was taken."""
     begun = [training for training in trainings if training.steps]
     if not begun:
         return None
@@ -139,7 +139,7 @@ def reward_curves(trainings: Sequence[Training]) -> bytes | None:
 
 
 def nfe_histograms(runs: Sequence[Run]) -> bytes | None:
-    """Forwards an answer took, a panel a run, over one axis; None where no run has answers."""
+    """Forwards per answer, one panel per run on a shared axis; None if no run has answers."""
     counted = [run for run in runs if run.nfe][:PANELS]
     if not counted:
         return None
@@ -153,13 +153,13 @@ def nfe_histograms(runs: Sequence[Run]) -> bytes | None:
         axes.axvline(mean, color=COLOURS[1], linewidth=1.2)
         _whole_numbers(axes)
         axes.set_title(f"{_wrapped(run.label)}\nmean {mean:.2f}", loc="left", fontsize=8)
-    figure.supxlabel("forwards an answer (NFE)", fontsize=9, color=INK)
+    figure.supxlabel("forwards per answer (NFE)", fontsize=9, color=INK)
     figure.supylabel("answers", fontsize=9, color=INK)
     return _png(figure)
 
 
 def reveal_order(runs: Sequence[Run]) -> bytes | None:
-    """Which share of the answers had a position revealed by a forward, a panel a run; None where none has step maps."""
+    """Share of answers with a position revealed after each forward, one panel per run; None if none has step maps."""
     mapped = [run for run in runs if any(any(steps) for steps in run.step_maps)][:PANELS]
     if not mapped:
         return None
@@ -172,17 +172,17 @@ def reveal_order(runs: Sequence[Run]) -> bytes | None:
         )  # fmt: skip
         _whole_numbers(axes)
         axes.set_title(_wrapped(run.label), loc="left", fontsize=8)
-    figure.supxlabel("position behind the prompt", fontsize=9, color=INK)
+    figure.supxlabel("position after the prompt", fontsize=9, color=INK)
     figure.supylabel("forward", fontsize=9, color=INK)
     bar = figure.colorbar(image, ax=panels, location="top", shrink=0.4, aspect=40, pad=0.02)
-    bar.set_label("share of the answers in which it is revealed by then", fontsize=8)
+    bar.set_label("share of answers in which it is revealed by then", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return _png(figure)
 
 
 def revealed_by(step_maps: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
-    """`[forwards, positions]`: of the answers that have a position revealed at all, the share that has it after each
-    forward; nan where none ever has."""
+    """`[forwards, positions]`: of the answers that ever reveal a position, the share that has revealed it after each
+    forward; nan if none does."""
     forwards = max(max(steps, default=0) for steps in step_maps)
     counts = np.zeros((forwards, max(map(len, step_maps))))
     for steps in step_maps:
@@ -197,7 +197,7 @@ def revealed_by(step_maps: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
 
 
 def _bars(runs: Sequence[Run]) -> npt.NDArray[np.float64]:
-    """Distances from accuracy to the ends of its interval, `[2, runs]`; 0 where it is not known of how many answers."""
+    """Distances from accuracy to the ends of its interval, `[2, runs]`; 0 if the number of answers is unknown."""
     bars = np.zeros((2, len(runs)))
     for number, run in enumerate(runs):
         _, accuracy = point(run)
@@ -208,7 +208,7 @@ def _bars(runs: Sequence[Run]) -> npt.NDArray[np.float64]:
 
 
 def _row(widths: Sequence[float]) -> tuple[Figure, list[Any]]:
-    """Panels beside each other, of these shares of the width."""
+    """Panels side by side, with these shares of the width."""
     figure = Figure(figsize=(WIDTH * (1.0 if len(widths) == 1 else 1.3), 6.0), layout="constrained", facecolor=SHEET)
     panels = list(figure.subplots(1, len(widths), squeeze=False, width_ratios=list(widths)).flat)
     for axes in panels:

@@ -1,8 +1,8 @@
-"""What a folder of runs holds, and what it lacks.
+"""The runs in a folder, and what they lack.
 
-A run is a folder with `config.yaml`, as predict and evaluate leave it; one of a training is left to `trainings.py`. Its
-figures come from `summary.json`; where that is missing, from `predictions.jsonl`. What a run lacks is said in words,
-and stops nobody from looking at the others.
+A run is a folder with the `config.yaml` that predict and evaluate write; trainings are read by `trainings.py`. Its
+figures come from `summary.json` or, if that is missing, from `predictions.jsonl`. What a run lacks is described in
+words and does not keep the others from being reported.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from dlm.runs.shards import read_answers
 from dlm.runs.summary import summarize
 
 TRAINING_KEYS = frozenset({"reward", "likelihood", "objective"})
-"""What the configuration of a training has, and no other."""
+"""Keys that only the configuration of a training has."""
 MAPS = 2000
-"""Step maps read of a run: more change no picture."""
+"""Step maps read per run; more would not change the plot."""
 INSIDE = ("wandb", "shards", "claims")
-"""Folders in which there is no run, though W&B keeps a `config.yaml` of its own."""
+"""Folders that hold no runs, although W&B keeps its own `config.yaml` there."""
 WITHOUT_EFFECT = ("run_dir", "logger", "trainer", "progress", "decoder", "trace")
-"""Overrides that change no answer, and so tell no run from another."""
+"""Overrides that change no answer, so they do not distinguish runs."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """A run in numbers; None for what is not known.
+    """A run in numbers; None if unknown.
 
     Attributes:
         accuracy: share of right answers, 0..1.
-        checked: answers that it is a share of.
+        checked: number of answers it is a share of.
         answers, errors: prompts' samples with and without an answer.
-        mean_nfe: forwards an answer.
+        mean_nfe: forwards per answer.
         tokens_per_forward, tokens_per_second: visible tokens.
         scores: accuracy by task or family.
     """
@@ -61,17 +61,17 @@ class Run:
     """One run.
 
     Attributes:
-        folder: where it lies.
-        name: its folder's place in the folder of runs.
-        overrides: what was typed to start it, `key=value`, as far as it changes answers.
-        label: what tells it from the others.
+        folder: its path.
+        name: its path relative to the folder of runs.
+        overrides: command-line overrides, `key=value`, that change answers.
+        label: what distinguishes it from the others.
         group: the part of the label without numbers: runs of one group differ in a number, such as a threshold.
         numbers: the numbers of the label.
-        varied: what they are numbers of.
-        figures: of the answers that there are.
+        varied: the keys of these numbers.
+        figures: of its answers.
         nfe: forwards of each answer.
         step_maps: of each answer with one, at most `MAPS`: by position the forward that revealed it, 0 for none.
-        missing: what it lacks, in words; empty where it lacks nothing.
+        missing: what it lacks, in words; empty if nothing.
         whole: all its prompts are answered or refused.
     """
 
@@ -90,21 +90,21 @@ class Run:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Every run in `folder`, at whatever depth, by name.
+    """Every run in `folder`, at any depth, by name.
 
     Raises:
         RunError: there is no such folder, or no run in it.
     """
     if not folder.is_dir():
-        raise RunError(f"runs={folder}: no such folder; write runs=<folder>, outputs/predict for instance")
+        raise RunError(f"runs={folder}: no such folder; set runs=<folder>, for instance outputs/predict")
     found = [path for path in run_folders(folder) if not is_training(path)]
     if not found:
-        raise RunError(f"runs={folder} holds no run: none of its folders has a config.yaml as predict leaves it")
+        raise RunError(f"runs={folder} holds no run: none of its folders has a config.yaml written by predict")
     return labelled([_read(path, "." if path == folder else str(path.relative_to(folder))) for path in sorted(found)])
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """Folders of runs in `folder`, at whatever depth."""
+    """Folders of runs in `folder`, at any depth."""
     for place, names, files in os.walk(folder):
         if "config.yaml" in files:
             yield Path(place)
@@ -113,9 +113,9 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 
 def is_training(path: Path) -> bool:
-    """Whether the folder of a run is that of a training, which has no predictions.
+    """Whether a run's folder is that of a training, which has no predictions.
 
-    Its configuration tells, which is there before the first step. It is not parsed: it may be of another program.
+    Decided by its configuration, which exists before the first step. It is not parsed: it may be another program's.
     """
     lines = (path / "config.yaml").read_text(encoding="utf-8", errors="replace").splitlines()
     return {line.partition(":")[0] for line in lines} >= TRAINING_KEYS
@@ -158,18 +158,18 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _figures(folder: RunFolder, missing: list[str]) -> Figures:
-    """From `summary.json`; what it does not say comes from the predictions."""
+    """Figures from `summary.json`; those it lacks come from the predictions."""
     told: dict[str, Any] = {}
     if not folder.summary.exists():
         missing.append(
-            "no summary.json: the figures are those of predictions.jsonl, and tokens/s are not known; to go on: "
+            "no summary.json: the figures come from predictions.jsonl, and tokens/s is unknown; to resume: "
             f"{folder.begun_with()}"
         )
     else:
         try:
             told = dict(json.loads(folder.summary.read_text()))
         except (TypeError, ValueError, RecursionError) as error:
-            missing.append(f"summary.json is broken ({error}): the figures are those of predictions.jsonl")
+            missing.append(f"summary.json is broken ({error}): the figures come from predictions.jsonl")
     counted = summarize(folder.predictions, check_of(folder.data_target()))
     own = Figures(
         accuracy=counted.exact_match,
@@ -191,10 +191,10 @@ def _figures(folder: RunFolder, missing: list[str]) -> Figures:
 
 
 def _unfinished(folder: RunFolder) -> str:
-    """Why there are no predictions, how far the run came and how to go on."""
+    """Why there are no predictions, how far the run got and how to resume it."""
     resume = folder.begun_with()
     if not folder.index.exists():
-        return f"it died before its prompts were read; to begin again: {resume}"
+        return f"it died before its prompts were read; to restart: {resume}"
     try:
         index = folder.read_index()
         done = len(index.ids) - len(read_answers(folder.shard_files(), index.samples).missing(index.ids))
@@ -203,15 +203,15 @@ def _unfinished(folder: RunFolder) -> str:
     far = f"{done} of {len(index.ids)} prompts are answered"
     if any(at_work(path) is not None for path in folder.path.glob(f"claims/*/*{STATUS}")):
         return f"it is still running: {far}"
-    return f"it died or was stopped: {far}; to go on: {resume}"
+    return f"it died or was stopped: {far}; to resume: {resume}"
 
 
 def overrides_of(path: Path) -> tuple[str, ...]:
-    """What was typed, from `command.txt`, as far as it changes answers."""
+    """Overrides in `command.txt` that change answers."""
     command = path / "command.txt"
     try:
         words = shlex.split(command.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there, or damaged
+    except (OSError, ValueError):  # missing or damaged
         words = []
     return tuple(
         word
@@ -221,7 +221,7 @@ def overrides_of(path: Path) -> tuple[str, ...]:
 
 
 def labelled(runs: Sequence[Run]) -> list[Run]:
-    """The runs with labels, and with what tells groups of them apart."""
+    """The runs with their labels, groups and numbers."""
     labels = labels_of([run.overrides for run in runs], [run.name for run in runs])
     common = _common([run.overrides for run in runs])
     named = []
@@ -236,8 +236,8 @@ def labelled(runs: Sequence[Run]) -> list[Run]:
 
 
 def labels_of(overrides: Sequence[Sequence[str]], names: Sequence[str]) -> list[str]:
-    """What tells each of several runs from the others: the overrides that not all of them have; where these are the
-    same, the name as well."""
+    """Labels that distinguish runs: the overrides that not all of them have, plus the name if several runs share
+    these."""
     common = _common(overrides)
     own = [[word for word in words if word not in common] for words in overrides]
     labels = []

@@ -1,4 +1,4 @@
-"""The table of runs, in words, as CSV and as JSON."""
+"""The table of runs: for a terminal, as CSV and as JSON."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from dlm.report.pareto import area, front, interval
 from dlm.report.runs import Run
 
 COLUMNS = ("run", "accuracy", "95 %", "answers", "errors", "NFE", "tokens/forward", "tokens/s", "front")
-"""Heads of the columns; `front` marks the runs that no other beats."""
+"""Column headers; `front` marks the runs that no other beats."""
 
 
 def on_front(runs: Sequence[Run]) -> list[Run]:
-    """The runs that no other beats in accuracy and tokens per forward, slow to fast; of equal runs all."""
+    """The runs that no other beats in accuracy and tokens per forward, slow to fast; equal runs are all included."""
     placed = comparable(runs)
     places = [point(run) for run in placed]
     return [run for index in front(places) for run in placed if point(run) == places[index]]
 
 
 def front_area(runs: Sequence[Run]) -> float | None:
-    """The area under their front, in tokens per forward; None where no run has a place."""
+    """The area under their front, in tokens per forward; None if no run is comparable."""
     placed = comparable(runs)
     return area([point(run) for run in placed]) if placed else None
 
 
 def totals(runs: Sequence[Run]) -> dict[str, float]:
-    """The whole report in numbers, for a logger."""
+    """The report in numbers, for a logger."""
     finished = [run for run in runs if run.whole]
     found = {"report/runs": float(len(runs)), "report/unfinished": float(len(runs) - len(finished))}
     dominated = front_area(finished)
@@ -40,7 +40,7 @@ def totals(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:
-    """The runs of which accuracy and tokens per forward are known."""
+    """The runs whose accuracy and tokens per forward are known."""
     return [run for run in runs if run.figures.accuracy is not None and run.figures.tokens_per_forward is not None]
 
 
@@ -48,12 +48,12 @@ def point(run: Run) -> tuple[float, float]:
     """Tokens per forward and accuracy of a comparable run."""
     speed, accuracy = run.figures.tokens_per_forward, run.figures.accuracy
     assert speed is not None  # it is comparable
-    assert accuracy is not None  # likewise
+    assert accuracy is not None  # it is comparable
     return speed, accuracy
 
 
 def cells(runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    """A line of texts for each whole run, in the order of `COLUMNS`; empty where a value is not known."""
+    """A row of strings for each whole run, in the order of `COLUMNS`; empty if a value is unknown."""
     best = {run.label for run in on_front(runs)}
     return [
         (

@@ -1,8 +1,8 @@
-"""`trace.html`: how the answers of a run were revealed, as one file that a browser opens without a server.
+"""`trace.html`: how the answers of a run were revealed, as one file that opens in a browser without a server.
 
 The canvas, its colours and its replay are those of the server's page, which follows the same events live. A step map
-says only which forward gave a position the token that it ended with: what a forward had written there before and took
-back is not seen, and positions that were put in later are shown from the start.
+records only which forward wrote a position's final token: earlier tokens that were taken back are not shown, and
+positions inserted later are shown from the start.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dlm.text import TextCodec
 
 NO_MASK = -1
-"""In place of the mask id where only the layout is asked for: no prompt has it."""
+"""Replaces the mask id when only the layout is needed; no prompt contains it."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class HtmlTrace:
     """Writes the page.
 
     Attributes:
-        prompts: at most so many prompts, the first ones, each with all its samples.
+        prompts: at most this many prompts, the first ones, each with all its samples.
     """
 
     prompts: int
 
     def faults(self) -> list[str]:
-        """What is wrong, with its remedy."""
-        return [] if self.prompts >= 1 else [f"trace.prompts={self.prompts}: must be at least 1, or write trace=none"]
+        """Invalid values, each with its remedy."""
+        return [] if self.prompts >= 1 else [f"trace.prompts={self.prompts}: must be at least 1, or set trace=none"]
 
     def write(
         self,
@@ -46,13 +46,13 @@ class HtmlTrace:
         """Write the page of the first answers.
 
         Args:
-            path: where to.
-            rows: predictions, in input order; those without a step map, such as refused prompts, are counted.
+            path: the output file.
+            rows: predictions, in input order; those without a step map, such as refused prompts, are only counted.
             codec: the run's tokenizer.
-            request: what a prompt with these tokens was decoded as.
+            request: from a prompt's tokens, the request that was decoded.
 
         Raises:
-            RunError: no room for the page.
+            RunError: no space for the page.
         """
         from dlm.report.assets import render
         from dlm.runs.whole_files import replace
@@ -71,7 +71,7 @@ class HtmlTrace:
 
 
 def answer_of(row: dict[str, Any], codec: TextCodec, request: Callable[[tuple[int, ...]], Request]) -> dict[str, Any]:
-    """What the page is told of one row of predictions."""
+    """The page's data for one row of predictions."""
     ids = codec.encode(row["prompt"])
     asked = request(ids)
     names = f"{asked.engine.name}, {asked.sampler.name}"
@@ -86,7 +86,7 @@ def answer_of(row: dict[str, Any], codec: TextCodec, request: Callable[[tuple[in
 
 
 def layout_of(request: Request) -> dict[str, int]:
-    """Lengths of the first block behind the prompt and of the others."""
+    """Lengths of the first block after the prompt and of the others."""
     from dlm.decoding.canvas import Canvas
     from dlm.outputs import opening
 
@@ -96,7 +96,7 @@ def layout_of(request: Request) -> dict[str, int]:
 def events_of(
     row: dict[str, Any], prompt_tokens: int, layout: dict[str, int], codec: TextCodec
 ) -> Iterator[dict[str, Any]]:
-    """A row as the events in which the server tells of an answer: `start`, a `step` for each forward that revealed
+    """A row as the events that the server sends for an answer: `start`, a `step` for each forward that revealed
     something, `end`."""
     step_map, nfe = row["step_map"], row["nfe"]
     first, others = layout["first_block"], layout["block_length"]
@@ -131,7 +131,7 @@ def events_of(
 
 
 def _confidence(logprob: float | None) -> float:
-    """The probability of a token when it was revealed; 0 where there was none to speak of."""
+    """The probability of a token when it was revealed; 0 if there is none."""
     return 0.0 if logprob is None else round(math.exp(logprob), 4)
 
 

@@ -1,4 +1,4 @@
-"""The report of trainings: what came of each, and how the reward rose."""
+"""The report on trainings: the result and the reward curve of each."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dlm.report.table import as_csv
 from dlm.report.trainings import COLUMNS, Training, cells
 
 CAPTION = (
-    "Points: the mean reward of the held-out prompts, with its standard error over prompts. Thin: that of each step's "
-    "own answers. The time of a step is in shares: rollout, reward, score (older policies and the reference), update."
+    "Points: mean reward on the held-out prompts, with its standard error over prompts. Thin lines: mean reward of "
+    "each step's own answers. Shares of step time: rollout, reward, score (older policies and the reference), update."
 )
 
 
 def content_of_trainings(trainings: Sequence[Training], title: str) -> Content:
-    """The report of runs of `dlm.rl.grpo`."""
+    """The report on runs of `dlm.rl.grpo`."""
     curves = reward_curves(trainings)
     return Content(
         title=title,

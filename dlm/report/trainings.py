@@ -1,4 +1,4 @@
-"""Runs of `python -m dlm.rl.grpo` in a folder: their rewards, what came of them, and what they lack."""
+"""Runs of `python -m dlm.rl.grpo` in a folder: their rewards, their results, and what they lack."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dlm.runs.lock import is_locked
 from dlm.runs.run_folder import RunFolder
 
 LOG = "training.jsonl"
-"""Begins with a line that says what was run; then come steps and measurements."""
+"""The first line describes the run; the others are steps and measurements."""
 COLUMNS = (
     "run", "reward before", "reward after", "gain", "steps", "minutes", "rollout", "reward", "score", "update",
     "tokens", "NFE",
 )  # fmt: skip
-"""Heads of the table; `rollout`, `reward`, `score` and `update` are shares of the time of the steps, `tokens` and `NFE`
-of an answer in the last step."""
+"""Column headers; `rollout`, `reward`, `score` and `update` are shares of the step time, `tokens` and `NFE` are per
+answer in the last step."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Training:
     """One run.
 
     Attributes:
-        folder: where it lies.
-        overrides: what was typed to start it.
-        label: what tells it from the others.
-        rows: of `training.jsonl`, behind the first; none of a run that has not come so far.
-        summary: of `summary.json`; None for a run that is not through.
-        missing: what it lacks, in words; empty where it lacks nothing.
+        folder: its path.
+        overrides: its command-line overrides.
+        label: what distinguishes it from the others.
+        rows: of `training.jsonl`, after the first; empty if the run has not got that far.
+        summary: content of `summary.json`; None for an unfinished run.
+        missing: what it lacks, in words; empty if nothing.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class Training:
 
 
 def read_trainings(folder: Path) -> list[Training]:
-    """Every run of GRPO in `folder`, at whatever depth, by name."""
+    """Every GRPO run in `folder`, at any depth, by name."""
     found = [_read(path) for path in sorted(filter(is_training, run_folders(folder)))]
     labels = labels_of([training.overrides for training in found], [one.folder.name for one in found])
     return [replace(training, label=label) for training, label in zip(found, labels, strict=True)]
@@ -65,25 +65,25 @@ def _read(path: Path) -> Training:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            missing.append(f"line {number} of {LOG} is broken, as a kill leaves one")
+            missing.append(f"line {number} of {LOG} is broken, as after a kill")
     summary = json.loads(told.read_text()) if told.exists() else None
     if summary is None:
         missing.append(_unfinished(path, max((row["step"] for row in rows), default=0)))
     elif not log.exists():
-        missing.append(f"{LOG} is gone, and with it what its steps did")
+        missing.append(f"{LOG} is missing, so its steps are unknown")
     return Training(path, overrides_of(path), tuple(rows), summary, tuple(missing))
 
 
 def _unfinished(path: Path, last: int) -> str:
-    """Why a training has no summary after step `last`, and how to go on."""
+    """Why a training has no summary after step `last`, and how to resume it."""
     if is_locked(path):
         return f"it is still running: {f'step {last}' if last else 'no step'} is done"
     when = f"after step {last}" if last else "before its first step"
-    return f"it died or was stopped {when}; to go on: {RunFolder(path).begun_with()}"
+    return f"it died or was stopped {when}; to resume: {RunFolder(path).begun_with()}"
 
 
 def cells(trainings: Sequence[Training]) -> list[tuple[str, ...]]:
-    """A line of texts for each run that is through, in the order of `COLUMNS`; empty where a value is not known."""
+    """A row of strings for each finished run, in the order of `COLUMNS`; empty if a value is unknown."""
     lines = []
     for training in trainings:
         summary, steps = training.summary, training.steps

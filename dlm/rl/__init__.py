@@ -1,10 +1,10 @@
-"""Rollouts in a training loop: sample answers, score and replay them with gradients, take new weights.
+"""Rollouts for a training loop: sample answers, score and replay them with gradients, update the weights.
 
     rollouts = Rollouts.load("demo")
     batch = rollouts.generate(prompts, params, n=8)
     rollouts.update_weights(module.state_dict(), version=1)
 
-What is named here is imported when it is first used, so that `python -m dlm.rl.grpo --help` loads no torch.
+Names are imported on first use, so that `python -m dlm.rl.grpo --help` does not load torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What stands for the log-probability of each token of an answer, which a masked diffusion model does not have: a
-scheme of `dlm.likelihood`, or the states through which the answer was decoded.
+"""Surrogates for per-token log-probabilities, which a masked diffusion model does not have: a scheme of
+`dlm.likelihood`, or a replay of the states through which the answer was decoded.
 
-A choice gives the same kind of number under the policy, under the policy that decoded and under the reference, so that
-their ratios mean something.
+The same surrogate is used for the policy, the policy that decoded and the reference, so that their ratios are
+meaningful.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dlm.rl.rollout import Rollout
 
 @dataclass(frozen=True)
 class StepMap:
-    """Each token at the state in which the decoder revealed it, replayed without a cache, as TraceRL does
-    (arXiv 2509.06949); one forward for every `shrink` steps. Exact for the engines that recompute everything or cache
-    exactly; what it means for others is said at `Likelihood.replay_logprobs`.
+    """Scores each token in the state in which the decoder revealed it, replayed without a cache, as TraceRL does
+    (arXiv 2509.06949); one forward for every `shrink` steps. Exact for engines that recompute everything or cache
+    exactly; `Likelihood.replay_logprobs` explains what it means for the others.
 
     Attributes:
-        shrink: so many consecutive steps are replayed as one.
+        shrink: number of consecutive steps replayed as one.
 
     Raises:
         RequestError: `shrink` is below 1.
@@ -46,14 +46,14 @@ def token_logprobs(
 
     Args:
         choice: `d1_onestep` is diffu-GRPO's (arXiv 2504.12216), `coupled` coupled-GRPO's (arXiv 2506.20639).
-        model: under which.
-        rollouts: whose tokens.
-        seeds: of the masks that a scheme draws for each rollout; equal seeds hide equal places. Replays draw nothing.
+        model: the model to score with.
+        rollouts: the rollouts to score.
+        seeds: mask seed of each rollout; equal seeds mask equal positions. Replays draw nothing.
         gradients: keep the graph.
 
     Returns:
-        For each rollout `[n]` float64 on the model's device: of the `n` tokens up to the last that was revealed, or of
-        all of `replay_token_ids`.
+        For each rollout `[n]` float64 on the model's device, where `n` counts the tokens up to the last revealed one,
+        or all of `replay_token_ids` for a replay.
     """
     if isinstance(choice, StepMap):
         replays = [rollout.replay() for rollout in rollouts]
@@ -65,7 +65,7 @@ def token_logprobs(
 
 
 def _revealed(rollout: Rollout) -> tuple[int, ...]:
-    """The tokens behind the prompt up to the last one that was revealed."""
+    """The tokens after the prompt, up to the last revealed one."""
     ids = rollout.replay_token_ids
     end = len(ids)
     while end and ids[end - 1] == rollout.mask_id:

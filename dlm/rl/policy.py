@@ -1,11 +1,10 @@
-"""A model as the trainers of transformers want one: a `PreTrainedModel` around a `Backbone`.
+"""A `PreTrainedModel` around a `Backbone`, for trainers built on transformers.
 
     policy = Policy.from_pretrained(folder, device="cuda")
     rollouts = Rollouts(policy.checkpoint, trainer=policy.backbone, codec=TextCodec.load(folder))
-    policy.save_pretrained(output)                  # the family's own format again
+    policy.save_pretrained(output)                  # in the family's own format
 
-It is called with a question to its likelihoods and not with `input_ids`: a masked diffusion model has no logits of a
-next token.
+Its forward takes a function of its likelihoods, not `input_ids`: a masked diffusion model has no next-token logits.
 """
 
 from __future__ import annotations
@@ -31,23 +30,23 @@ PREFIX = "backbone."
 
 
 class PolicyConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its __init_subclass__ is not typed
-    """What trainers ask of a configuration. Nothing is built from it; `Policy.save_pretrained` writes the family's."""
+    """The config fields that trainers read. No model is built from it; `Policy.save_pretrained` writes the family's."""
 
     model_type = "dlm_policy"
 
 
 class Policy(PreTrainedModel):
-    """A backbone in training. Its parameters want gradients from here on.
+    """A backbone in training. Creating it enables gradients on the parameters.
 
-    Scores are computed once more in the backward pass, micro-batch by micro-batch, whether or not a trainer asks for
-    gradient checkpointing.
+    The backward pass recomputes scores micro-batch by micro-batch, whether or not the trainer enables gradient
+    checkpointing.
 
     Args:
         checkpoint: the model, on the device where it is trained.
         score_tokens, logits_mib: as in `Rollouts`.
 
     Raises:
-        ConfigError: a model with a drafter, which would be neither trained nor saved.
+        ConfigError: the model has a drafter, which would be neither trained nor saved.
     """
 
     config_class = PolicyConfig
@@ -58,44 +57,44 @@ class Policy(PreTrainedModel):
     def __init__(self, checkpoint: Checkpoint, *, score_tokens: int = 8192, logits_mib: float = 512) -> None:
         architecture, special = checkpoint.backbone.config, checkpoint.special
         if checkpoint.backbone.has_drafter:
-            raise ConfigError("a model with a drafter is not trained; load it without drafter_adapter_path")
+            raise ConfigError("a model with a drafter cannot be trained; load it without drafter_adapter_path")
         told: dict[str, Any] = {
             "architectures": [type(self).__name__],
             "vocab_size": architecture.vocab_size,
             "hidden_size": architecture.hidden_size,
             "num_hidden_layers": architecture.num_layers,
             "mask_token_id": special.mask_id,
-            "tie_word_embeddings": False,  # the backbone ties its own
+            "tie_word_embeddings": False,  # the backbone handles tying
         }
         super().__init__(PolicyConfig(**told))
         self.checkpoint = checkpoint
         self.backbone = checkpoint.backbone.requires_grad_(True)
         self._limits: dict[str, Any] = {"score_tokens": score_tokens, "logits_mib": logits_mib}
         self.likelihood = Likelihood(self.backbone, special, max_tokens=score_tokens, logits_mib=logits_mib)
-        self.gradient_checkpointing = False  # which trainers set
+        self.gradient_checkpointing = False  # trainers set this
         ends = list(special.end_ids) or None
-        self.generation_config = GenerationConfig(eos_token_id=ends)  # type: ignore[no-untyped-call]  # not typed there
+        self.generation_config = GenerationConfig(eos_token_id=ends)  # type: ignore[no-untyped-call]  # untyped upstream
 
     @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str], **loading: Any) -> Self:  # type: ignore[override]  # the parent's arguments are those of its own formats
+    def from_pretrained(cls, folder: str | PathLike[str], **loading: Any) -> Self:  # type: ignore[override]  # the parent's arguments are for its own formats
         """The model of a checkpoint folder; `loading` as in `dlm.models.io.loading.load_checkpoint`."""
         return cls(load_checkpoint(Path(folder), **loading))
 
     def forward(self, ask: Callable[[Likelihood], list[Tensor]]) -> list[Tensor]:
-        """What `ask` finds with the model's likelihoods, for instance `Scores.per_token`.
+        """Return `ask(likelihood)`, for instance per-token scores.
 
-        Asked through here, what wraps a model (DistributedDataParallel, autocast) takes part.
+        Going through `forward` makes wrappers such as DistributedDataParallel and autocast apply.
         """
         return ask(self.likelihood)
 
     def frozen_copy(self) -> Policy:
-        """A reference that stays what the model is now."""
+        """A frozen copy of the model as it is now, for use as the reference."""
         twin = Policy(replace(self.checkpoint, backbone=copy.deepcopy(self.backbone)), **self._limits)
         twin.train(False)
         twin.requires_grad_(False)
         return twin
 
-    def save_pretrained(  # type: ignore[override]  # what cannot be honoured is no argument
+    def save_pretrained(  # type: ignore[override]  # unsupported arguments are left out
         self,
         save_directory: str | PathLike[str],
         *,
@@ -106,10 +105,10 @@ class Policy(PreTrainedModel):
         """Write config.json and model.safetensors in the family's own format, which `load_checkpoint` reads.
 
         Args:
-            save_directory: the folder; it is made.
-            is_main_process: whether this process is the one that writes.
-            state_dict: the weights, where a trainer has gathered them; None: the model's own.
-            safe_serialization: what else there was is not written any more.
+            save_directory: the folder; created if missing.
+            is_main_process: only the main process writes.
+            state_dict: weights gathered by the trainer; None: the model's own.
+            safe_serialization: must be True; no other format is written.
 
         Raises:
             ConfigError: `safe_serialization` is False.
@@ -128,7 +127,7 @@ class Policy(PreTrainedModel):
         save_checkpoint(backbone, self.checkpoint.special, Path(save_directory), family=self.checkpoint.family)
 
     def read_weights(self, folder: str | PathLike[str]) -> None:
-        """Take the weights of a folder of the same architecture. Raises `CheckpointError`; then nothing was changed."""
+        """Load weights from a folder of the same architecture. Raises `CheckpointError`, leaving the weights unchanged."""
         source = folder_source(Path(folder), self.backbone)
         shapes = {name: (source.shape(name), source.dtype(name)) for name in source.names()}
         writer = WeightWriter(shapes, self.checkpoint.family, self.backbone)

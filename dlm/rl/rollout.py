@@ -1,4 +1,4 @@
-"""What one sample of one prompt gives a policy gradient: tokens, when each was revealed, and how probable it was."""
+"""One sampled answer as policy gradients need it: tokens, the step that revealed each, and their log-probabilities."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ class Rollout:
     The log-probabilities are those of the forwards that revealed the tokens. They are **not** an autoregressive
     likelihood, and their sum is not the log-probability of the answer: `Rollouts.score` estimates that.
 
-    `token_ids` are the first of `replay_token_ids`. What is listed for `replay_token_ids` has entries for the end token
-    and for what stands behind it too; its first `len(token_ids)` entries are the answer's.
+    `token_ids` is a prefix of `replay_token_ids`. Fields with one entry per `replay_token_ids` also cover the end token
+    and everything after it; their first `len(token_ids)` entries belong to the answer.
 
     Attributes:
-        prompt_index, sample_index: which prompt of the call, which of its `n` samples.
-        seed: of the noise, which depends on (seed, sample_index, forward, position).
-        prompt_ids: the prompt, masks in it filled in.
-        token_ids: the answer, without what ended it: cut before the first end token, at `max_tokens`, and with the last
-            token that shows text before a stop string.
-        step_map: for each of `token_ids` the 1-based forward that made it final.
-        replay_token_ids: the whole canvas behind the prompt, so the whole last block, past the end token; the mask id
-            where nothing was revealed.
-        replay_step_map: for each of `replay_token_ids`, 0 where nothing was revealed.
+        prompt_index, sample_index: index of the prompt in the call, and of the sample among its `n`.
+        seed: noise seed; the noise depends on (seed, sample_index, forward, position).
+        prompt_ids: the prompt, with any masks in it filled in.
+        token_ids: the answer without its terminator: cut before the first end token, at `max_tokens`, and after the
+            last token that contributes text before a stop string.
+        step_map: for each of `token_ids`, the 1-based forward that made it final.
+        replay_token_ids: the whole canvas after the prompt, including the rest of the last block past the end token;
+            the mask id where nothing was revealed.
+        replay_step_map: `step_map` for each of `replay_token_ids`; 0 where nothing was revealed.
         logprobs_raw: for each of `replay_token_ids`, log softmax(logits) after guidance and before temperature and
             filters; 0 where nothing was revealed.
-        logprobs_processed: likewise under the distribution that the token was drawn from, after temperature, top-p and
-            top-k; 0 also at temperature 0, where nothing is drawn. Empty where it was not asked for.
-        entropies: likewise of softmax(logits), in nats. Empty where it was not asked for.
-        nfe: forwards that it took part in.
+        logprobs_processed: the same under the distribution that the token was drawn from, after temperature, top-p and
+            top-k; 0 also at temperature 0, where nothing is drawn. Empty if not requested.
+        entropies: entropy of softmax(logits) for each of `replay_token_ids`, in nats. Empty if not requested.
+        nfe: forwards that this sample took part in.
         finish_reason: `stop` or `length`.
-        block_length: of the blocks that it was decoded in.
-        mask_id: an undecided position.
-        weight_version: of the weights that decoded it.
-        contract_version: of these fields.
+        block_length: block length it was decoded with.
+        mask_id: token id of an undecided position.
+        weight_version: version of the weights that decoded it.
+        contract_version: version of this set of fields.
     """
 
     prompt_index: int
@@ -66,7 +66,7 @@ class Rollout:
     contract_version: int = CONTRACT_VERSION
 
     def replay(self, *, align_blocks: bool = False) -> Replay:
-        """The canvas for `Likelihood.replay_batch`; `align_blocks` as it was decoded with."""
+        """The canvas for `Likelihood.replay_batch`; `align_blocks` must match the decoding."""
         return Replay(self.prompt_ids, self.replay_token_ids, self.replay_step_map, self.block_length, align_blocks)
 
 
@@ -82,14 +82,14 @@ def rollout_of(
     """The rollout of a finished sample.
 
     Args:
-        completion: recorded, of the request whose id is the prompt's index.
-        request: what was asked.
+        completion: recorded completion; its request id is the prompt's index.
+        request: the request.
         stop: stop strings; `codec` cuts at them.
-        codec: None where there are none.
+        codec: None without stop strings.
         mask_id, weight_version: as in `Rollout`.
 
     Raises:
-        RunError: the sample has no answer; with the reason.
+        RunError: the sample could not be decoded; includes the reason.
     """
     if completion.error is not None or completion.step_map is None:
         raise RunError(f"prompts[{completion.request_id}] could not be decoded: {completion.error}")
@@ -118,13 +118,13 @@ def rollout_of(
 
 
 def ended_length(rollout: Rollout, stop: Sequence[str], codec: TextCodec | None, end_ids: Sequence[int]) -> int:
-    """How many of `replay_token_ids` are the answer together with what ended it: the end token, or all tokens through
-    the stop string. A trainer learns to end from these.
+    """Number of `replay_token_ids` that form the answer and its terminator: the end token, or all tokens through the
+    stop string. Training on them is what teaches a model to end its answers.
 
     Args:
         rollout: an answer.
         stop: its stop strings; `codec` finds them.
-        codec: None where there are none.
+        codec: None without stop strings.
         end_ids: tokens that end an answer.
     """
     count, canvas = len(rollout.token_ids), rollout.replay_token_ids

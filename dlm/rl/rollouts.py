@@ -1,12 +1,12 @@
-"""Rollouts for reinforcement learning, in the process that asks for them.
+"""Rollouts for reinforcement learning, decoded in the calling process.
 
-    rollouts = Rollouts.load("demo")                                # weights of its own
-    rollouts = Rollouts(checkpoint, trainer=checkpoint.backbone)    # those of the module that is being trained
+    rollouts = Rollouts.load("demo")                                # its own weights
+    rollouts = Rollouts(checkpoint, trainer=checkpoint.backbone)    # shares the weights being trained
     batch = rollouts.generate(prompts, SamplingParams(temperature=1.0), n=8)
-    policy = rollouts.replay(batch, gradients=True)                 # log-probabilities to differentiate
-    rollouts.sync(version=step)                                     # after the optimizer's step
+    policy = rollouts.replay(batch, gradients=True)                 # differentiable log-probabilities
+    rollouts.sync(version=step)                                     # after the optimizer step
 
-The decoder is the one that predicts and serves. Knows no Trainer, no reward and no HTTP.
+Uses the same decoder as prediction and serving. Knows nothing about Trainers, rewards or HTTP.
 """
 
 from __future__ import annotations
@@ -37,29 +37,28 @@ from dlm.sampling_params import SamplingParams
 from dlm.text import TextCodec
 
 DRAWS = 128
-"""Masks that `llada_mc` draws where nothing else is asked."""
+"""Default number of masks that `llada_mc` draws."""
 
 
 class Rollouts(WeightControl):
-    """Samples answers and scores tokens; `WeightControl` says how weights are replaced and put to sleep.
+    """Samples answers and scores tokens; `WeightControl` describes weight updates and sleep.
 
-    One thing is done at a time: a call while another is in progress, from a callback or from another thread, is refused
-    with a `RunError` and changes nothing.
+    Only one call runs at a time: a call made while another is in progress, from a callback or another thread, raises
+    `RunError` and changes nothing.
 
     Args:
         checkpoint: the model that decodes.
-        trainer: the module that is being trained, of the same architecture: scores and replays go through it, and so do
-            gradients. It may be `checkpoint.backbone` itself: then the weights are shared, the trainer's optimizer
-            changes them in place, and `sync` says so. None: the weights are this object's own.
-        codec: the tokenizer, for prompts that are texts and for stop strings; None: token ids alone.
-        options: limits of the decoder; by default its key/value memory is a quarter of what is free.
-        score_tokens: rows of one forward that scores or replays, the micro-batch: memory is bounded by it, with
-            gradients too.
-        logits_mib: memory for rows of logits of those forwards, in MiB.
-        weight_version: of the weights as they are.
+        trainer: the module being trained, of the same architecture; scores, replays and gradients go through it. If it
+            is `checkpoint.backbone` itself, the weights are shared: the optimizer changes them in place, and `sync`
+            only sets their version. None: this object has its own weights.
+        codec: the tokenizer, for text prompts and stop strings; None: token ids only.
+        options: decoder limits; by default the KV cache takes a quarter of the free memory.
+        score_tokens: rows in one scoring or replay forward (the micro-batch); bounds memory, with gradients too.
+        logits_mib: memory for the logits of those forwards, in MiB.
+        weight_version: version of the current weights.
 
     Raises:
-        ConfigError: the trainer's module is no `Backbone`, or one of another architecture.
+        ConfigError: the trainer's module is not a `Backbone`, or has a different architecture.
     """
 
     def __init__(
@@ -90,15 +89,15 @@ class Rollouts(WeightControl):
         options: DecoderOptions | None = None,
         score_tokens: int = 8192,
     ) -> Self:
-        """With weights of its own, read from a checkpoint.
+        """Load a checkpoint; the rollouts have their own weights.
 
         Args:
             model, revision, dtype, device: as in `dlm.LLM`.
             trainer, options, score_tokens: as above.
 
         Raises:
-            ConfigError: a value that cannot be had here.
-            CheckpointError: a model that cannot be loaded.
+            ConfigError: a value is invalid or unavailable here.
+            CheckpointError: the model cannot be loaded.
         """
         source = CheckpointSource(str(model), revision, str(dtype).removeprefix("torch."))
         faults = source.faults()
@@ -121,24 +120,24 @@ class Rollouts(WeightControl):
     ) -> list[Rollout]:
         """Decode `n` samples of each prompt, all packed together.
 
-        What a prompt gets depends on that prompt, its parameters and its seed alone. Sample k of a prompt draws its
-        noise from (seed, k), so that equal prompts with equal seeds give equal samples: ask for a group by `n`.
+        A prompt's samples depend only on that prompt, its parameters and its seed. Sample k draws its noise from
+        (seed, k), so equal prompts with equal seeds give equal samples: use `n` to sample a group.
 
         Args:
-            prompts: texts, which go through the chat template where there is one, or lists of token ids.
-            params: one for all, or one for each prompt; None is `SamplingParams()`. Their `n` stays 1; without `seed`
-                one is drawn for each prompt.
-            n: samples of each prompt.
-            distributions: `Rollout.logprobs_processed` and `entropies` are wanted; each forward then makes another
-                pass over the logits.
+            prompts: texts, formatted with the chat template if there is one, or lists of token ids.
+            params: one for all prompts, or one per prompt; None is `SamplingParams()`. Their `n` must be 1; without
+                `seed` one is drawn for each prompt.
+            n: samples per prompt.
+            distributions: record `Rollout.logprobs_processed` and `entropies`; costs another pass over the logits in
+                each forward.
             on_step: called after each forward.
 
         Returns:
-            `len(prompts) * n` rollouts, those of one prompt together, in order.
+            `len(prompts) * n` rollouts in order, grouped by prompt.
 
         Raises:
-            RequestError: prompts that cannot be decoded; names them with their reasons, and nothing was decoded.
-            RunError: a forward failed, the object sleeps, or another call is in progress.
+            RequestError: some prompts cannot be decoded (lists them with reasons); nothing was decoded.
+            RunError: a forward failed, weights or KV cache are asleep, or another call is in progress.
         """
         given = prompt_list(prompts)
         asked = one_each("params", SamplingParams() if params is None else params, SamplingParams, len(given))
@@ -161,12 +160,12 @@ class Rollouts(WeightControl):
                             weight_version=self._version,
                         )
             except BaseException:
-                self._decoder = None  # it may have been left between two states
+                self._decoder = None  # it may be in an inconsistent state
                 raise
         return [found[index, sample] for index in range(len(given)) for sample in range(n)]
 
     def check(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None) -> None:
-        """Raise what `generate` would for prompts that cannot be decoded."""
+        """Raise the error that `generate` would raise for prompts that cannot be decoded."""
         given = prompt_list(prompts)
         asked = one_each("params", SamplingParams() if params is None else params, SamplingParams, len(given))
         with self._alone("check"):
@@ -197,10 +196,10 @@ class Rollouts(WeightControl):
     def _request(self, index: int, prompt: Prompt, params: SamplingParams, n: int, token_stats: bool) -> Request:
         config = self.checkpoint.backbone.config
         if params.n != 1:
-            raise RequestError(f"n={params.n} in the parameters; it is an argument of generate")
+            raise RequestError(f"n={params.n} in the parameters; pass n to generate instead")
         if self.codec is None and (params.stop or isinstance(prompt, str)):
             what = "stop strings need" if params.stop else "a text needs"
-            raise RequestError(f"{what} a tokenizer; give codec=, or token ids and no stop")
+            raise RequestError(f"{what} a tokenizer; pass codec=, or token ids and no stop")
         translated, engine, sampler = params.translate(self.checkpoint.family, config.attention, config.block_length)
         if isinstance(prompt, str):
             assert self.codec is not None  # texts without one were refused above
@@ -225,24 +224,23 @@ class Rollouts(WeightControl):
         per_token: bool = False,
         gradients: bool = False,
     ) -> TokenScores:
-        """Estimate log p(completion | prompt) of one pair or of several, through the trainer's module where there is
-        one.
+        """Estimate log p(completion | prompt) for one or more pairs, with the trainer's module if there is one.
 
         Args:
-            prompt_ids: token ids, or a list of them for each pair.
-            completion_ids: likewise.
-            scheme: a name in `dlm.likelihood.SCHEMES` with its default settings, or a scheme with others.
-            mc_num: draws of `llada_mc`.
-            seed: of the masks.
-            per_token: the terms are wanted too.
+            prompt_ids: token ids of one prompt, or one list per pair.
+            completion_ids: the same for the completions.
+            scheme: a name in `dlm.likelihood.SCHEMES` for default settings, or a scheme object.
+            mc_num: number of `llada_mc` draws.
+            seed: mask seed.
+            per_token: also return the per-token terms.
             gradients: keep the graph; no cache is used, and memory is bounded by `score_tokens`.
 
         Returns:
             `mean` and `stderr`, `[pairs]` float64.
 
         Raises:
-            RequestError: what cannot be scored.
-            RunError: the weights sleep, or another call is in progress.
+            RequestError: a pair cannot be scored.
+            RunError: the weights are asleep, or another call is in progress.
         """
         chosen = scheme
         if isinstance(chosen, str):
@@ -250,7 +248,7 @@ class Rollouts(WeightControl):
                 raise RequestError(f"scheme={chosen!r} is unknown; known: {', '.join(SCHEMES)}")
             chosen = LladaMC(mc_num) if chosen == LladaMC.name else SCHEMES[chosen]()
         if mc_num != DRAWS and (chosen.name != LladaMC.name or not isinstance(scheme, str)):
-            raise RequestError(f"mc_num={mc_num} goes with scheme='{LladaMC.name}'; leave it out")
+            raise RequestError(f"mc_num={mc_num} applies only to scheme='{LladaMC.name}'; leave it out")
         with self._scoring("score"):
             return self.likelihood.score(
                 _texts(prompt_ids), _texts(completion_ids), chosen, seed=seed, per_token=per_token, gradients=gradients
@@ -268,17 +266,17 @@ class Rollouts(WeightControl):
         align_blocks: bool = False,
         gradients: bool = False,
     ) -> Tensor:
-        """The log-probability of each token at the forward that revealed it, recomputed through the trainer's module
-        where there is one. Not an autoregressive likelihood.
+        """Log-probability of each token at the forward that revealed it, recomputed with the trainer's module if there
+        is one. Not an autoregressive likelihood.
 
-        Args and what is recomputed: as in `dlm.likelihood.Likelihood.replay_logprobs`.
+        Arguments and semantics are those of `dlm.likelihood.Likelihood.replay_logprobs`.
 
         Returns:
             `[len(replay_token_ids)]` float64; 0 where nothing was revealed.
 
         Raises:
-            RequestError: values that do not fit together or the model.
-            RunError: the weights sleep, or another call is in progress.
+            RequestError: values do not match each other or the model.
+            RunError: the weights are asleep, or another call is in progress.
         """
         with self._scoring("replay_logprobs"):
             return self.likelihood.replay_logprobs(
@@ -301,10 +299,10 @@ class Rollouts(WeightControl):
         align_blocks: bool = False,
         gradients: bool = False,
     ) -> list[Tensor]:
-        """`replay_logprobs` of rollouts, packed into forwards of up to `score_tokens` rows.
+        """`replay_logprobs` of many rollouts, packed into forwards of up to `score_tokens` rows.
 
         Returns:
-            For each rollout `[len(replay_token_ids)]` float64, to be compared with its `logprobs_raw`.
+            For each rollout `[len(replay_token_ids)]` float64, comparable with its `logprobs_raw`.
         """
         canvases = [rollout.replay(align_blocks=align_blocks) for rollout in rollouts]
         with self._scoring("replay"):
@@ -319,13 +317,13 @@ class Rollouts(WeightControl):
 
 
 def _named(places: Sequence[int]) -> str:
-    """`prompts[3]`, or the first of several and how many there are besides."""
+    """`prompts[3]`, or the first of several and the number of others."""
     others = len(places) - 1
     return f"prompts[{places[0]}]" + (f" and {others} other{'s' if others > 1 else ''}" if others else "")
 
 
 def _texts(given: Any) -> list[Sequence[int]]:
-    """One list of token ids, or several, as several; also from tensors. Raises `RequestError` for texts."""
+    """Token ids as a list of rows, from one row or several, lists or tensors. Raises `RequestError` for texts."""
     rows = given.tolist() if isinstance(given, Tensor) else given
     if isinstance(rows, str) or any(isinstance(row, str) for row in rows):
         raise RequestError("score takes token ids, not texts; encode them first (dlm.text.TextCodec.encode)")

@@ -11,13 +11,13 @@ from dlm.cli import command_line
 from dlm.errors import ConfigError
 from dlm.selfcheck.config import check, register
 
-TITLE = "Prove that on this CPU answers do not depend on what they are batched with. Without arguments: the demo."
+TITLE = "Prove that answers on this CPU do not depend on what they are batched with. Without arguments: the demo."
 KEYS = """\
-  model=checkpoint model.path=folder       a checkpoint of yours; its own shapes are tried
+  model=checkpoint model.path=folder       your checkpoint; its own shapes are tested
   model=random model.size=57m              random weights of a size
-  dtypes=[float32,bfloat16]                each is proved by itself
-  threads=2                                null: as many as torch uses here
-  seconds=40                               about how long; less covers less, and what was covered is printed"""
+  dtypes=[float32,bfloat16]                each is checked separately
+  threads=2                                null: torch's default
+  seconds=40                               approximate duration; less covers less; the coverage is printed"""
 EXAMPLES = """\
   python -m dlm.selfcheck
   python -m dlm.selfcheck model=random model.size=300m threads=1
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def run(config: DictConfig, overrides: Sequence[str]) -> int:
-    """Check what `config` asks for; 0 when the promise holds, 1 when it does not."""
+    """Run the configured checks; 0 if the guarantee holds, 1 if not."""
     check(config)
     import torch
 

@@ -1,6 +1,6 @@
-"""What is compared: bits of a row, a window, a score or an answer by itself with those in company.
+"""The checks: bits of a row, a window, a score or an answer computed alone, against those computed in a batch.
 
-Each check does a least amount of work and then goes on until its time is over; what it covered is part of its result.
+Each check does a minimum of work, then continues until its time is up; its coverage is part of its result.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from dlm.models.io.loading import Checkpoint
 ROWS = 96
 """Rows of the largest batch of products and scores."""
 MOST = 24
-"""Requests to the decoder."""
+"""At most this many requests to the decoder."""
 LARGE = 40e6
-"""Parameters from which on requests are shorter and fewer."""
+"""From this many parameters, requests are shorter and fewer."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How large the requests to the decoder are.
+    """Sizes of the requests to the decoder.
 
     Attributes:
-        prompt: tokens at most.
-        answers: tokens of answers to choose from.
-        forwards: of each block at most.
-        canvases: at once where the cost is measured.
-        fewest: requests, however little time there is.
+        prompt: maximum tokens.
+        answers: answer lengths in tokens to choose from.
+        forwards: maximum per block.
+        canvases: decoded at once when the cost is measured.
+        fewest: minimum number of requests, however little time there is.
     """
 
     prompt: int
@@ -58,7 +58,7 @@ class Lengths:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Lengths:
-        """Those for a model, so that a check takes seconds."""
+        """Sizes for a model, such that a check takes seconds."""
         parameters = sum(parameter.numel() for parameter in checkpoint.backbone.parameters())
         return cls(48, (5, 12, 24), 3, 16, 8) if parameters < LARGE else cls(16, (2, 5, 7), 2, 6, 4)
 
@@ -72,12 +72,12 @@ SPECS = {
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         name: of the check.
         covered: what was compared, in words.
-        compared, different: how many comparisons there were, and in how many the bits differ.
+        compared, different: number of comparisons, and of those whose bits differ.
         first: what differed first.
     """
 
@@ -94,20 +94,20 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class Cost:
-    """What invariance costs.
+    """The cost of batch invariance.
 
     Attributes:
-        ratios: canvases at once -> the decoder's time over that of one whose bits may depend on the batch.
+        ratios: canvases at once -> the decoder's time relative to one whose bits may depend on the batch.
     """
 
     ratios: dict[int, float]
 
 
 def prove(checkpoint: Checkpoint, seconds: float, seed: int) -> Iterator[Arrangement | CheckResult | Cost]:
-    """The arrangement in force for a model, then every check of it; the checks take about `seconds`."""
+    """Yield the arrangement in force for a model, then each check's result; the checks take about `seconds`."""
     arrangement = Arrangement.of(checkpoint.backbone)
     yield arrangement
-    # Each draws from the seed anew: how far one came in its time changes nothing in the next.
+    # Each check has its own generator, so that how far one gets in its time does not affect the next.
     yield check_products(arrangement, 0.15 * seconds, random.Random(seed))
     yield check_attention(arrangement, 0.1 * seconds, random.Random(seed))
     yield check_scorer(arrangement, 0.15 * seconds, random.Random(seed))
@@ -116,10 +116,10 @@ def prove(checkpoint: Checkpoint, seconds: float, seed: int) -> Iterator[Arrange
 
 
 class Tally:
-    """Comparisons of one check, until its time is over.
+    """Counts the comparisons of one check until its time is up.
 
     Args:
-        seconds: after which no further comparison need be made.
+        seconds: after which no more comparisons are needed.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -143,7 +143,7 @@ class Tally:
 
 @torch.inference_mode()
 def check_products(arrangement: Arrangement, seconds: float, chance: random.Random) -> CheckResult:
-    """Each product of the model: a row at a random place of a random number of rows, against that row elsewhere."""
+    """Each product of the model: batches of different numbers of rows, against the same rows in the largest batch."""
     products, largest = arrangement.counts, 0
     tally = Tally(seconds)
     for number, product in enumerate(products):
@@ -165,7 +165,7 @@ def check_products(arrangement: Arrangement, seconds: float, chance: random.Rand
 
 
 def _rows(product: Product) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`ROWS` rows in which any change of order shows, each of another magnitude, with weight and bias."""
+    """`ROWS` rows of different magnitudes in which any change of order shows, with weight and bias."""
     row, weight, bias = operands(product)
     scales = torch.linspace(0.5, 2.0, ROWS).unsqueeze(1)
     return (row.float() * scales).to(product.dtype), weight, bias
@@ -221,7 +221,7 @@ def check_scorer(arrangement: Arrangement, seconds: float, chance: random.Random
 
 
 def draw_requests(checkpoint: Checkpoint, chance: random.Random) -> Iterator[Request]:
-    """Requests over the family's algorithms, with all lengths and parameters mixed."""
+    """Requests for all of the family's algorithms, with mixed lengths and parameters."""
     config, family, lengths = checkpoint.backbone.config, checkpoint.family, Lengths.of(checkpoint)
     decoder = Decoder(checkpoint.backbone, checkpoint.special, DecoderOptions(max_num_seqs=1, arena_tokens=512))
     for index in count():
@@ -242,13 +242,13 @@ def draw_requests(checkpoint: Checkpoint, chance: random.Random) -> Iterator[Req
         request = Request(str(index), prompt, params, engine, sampler)
         try:
             decoder.check(request)
-        except RequestError:  # an algorithm with rules of its own, such as one that has no temperature
+        except RequestError:  # an algorithm with its own constraints, such as one without temperature
             continue
         yield request
 
 
 def bits(completion: Completion) -> tuple[object, ...]:
-    """What is compared of an answer; numbers by their bits."""
+    """The compared parts of an answer; numbers by their bits."""
     logprobs = None if completion.logprobs is None else tuple(float(number).hex() for number in completion.logprobs)
     return completion.error, tuple(completion.canvas_ids), completion.nfe, str(completion.step_map), logprobs
 
@@ -280,15 +280,15 @@ def check_decoder(checkpoint: Checkpoint, seconds: float, chance: random.Random)
         mixed = chance.sample(requests, len(requests))
         for completion in decoder_of(checkpoint, mixed, size).run(mixed):
             equal = bits(completion) == alone[completion.request_id]
-            tally.compare(equal, f"request {completion.request_id} among {size}")
+            tally.compare(equal, f"request {completion.request_id} in batches of {size}")
     algorithms = len({(request.engine.name, request.sampler.name) for request in requests})
     covered = f"{len(requests)} requests, {algorithms} algorithms, alone and in batches of {', '.join(map(str, sizes))}"
     return tally.result("decoder", covered)
 
 
 def measure_cost(checkpoint: Checkpoint, seconds: float, chance: random.Random) -> Cost:
-    """Time with the arrangement in force over time without, by canvases at once: the least of several rounds, the two
-    by turns."""
+    """Time with the arrangement in force relative to time without it, by canvases at once: the minimum of several
+    alternating rounds."""
     canvases, tally = Lengths.of(checkpoint).canvases, Tally(seconds)
     requests = [request for request, _ in zip(draw_requests(checkpoint, chance), range(canvases), strict=False)]
     ratios: dict[int, float] = {}

@@ -1,4 +1,4 @@
-"""The schema behind `conf/selfcheck.yaml`, and the checks of its values. Knows no torch."""
+"""Schema of `conf/selfcheck.yaml`, with its value checks. Independent of torch."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class SelfcheckConfig:
 
 
 def register() -> None:
-    """Make the schema known to Hydra; calling it again changes nothing."""
+    """Register the schema with Hydra; calling it again changes nothing."""
     ConfigStore.instance().store(group="schema", name="selfcheck", node=SelfcheckConfig)
 
 
 def check(config: DictConfig) -> None:
-    """Raise `ConfigError` that names every value out of range."""
+    """Raise `ConfigError` listing every value out of range."""
     faults = []
     if not config.dtypes or any(dtype not in DTYPES for dtype in config.dtypes):
-        faults.append(f"dtypes={list(config.dtypes)} must be a list out of {', '.join(DTYPES)}")
+        faults.append(f"dtypes={list(config.dtypes)} must be a list of values from {', '.join(DTYPES)}")
     if config.threads is not None and config.threads < 1:
-        faults.append(f"threads={config.threads} must be at least 1, or null for as many as torch uses here")
+        faults.append(f"threads={config.threads} must be at least 1, or null for torch's default")
     if not config.seconds > 0:
         faults.append(f"seconds={config.seconds} must be above 0")
     if faults:

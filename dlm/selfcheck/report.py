@@ -1,4 +1,4 @@
-"""What is printed: the arrangement in force, what each check covered, and whether the promise holds."""
+"""The printed report: the arrangement in force, what each check covered, and whether the guarantee holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlm.selfcheck.checks import CheckResult, Cost
 
 
 class SelfCheckReport:
-    """Prints as results come; knows at the end whether all hold."""
+    """Prints results as they arrive, and at the end whether all hold."""
 
     def __init__(self) -> None:
         self.failed: list[str] = []
@@ -21,7 +21,7 @@ class SelfCheckReport:
         print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
 
     def begin(self, checkpoint: Checkpoint) -> None:
-        """Results of this model follow."""
+        """Print the header of a model's results."""
         backbone = checkpoint.backbone
         self._dtype = str(backbone.dtype).removeprefix("torch.")
         millions = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
@@ -35,7 +35,7 @@ class SelfCheckReport:
                     print(f"               {product.outputs} x {product.inputs}: {counts}")
             case Cost():
                 ratios = ", ".join(f"{ratio:.2f} with {size} at once" for size, ratio in result.ratios.items())
-                print(f"  cost         times the decoder whose bits may depend on the batch: {ratios}")
+                print(f"  cost         time relative to a decoder whose bits may depend on the batch: {ratios}")
             case CheckResult():
                 verdict = "equal" if result.holds else f"{result.different} differ, first: {result.first}"
                 verdict = verdict if result.compared else "nothing was compared"
@@ -45,11 +45,11 @@ class SelfCheckReport:
         sys.stdout.flush()
 
     def conclude(self) -> int:
-        """Say whether the promise holds; the exit code."""
+        """Print whether the guarantee holds; returns the exit code."""
         if self.failed:
             print(
-                f"\nFAILED: {', '.join(self.failed)}: here answers depend on what they are batched with. Until that is "
-                "mended decode with decoder.max_num_seqs=1; please report what is printed above.",
+                f"\nFAILED: {', '.join(self.failed)}: on this machine answers depend on what they are batched with. "
+                "Until this is fixed, decode with decoder.max_num_seqs=1; please report the output above.",
                 flush=True,
             )
             return 1

@@ -38,7 +38,7 @@ PAGE_HEADERS = {
 
 
 class Page(StaticFiles):
-    """The page's files, with the headers that keep foreign code out of it."""
+    """The page's files, with headers that block third-party code."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
@@ -82,7 +82,7 @@ def build_app(service: Service, state: ServerState) -> FastAPI:
 
 
 def _explain_errors(app: FastAPI) -> None:
-    """All errors have OpenAI's body."""
+    """Give all errors OpenAI's body."""
 
     @app.exception_handler(ApiError)
     async def own(request: Request, error: ApiError) -> Response:
@@ -90,7 +90,7 @@ def _explain_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        """Of a path or a query, and of a body that is missing; `BodyRoute` has read all others."""
+        """For a path, a query or a missing body; all other bodies are validated by `BodyRoute`."""
         shown = refusal([{**one, "loc": one["loc"][1:]} for one in error.errors()])
         return JSONResponse(shown.body, shown.status)
 

@@ -1,4 +1,4 @@
-"""The schema of `conf/serve.yaml`, and from its values to those of the server, all faults at once."""
+"""The schema of `conf/serve.yaml`, and its conversion to server settings; all faults are reported at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("text", "json")
 EACH_REQUEST = ("algorithm", "max_tokens", "seed", "n", "record", "stop")
-"""What is no default of a server: each request says it for itself, or has it from another key."""
+"""Fields without a server default: set per request, or by another key."""
 
 
 Generation = optional("ServedGeneration", SamplingParams, EACH_REQUEST)
@@ -76,12 +76,12 @@ class ServeConfig:
 
 
 def register() -> None:
-    """Make the schema known to Hydra."""
+    """Register the schema with Hydra."""
     ConfigStore.instance().store(group="schema", name="serve", node=ServeConfig)
 
 
 def to_settings(config: DictConfig) -> ServerSettings:
-    """The checked values of a worker. Raises `ConfigError` with every fault."""
+    """Validated settings of a worker. Raises `ConfigError` listing every fault."""
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError("; ".join(f"{key} is not set: write {key}=<value>" for key in missing))
@@ -97,14 +97,14 @@ def to_settings(config: DictConfig) -> ServerSettings:
         if values[key] < least:
             faults.append(f"{key}={values[key]}: must be at least {least}")
     if values["max_model_len"] is not None and values["max_model_len"] < 1:
-        faults.append(f"max_model_len={values['max_model_len']}: must be at least 1, or null for what the model has")
+        faults.append(f"max_model_len={values['max_model_len']}: must be at least 1, or null for the model's limit")
     for key in ("start_timeout", "request_timeout", "max_body_mib", "header_timeout", "drain_timeout", "result_ttl"):
         if not 0 < values[key] < math.inf:
             faults.append(f"{key}={values[key]}: must be above 0, and finite")
     if not 0 < values["gpu_memory_utilization"] <= 1:
         faults.append(f"gpu_memory_utilization={values['gpu_memory_utilization']}: must be above 0 and at most 1")
     if not 0 <= values["port"] < 2**16:
-        faults.append(f"port={values['port']}: must be 0..65535; 0 takes a free one")
+        faults.append(f"port={values['port']}: must be 0..65535; 0 picks a free port")
     faults += _fleet_faults(values) + _key_faults(values)
     if values["log_format"] not in FORMATS:
         faults.append(f"log_format={values['log_format']}: choose one of {', '.join(FORMATS)}")
@@ -130,16 +130,16 @@ def _fleet_faults(values: dict[str, Any]) -> list[str]:
     if devices < 1:
         faults.append(f"devices={devices}: must be at least 1")
     if ids is not None and alone:
-        faults.append(f"gpu_ids={ids}: for one worker write device=cuda:<n>; with devices=2 and more, one each")
+        faults.append(f"gpu_ids={ids}: applies to devices=2 or more; for a single worker write device=cuda:<n>")
     elif ids is not None and router != "only" and (len(ids) != devices or len(set(ids)) != len(ids) or min(ids) < 0):
         faults.append(f"gpu_ids={ids}: name {devices} different GPUs, one for each of devices={devices}")
     if router != "none" and not alone and port == 0:
         faults.append("port=0: the router needs a port; write port=<port>")
     last = values["worker_base_port"] + devices - 1
     if not 1 <= values["worker_base_port"] <= last < 2**16:
-        faults.append(f"worker_base_port={values['worker_base_port']}: it and those that follow must be 1..65535")
+        faults.append(f"worker_base_port={values['worker_base_port']}: it and the ports after it must be 1..65535")
     elif router == "auto" and devices > 1 and values["worker_base_port"] <= port <= last:
-        faults.append(f"port={port}: worker {port - values['worker_base_port']} has it; move one")
+        faults.append(f"port={port}: worker {port - values['worker_base_port']} uses it; change one")
     if values["policy"] not in POLICIES:
         faults.append(f"policy={values['policy']}: choose one of {', '.join(POLICIES)}")
     if not 0 < values["health_check_interval"] < math.inf:
@@ -148,7 +148,7 @@ def _fleet_faults(values: dict[str, Any]) -> list[str]:
 
 
 def _key_faults(values: dict[str, Any]) -> list[str]:
-    """Of the key, and of `weight_control`, which needs one."""
+    """Faults of the key, and of `weight_control`, which requires one."""
     faults, key = [], None
     try:
         key = api_key()
@@ -157,24 +157,24 @@ def _key_faults(values: dict[str, Any]) -> list[str]:
     if not values["weight_control"]:
         return faults
     if key is None and not faults:
-        faults.append(f"weight_control=true: who may change the weights? set {KEY_VARIABLE} in the environment")
+        faults.append(f"weight_control=true needs a key: set {KEY_VARIABLE} in the environment")
     if values["devices"] > 1 or values["router"] != "auto" or Identity.here() is not None:
         faults.append(
-            "weight_control=true: several workers would have different weights, and one that is started again the "
-            "first; use devices=1 and router=auto, one server for each device"
+            "weight_control=true: the weights of several workers would diverge, and a restarted worker would have the "
+            "initial ones; use devices=1 and router=auto, one server per device"
         )
     return faults
 
 
 def _url_faults(values: dict[str, Any]) -> list[str]:
-    """Of `worker_urls` and `first_worker`."""
+    """Faults of `worker_urls` and `first_worker`."""
     urls, first, router = values["worker_urls"], values["first_worker"], values["router"]
     if router == "only" and not urls:
-        return ["router=only: where are the workers? write worker_urls=[http://host:8001,...]"]
+        return ["router=only needs worker_urls: write worker_urls=[http://host:8001,...]"]
     if router == "auto" and urls:
-        return ["worker_urls goes with router=only (a router for them) or router=none (they know each other) alone"]
+        return ["worker_urls needs router=only (a router for these workers) or router=none (they share results)"]
     if first and (router != "none" or not urls):
-        return [f"first_worker={first} goes with router=none and worker_urls alone"]
+        return [f"first_worker={first} needs router=none and worker_urls"]
     faults = []
     for url in urls:
         try:
@@ -185,20 +185,20 @@ def _url_faults(values: dict[str, Any]) -> list[str]:
         if not good:
             faults.append(f"worker_urls: {url} is not http://host:port")
     if len(set(urls)) != len(urls):
-        faults.append("worker_urls: some worker is there twice")
+        faults.append("worker_urls: contains duplicates")
     if router == "none" and urls and not faults:
         mine = [urlsplit(url).port for url in urls[first:] if first >= 0][: values["devices"]]
         ports = [values["worker_base_port"] + index for index in range(values["devices"])]
         if mine != ports:
             faults.append(
-                f"worker_urls from first_worker={first} on have the ports {mine}, and devices={values['devices']} and "
-                f"worker_base_port={values['worker_base_port']} make {ports}; they must agree"
+                f"worker_urls from first_worker={first} on have the ports {mine}, but devices={values['devices']} and "
+                f"worker_base_port={values['worker_base_port']} give {ports}; they must agree"
             )
     return faults
 
 
 def check_algorithm(source: ModelSource, settings: ServerSettings) -> None:
-    """Raise `ConfigError` when models of this family cannot run the server's algorithm; looks at config.json alone."""
+    """Raise `ConfigError` if models of this family cannot run the server's algorithm; reads config.json only."""
     family, _ = source.traits()
     try:
         Defaults.of(family, None, settings.algorithm, settings.generation)
@@ -207,7 +207,7 @@ def check_algorithm(source: ModelSource, settings: ServerSettings) -> None:
 
 
 def to_fleet(config: DictConfig, settings: ServerSettings) -> FleetSettings:
-    """The values of a fleet, from a configuration that `to_settings` has checked."""
+    """Settings of a fleet, from a config that `to_settings` has validated."""
     run_dir = config.run_dir or f"outputs/serve/{time.strftime('%Y%m%d_%H%M%S')}"
     host = config.host if config.router == "none" else "127.0.0.1"
     own = [near(host, config.worker_base_port + index) for index in range(config.devices)]
@@ -233,7 +233,7 @@ def to_fleet(config: DictConfig, settings: ServerSettings) -> FleetSettings:
 
 
 def served_names(model: DictConfig) -> list[str]:
-    """What a model is called where nobody says: the last part of its path or id, as it is and in lower case."""
+    """Default names of a model: the last part of its path or id, unchanged and in lower case."""
     path = model.get("path") or model.get("base_model") or model.get("size") or "model"
     name = str(path).rstrip("/").rpartition("/")[2]
     return list(dict.fromkeys((name, name.lower())))

@@ -1,4 +1,4 @@
-"""Logs of a worker: one line an event, as text or JSON. Neither holds prompts, answers or keys."""
+"""Logs of a worker: one line per event, as text or JSON. They contain no prompts, answers or keys."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         row = {
@@ -41,7 +41,7 @@ FORMATTERS = {"text": TextFormatter, "json": JsonFormatter}
 
 
 def set_up_logs(style: str) -> None:
-    """Send the server's logs to standard error in a style of `FORMATTERS`."""
+    """Send the server's logs to standard error; `style` is a key of `FORMATTERS`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(FORMATTERS[style]())
     for name in NAMES:

@@ -1,5 +1,5 @@
-"""What a server is told: plain values that a file can hold. No secret is among them: the key that clients must show is
-read from the environment variable `DLM_API_KEY`."""
+"""Server settings: plain values that a file can hold. They contain no secret: the key that clients must send is read
+from the environment variable `DLM_API_KEY`."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from dlm.errors import ConfigError
 
 KEY_VARIABLE = "DLM_API_KEY"
 IDENTITY_VARIABLE = "DLM_WORKER"
-"""Tells a worker process which one of a fleet it is."""
+"""Set for a worker process: its `Identity` within the fleet."""
 ROUTERS = ("auto", "none", "only")
-"""Whether a router stands in front of the workers: where there are several, never, or it alone without workers."""
+"""Whether a router runs in front of the workers: if there are several, never, or a router without workers."""
 POLICIES = ("round_robin", "random", "power_of_two", "consistent_hash", "sticky_least_loaded")
-"""How the router chooses a worker; `power_of_two` is the less loaded of two drawn ones."""
+"""How the router chooses a worker; `power_of_two` takes the less loaded of two drawn at random."""
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """One worker.
+    """Settings of one worker.
 
     Attributes:
-        host: where it listens.
-        algorithm: of requests that name none; `auto` is the family's default.
-        generation: defaults of requests by field names of `dlm.SamplingParams`; None counts as not given.
-            Parameters of an algorithm are defaults of `algorithm` alone.
-        names: that clients may write as `model`; the first is told in answers.
+        host: address to listen on.
+        algorithm: for requests that name none; `auto` is the family's default.
+        generation: request defaults by field name of `dlm.SamplingParams`; None counts as unset.
+            Algorithm parameters apply to `algorithm` only.
+        names: names that clients may send as `model`; answers carry the first.
         device: `auto`, `cpu`, `cuda`, `cuda:<n>`.
         batch_size: sequences decoded at once.
-        max_wait_time: seconds that the oldest waiting request waits for others while the batch is not full.
+        max_wait_time: seconds the oldest waiting request waits for others while the batch is not full.
         max_num_batched_tokens: positions recomputed in one forward.
-        max_model_len: positions that a prompt and its answer may take; None is what the model has.
+        max_model_len: maximum positions of a prompt and its answer together; None takes the model's limit.
         gpu_memory_utilization: as in `dlm.LLM`.
-        enforce_eager: no CUDA graph is captured.
-        queue_size: sequences that may wait; more are answered with 429.
-        request_timeout: seconds until a request is answered with 504.
-        max_body_mib: larger bodies are answered with 413.
-        header_timeout: seconds in which a connection must send a request's head, and then its body, and in which its
-            client must read something of what waits for it.
+        enforce_eager: capture no CUDA graphs.
+        queue_size: sequences that may wait; requests beyond it get 429.
+        request_timeout: seconds until a request gets 504.
+        max_body_mib: larger bodies get 413.
+        header_timeout: seconds within which a connection must send a request's head, then its body, and within which
+            its client must read some of the data pending for it.
         drain_timeout: seconds that running requests have to finish after SIGTERM.
-        result_ttl: seconds that a submitted request's result is kept.
-        cors_origins: origins whose pages may call the server; `*` is all.
-        weight_control: whoever has the key may give the model new weights, pause it and let it sleep.
+        result_ttl: seconds a submitted request's result is kept.
+        cors_origins: origins whose pages may call the server; `*` allows all.
+        weight_control: clients with the key may update the weights, pause the server and put it to sleep.
         log_format: `text` or `json`.
-        index, workers: which worker this is, and of how many.
-        peers: URLs of all workers, this one among them; empty for one alone.
-        behind_router: requests come through the router, whose own keys in bodies are no wishes of the client.
+        index, workers: index of this worker, and the number of workers.
+        peers: URLs of all workers, including this one; empty for a single worker.
+        behind_router: requests come through the router; fields it adds to bodies are not the client's options.
     """
 
     host: str = "127.0.0.1"
@@ -88,7 +88,7 @@ class Identity:
 
     Attributes:
         index, workers, peers: as in `ServerSettings`.
-        parent: process whose end ends this one.
+        parent: id of the process that this one ends with.
     """
 
     index: int
@@ -97,12 +97,12 @@ class Identity:
     parent: int
 
     def text(self) -> str:
-        """For the environment variable."""
+        """The value of the environment variable."""
         return json.dumps(asdict(self))
 
     @classmethod
     def here(cls) -> Identity | None:
-        """That of this process; None outside a fleet."""
+        """This process's identity; None outside a fleet."""
         text = os.environ.get(IDENTITY_VARIABLE)
         if text is None:
             return None
@@ -115,18 +115,18 @@ class FleetSettings:
     """Workers and the router in front of them.
 
     Attributes:
-        router: of `ROUTERS`.
-        devices: workers that are started here; with `router=only` none is.
-        peers: URLs of all workers, also of those on other machines.
-        first_worker: index among them of the first that is started here.
-        start_timeout: seconds that the workers may take to be ready.
-        gpu_ids: of the workers, in order; empty takes the first where there are any.
-        host, port: where clients are let in. Workers are on loopback, and with `router=none` on `host`.
-        worker_base_port: of the first worker that is started here; the others follow.
-        policy: of `POLICIES`.
-        health_check_interval: seconds between the router's looks at a worker.
+        router: one of `ROUTERS`.
+        devices: number of workers started here; none with `router=only`.
+        peers: URLs of all workers, including those on other machines.
+        first_worker: index in `peers` of the first worker started here.
+        start_timeout: seconds within which the workers must be ready.
+        gpu_ids: GPUs of the workers, in order; empty takes the first ones, if any.
+        host, port: address for clients. Workers listen on loopback, or on `host` with `router=none`.
+        worker_base_port: port of the first worker started here; the others use the ports after it.
+        policy: one of `POLICIES`.
+        health_check_interval: seconds between the router's health checks of a worker.
         request_timeout, max_body_mib, header_timeout, cors_origins: as in `ServerSettings`.
-        model: what is served, for `server.json`.
+        model: served model name, for `server.json`.
         run_dir: folder of `server.json` and `logs/`.
     """
 
@@ -152,7 +152,7 @@ class FleetSettings:
         "router", "devices", "worker_urls", "first_worker", "start_timeout", "gpu_ids", "host", "port",
         "worker_base_port", "policy", "health_check_interval", "cors_origins",
     )  # fmt: skip
-    """Keys that the workers do not get."""
+    """Config keys not passed on to the workers."""
 
     @property
     def max_body_bytes(self) -> int:
@@ -161,28 +161,28 @@ class FleetSettings:
 
     @property
     def url(self) -> str:
-        """Where clients on this machine are let in."""
+        """URL for clients on this machine."""
         return near(self.host, self.port)
 
     @property
     def worker_host(self) -> str:
-        """Where the workers listen."""
+        """Address the workers listen on."""
         return self.host if self.router == "none" else "127.0.0.1"
 
     def own_url(self, port: int) -> str:
-        """Where this machine finds a worker of its own."""
+        """URL of a local worker, as reached from this machine."""
         return near(self.worker_host, port)
 
     def router_command(self, program: str, port: int, own_metrics: int) -> list[str]:
-        """The router's command line. It holds no key: clients' keys are passed on to the workers, which check them.
+        """The router's command line. It contains no key: clients' keys are forwarded to the workers, which check them.
 
-        It makes no second try by itself (a request that ran into its deadline would be decoded again and again), and
-        takes no worker out of service for the errors that it answers.
+        Retries are disabled, since a request that timed out would be decoded again and again. So is the circuit
+        breaker: no worker is taken out of service because of its error responses.
 
         Args:
-            program: the router.
-            port: where it listens, on this machine alone.
-            own_metrics: port of the router's own metrics; its default is one for all routers of a machine.
+            program: path of the router.
+            port: loopback port to listen on.
+            own_metrics: port of the router's own metrics; its default is the same for all routers of a machine.
         """
         return [
             program,
@@ -194,34 +194,34 @@ class FleetSettings:
             *("--request-timeout-secs", str(max(1, round(self.request_timeout + 5)))),
             *("--max-payload-size", str(int((self.max_body_mib + 1) * 2**20))),
             *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(own_metrics)),
-            *("--cors-allowed-origins", near("127.0.0.1", port)),  # without any it would let every page in
+            *("--cors-allowed-origins", near("127.0.0.1", port)),  # without any, it would allow every page
             *("--worker-urls", *self.peers),
         ]
 
 
 def near(host: str, port: int) -> str:
-    """URL on this machine of what listens on `host` and `port`."""
+    """URL under which a listener on `host` and `port` is reached from this machine."""
     shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
 
 
 def api_key() -> str | None:
-    """The key that clients must show; None where the variable is unset or empty.
+    """The key that clients must send; None if the variable is unset or empty.
 
-    Raises `ConfigError` for one that no client could send in a header as it is; the message does not show the key.
+    Raises `ConfigError` for a key that cannot be sent in a header unchanged; the message does not show the key.
     """
     key = os.environ.get(KEY_VARIABLE) or None
     if key is None:
         return None
     if key != key.strip():
         raise ConfigError(
-            f"{KEY_VARIABLE} begins or ends with white space, which clients cannot send; a file's last line end is "
-            f"left out by {KEY_VARIABLE}=$(cat file)"
+            f"{KEY_VARIABLE} begins or ends with white space, which clients cannot send; to drop a file's trailing "
+            f"newline, use {KEY_VARIABLE}=$(cat file)"
         )
     odd = next((place for place, one in enumerate(key, 1) if not " " <= one <= "~"), None)
     if odd is not None:
         raise ConfigError(
-            f"{KEY_VARIABLE}: character {odd} of {len(key)} is {key[odd - 1]!a}; use letters, digits and signs of "
-            "ASCII, which every client sends alike"
+            f"{KEY_VARIABLE}: character {odd} of {len(key)} is {key[odd - 1]!a}; use printable ASCII only, which all "
+            "clients encode the same way"
         )
     return key

@@ -1,4 +1,4 @@
-"""Ask a server with the `openai` package: an answer, a stream, and a stream that shows the canvas denoise.
+"""Query a server with the `openai` package: an answer, a stream, and a stream that shows the canvas denoise.
 
     python -m dlm.serve &                              # or launch/connect.sh JOB_ID
     python launch/examples/openai_client.py "What is 17 plus 25?"
@@ -17,7 +17,7 @@ from openai import APIError, OpenAI
 def main(question: str) -> int:
     client = OpenAI(
         base_url=os.environ.get("DLM_BASE_URL", "http://127.0.0.1:8000/v1"),
-        api_key=os.environ.get("DLM_API_KEY") or "no key",  # the package wants one, a server without a key takes any
+        api_key=os.environ.get("DLM_API_KEY") or "no key",  # the package requires one; a server without a key takes any
     )
     try:
         model = client.models.list().data[0].id
@@ -31,7 +31,7 @@ def main(question: str) -> int:
 
 
 def ask(client: OpenAI, model: str, question: str) -> None:
-    """One answer. Fields that OpenAI does not have go into `extra_body`, what it does not answer comes as `dlm`."""
+    """One answer. Fields that OpenAI does not have go into `extra_body`; extra results are in `dlm`."""
     completion = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": question}],
@@ -46,7 +46,7 @@ def ask(client: OpenAI, model: str, question: str) -> None:
 
 
 def stream(client: OpenAI, model: str, question: str) -> None:
-    """The same as it is decoded: text comes a finished block at a time."""
+    """The same, streamed: text arrives one finished block at a time."""
     print("stream: ", end="")
     chunks = client.chat.completions.create(
         model=model, messages=[{"role": "user", "content": question}], max_tokens=64, temperature=0, stream=True
@@ -58,7 +58,7 @@ def stream(client: OpenAI, model: str, question: str) -> None:
 
 
 def watch(client: OpenAI, model: str, question: str) -> None:
-    """The canvas: each event names the positions that were revealed, in whatever order they were."""
+    """The canvas: each event lists the positions revealed, in any order."""
     chunks = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": question}],

@@ -1,4 +1,4 @@
-"""Ask a server with `requests`: an answer, several at once, and submit now to fetch later.
+"""Query a server with `requests`: an answer, several at once, and submit now to fetch later.
 
     python -m dlm.serve &                              # or launch/connect.sh JOB_ID
     python launch/examples/requests_client.py "What is 17 plus 25?"
@@ -18,7 +18,7 @@ import requests
 
 URL = os.environ.get("DLM_BASE_URL", "http://127.0.0.1:8000/v1").rstrip("/")
 TIMEOUT = (5, 310)
-"""Seconds to connect, and to wait for an answer: a little more than the server's own request_timeout."""
+"""Seconds to connect, and to wait for an answer: a little longer than the server's own request_timeout."""
 
 
 def main(question: str) -> int:
@@ -37,7 +37,7 @@ def main(question: str) -> int:
 
 
 def call(session: requests.Session, method: str, path: str, **body: Any) -> Any:
-    """One request; waits and asks again while the server's queue is full."""
+    """One request; waits and retries while the server's queue is full."""
     while True:
         reply = session.request(method, f"{URL}{path}", json=body or None, timeout=TIMEOUT)
         if reply.status_code != 429:
@@ -47,7 +47,7 @@ def call(session: requests.Session, method: str, path: str, **body: Any) -> Any:
 
 
 def ask(session: requests.Session, question: str) -> str:
-    """One answer of the chat route."""
+    """One answer from the chat route."""
     messages = [{"role": "user", "content": question}]
     answer = call(session, "POST", "/chat/completions", messages=messages, max_tokens=64, temperature=0)
     text: str = answer["choices"][0]["message"]["content"]
@@ -62,7 +62,7 @@ def batch(session: requests.Session, questions: list[str]) -> None:
 
 
 def poll(session: requests.Session, question: str) -> None:
-    """Submit, and ask for the result until it is there; through a router as well."""
+    """Submit, then poll until the result is there; works through a router too."""
     [number] = call(session, "POST", "/generate", prompt=question, gen_length=64, temperature=0)["request_ids"]
     while (result := call(session, "GET", f"/result/{number}"))["status"] == "running":
         time.sleep(0.1)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# From nothing to an answer and back under SLURM: submit a server, wait until it is ready, ask it through an SSH tunnel,
-# end it. On a login machine, with a Python that has the package openai:
+# A full round under SLURM: submit a server, wait until it is ready, query it through an SSH tunnel, stop it. Run it on a
+# login machine, with a Python that has the openai package:
 #
 #   ACCOUNT=mine launch/examples/slurm_demo.sh --gpus 1 --model-path GSAI-ML/LLaDA-8B-Instruct
-#   launch/examples/slurm_demo.sh --gpus 1 model=demo      # the bundled checkpoint, nothing to fetch
+#   launch/examples/slurm_demo.sh --gpus 1 model=demo      # the bundled checkpoint, nothing to download
 #
-# Arguments are those of launch/serve.sh. A key is made for this server where DLM_API_KEY is not set. The job is ended
-# whatever happens, also by Ctrl-C.
+# Arguments are those of launch/serve.sh. If DLM_API_KEY is not set, a key is generated. The job is ended in any
+# case, also on Ctrl-C.
 set -euo pipefail
 
 case ${1:-} in
@@ -40,7 +40,7 @@ connection=''
 end() {
   [ -z "$connection" ] || kill "$connection" 2>/dev/null || :
   scancel --state=PENDING "$job" || :
-  scancel --state=RUNNING --batch --signal=TERM "$job" || : # the batch script lets requests in hand finish
+  scancel --state=RUNNING --batch --signal=TERM "$job" || : # the batch script lets running requests finish
   printf 'job %s is told to end\n' "$job"
 }
 trap end EXIT

@@ -168,15 +168,15 @@ def test_what_does_not_go_together_is_refused_at_once() -> None:
         "workload.blocks=9",
     )
     assert "block_causal does not run size tiny, whose attention is bidirectional" in message
-    assert "klass is not defined with the inputs of engine smooth" in message
+    assert "klass is not defined for the inputs of engine smooth" in message
     assert "workload.steps_per_block.full=99 must be 1..8" in message
-    assert "make a canvas of 2256 positions, size tiny has 1024" in message
+    assert "make a canvas of 2256 positions, but size tiny has 1024" in message
     assert "at least blocks=9 of them" in message
 
 
 def test_quality_refuses_what_it_does_not_do() -> None:
     message = faults("workload=quality", "workload.algorithms=[dream]", "workload.per_family=0", "profile=true")
-    for part in ("workload.algorithms=['dream'] must be a list out of basic", "per_family=0", "profile="):
+    for part in ("workload.algorithms=['dream'] must be a list of values from basic", "per_family=0", "profile="):
         assert part in message
     assert "engines" in faults("workload=quality", "workload.engines=[full]")
 

@@ -119,7 +119,7 @@ def test_what_goes_wrong_is_counted_by_what_it_was(
     sent = bodies(LoadConfig(concurrency=[1], requests=4, streamed=1.0), [], ["default"], 0, 0)
     one = drive(target, LoadPlan(clients=2), sent, [], seconds=TIMEOUT, timeout=TIMEOUT)
     assert [answer.status for answer in one.answers] == [status] * 4
-    with pytest.raises(RunError, match="answers none of the 1 requests"):
+    with pytest.raises(RunError, match="answered none of the 1 warm-up requests"):
         measure(LoadConfig(concurrency=[1], streamed=1.0, warmup=1), "t", [target])
 
 
@@ -129,7 +129,7 @@ def test_a_server_that_is_gone_is_told() -> None:
             return (await client.ask({})).status
 
     assert asyncio.run(ask()) == "ConnectError"
-    with pytest.raises(RunError, match=r"http://127.0.0.1:1 does not answer .* python -m dlm.serve"):
+    with pytest.raises(RunError, match=r"http://127.0.0.1:1 does not respond .* python -m dlm.serve"):
         LoadTarget.at("http://127.0.0.1:1/v1")
 
 
@@ -233,7 +233,7 @@ def test_servers_that_run_are_compared_by_turns(stand_in: Callable[..., StandIn]
 
 def test_a_server_that_does_not_start_is_told_with_its_log() -> None:
     servers = running(["model=demo"], {"wrong": ["batch_size=0"]})
-    with pytest.raises(RunError, match=r"(?s)ended with 2; its log ends:.*batch_size=0"), servers:
+    with pytest.raises(RunError, match=r"(?s)exited with code 2; its log ends:.*batch_size=0"), servers:
         raise AssertionError
 
 
@@ -257,12 +257,12 @@ def test_all_faults_are_named_at_once() -> None:
 
 
 def test_what_does_not_go_with_the_target_is_refused() -> None:
-    assert "give one of the two" in faults("target=server")
-    assert "give one of the two" in faults("target=server", "url=http://a", "compare=batching")
+    assert "set one of the two" in faults("target=server")
+    assert "set one of the two" in faults("target=server", "url=http://a", "compare=batching")
     assert "names a server twice" in faults("target=server", "url=[http://a,http://a]")
     assert "device= is for target=decoder" in faults("target=server", "url=http://a", "device=cpu")
-    assert "those of target=server: load" in faults("target=server", "url=http://a", "workload=smoke")
-    assert "url= goes with target=server" in faults("url=http://a")
-    assert "write target=server too" in faults("workload=load")
+    assert "for target=server use load" in faults("target=server", "url=http://a", "workload=smoke")
+    assert "url= needs target=server" in faults("url=http://a")
+    assert "set target=server too" in faults("workload=load")
     message = faults("target=server", "compare=batching", "compare.models.demo=['port=1']")
     assert "'port=1' of 'demo' is chosen by the bench" in message

@@ -86,7 +86,7 @@ def test_the_sampler_follows_the_request(name: str) -> None:
     assert parts(name, threshold=0.7)[1] == samplers.Threshold(0.7)
     assert parts(name, factor=0.7)[1] == samplers.Factor(0.7)
     assert parts(name, factor=None, threshold=0.7)[1] == samplers.Threshold(0.7)
-    with pytest.raises(RequestError, match="factor and threshold are both given"):
+    with pytest.raises(RequestError, match="factor and threshold are both set"):
         parts(name, factor=1.0, threshold=0.9)
 
 
@@ -106,10 +106,10 @@ def test_parameters_go_to_the_engine_or_the_sampler_that_has_them() -> None:
         ("llada2", LLADA, {}, ["algorithm='llada2' cannot run on a llada model", *LLADA.algorithms]),
         ("dual", SDAR, {}, ["algorithm='dual_cache' cannot run on a sdar model", *SDAR.algorithms]),
         ("sparse", DREAM, {}, ["cannot run on a dream model", *DREAM.algorithms]),
-        ("basic", LLADA, {"gamma": 1}, ["gamma is no parameter of algorithm='basic'", "remasking"]),
-        ("basic", LLADA, {"threshold": 0.5, "remasking": "random"}, ["remasking is no parameter", "threshold"]),
-        ("dinfer_soft", LLADA, {"base": engines.Full()}, ["base is no parameter", "cont_weight", "prefix_look"]),
-        ("ar", LLADA, {"threshold": 0.5, "gamma": 1}, ["gamma, threshold is no parameter", "are none"]),
+        ("basic", LLADA, {"gamma": 1}, ["gamma is not a parameter of algorithm='basic'", "remasking"]),
+        ("basic", LLADA, {"threshold": 0.5, "remasking": "random"}, ["remasking is not a parameter", "threshold"]),
+        ("dinfer_soft", LLADA, {"base": engines.Full()}, ["base is not a parameter", "cont_weight", "prefix_look"]),
+        ("ar", LLADA, {"threshold": 0.5, "gamma": 1}, ["gamma, threshold is not a parameter", "are none"]),
         ("auto", LLADA, {"threshold": 1.5}, ["threshold=1.5 must be a finite number, at least 0.0 and at most 1.0"]),
     ],
 )
@@ -150,7 +150,7 @@ def test_an_engine_for_other_models_is_refused_by_the_decoder(engine: Any) -> No
         if fits:
             subject.check(request)
         else:
-            with pytest.raises(RequestError, match=f"engine {engine.name} is not for a model whose attention is"):
+            with pytest.raises(RequestError, match=f"engine {engine.name} does not support a model with"):
                 subject.check(request)
 
 
@@ -159,7 +159,7 @@ def test_an_engine_for_other_models_is_refused_by_the_decoder(engine: Any) -> No
     [
         (engines.Smooth(), samplers.Threshold(), {"cfg_scale": 1.0}, "cfg_scale=1.0 is not defined with the smoothed"),
         (engines.Smooth(), samplers.Klass(), {}, "sampler klass is not defined with the smoothed inputs"),
-        (engines.Full(), samplers.LinearSpec(), {}, "engine full does not go with sampler linear_spec"),
+        (engines.Full(), samplers.LinearSpec(), {}, "engine full cannot run with sampler linear_spec"),
         (engines.Full(), samplers.FastDLLMDream(), {"steps": 3}, "steps=3 must divide gen_length=8"),
     ],
 )
@@ -188,7 +188,7 @@ def test_max_nfe_counts_the_forwards_that_seed_blocks(name: str, least: int) -> 
 
 
 def test_stopping_inside_a_block_goes_against_running_on() -> None:
-    with pytest.raises(RequestError, match="eos_early_stop=True goes against ignore_eos=True"):
+    with pytest.raises(RequestError, match="eos_early_stop=True conflicts with ignore_eos=True"):
         SamplingParams(eos_early_stop=True, ignore_eos=True)
 
 

@@ -215,9 +215,9 @@ def test_seeds_reproduce_and_samples_differ() -> None:
     [
         (ask(prompt=[]), "prompt is empty"),
         (ask(prompt=[512]), "prompt token 512 is outside the vocabulary 0..511"),
-        (ask(prompt=[1] * 500), "500 tokens and gen_length=24 make 524 positions, the model has 512"),
+        (ask(prompt=[1] * 500), "500 tokens and gen_length=24 make 524 positions, but the model has 512"),
         (ask(sampler=Fixed(), params=change(steps=2)), "steps=2 must be at least 3"),
-        (ask(prompt=[1] * 480), "needs 504 arena slots, the arena has 400"),
+        (ask(prompt=[1] * 480), "needs 504 arena slots, but the arena has 400"),
     ],
 )
 def test_a_bad_request_is_refused_and_its_neighbours_are_unharmed(request_: Request, message: str) -> None:

@@ -352,8 +352,8 @@ def test_samplers_that_remember_positions_go_on_after_growth() -> None:
         ({"initial_gen_length": 0}, "initial_gen_length=0"),
         ({"initial_gen_length": 8, "expansion_factor": 1}, r"expansion_factor=1 must be .* 2\.\.8192"),
         ({"initial_gen_length": 8, "low_conf_threshold": 1.5}, "low_conf_threshold=1.5"),
-        ({"initial_gen_length": 8, "logits_eos_inf": True}, "logits_eos_inf=True takes away"),
-        ({"expansion_factor": 4, "eos_check_tokens": 8}, "expansion_factor, eos_check_tokens: no answer grows"),
+        ({"initial_gen_length": 8, "logits_eos_inf": True}, "logits_eos_inf=True bans the end token"),
+        ({"expansion_factor": 4, "eos_check_tokens": 8}, "expansion_factor, eos_check_tokens: used only with"),
     ],
 )
 def test_wrong_parameters_are_named(params: dict[str, Any], message: str) -> None:
@@ -364,12 +364,12 @@ def test_wrong_parameters_are_named(params: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"engine": Vicinity()}, "engine vicinity keeps places in the canvas; full, prefix_cache and dual_cache"),
-        ({"engine": Smooth()}, "engine smooth keeps places"),
-        ({"engine": Sparse()}, "engine sparse keeps places"),
-        ({"sampler": Fixed()}, "sampler fixed shares out a known number of masks"),
-        ({"sampler": Dream()}, "sampler dream shares out"),
-        ({"sampler": FastDLLMDream()}, "sampler fastdllm_dream shares out"),
+        ({"engine": Vicinity()}, "engine vicinity keeps state by canvas position; use full, prefix_cache or dual"),
+        ({"engine": Smooth()}, "engine smooth keeps state by"),
+        ({"engine": Sparse()}, "engine sparse keeps state by"),
+        ({"sampler": Fixed()}, "sampler fixed schedules a fixed number of masks"),
+        ({"sampler": Dream()}, "sampler dream schedules a fixed"),
+        ({"sampler": FastDLLMDream()}, "sampler fastdllm_dream schedules a fixed"),
     ],
 )
 def test_what_cannot_grow_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -379,16 +379,16 @@ def test_what_cannot_grow_is_refused(changes: dict[str, Any], message: str) -> N
 
 
 def test_models_with_blocks_and_models_without_an_end_token_are_refused() -> None:
-    with pytest.raises(RequestError, match="engine block_causal opens blocks as they are needed"):
+    with pytest.raises(RequestError, match="engine block_causal opens blocks on demand"):
         BY_NAME["llada2"].decoder().check(replace(ask(initial_gen_length=8), engine=BlockCausal()))
-    with pytest.raises(RequestError, match="needs an end-of-sequence token, the model names none"):
+    with pytest.raises(RequestError, match="needs an end-of-sequence token, but the model defines none"):
         Decoder(Scripted(doubting), SpecialTokens(3, None)).check(ask(initial_gen_length=8))
 
 
 def test_the_ceiling_is_what_must_fit() -> None:
-    with pytest.raises(RequestError, match="needs 67 arena slots, the arena has 60"):
+    with pytest.raises(RequestError, match="needs 67 arena slots, but the arena has 60"):
         BY_NAME["golden"].decoder(arena_tokens=60).check(ask(DualCache(), initial_gen_length=8))
-    with pytest.raises(RequestError, match="make 603 positions, the model has 512"):
+    with pytest.raises(RequestError, match="make 603 positions, but the model has 512"):
         BY_NAME["golden"].decoder().check(ask(gen_length=600, initial_gen_length=8))
 
 

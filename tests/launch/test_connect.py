@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dlm.serving.fleet.processes import free_port
+from dlm.distributed.processes import free_port
 from tests.launch.cluster import SECRETS, Cluster, after, session_of
 from tests.running import wait_until
 

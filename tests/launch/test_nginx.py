@@ -18,8 +18,8 @@ import crossplane
 import pytest
 
 from dlm.cli.command_line import compose_config
+from dlm.distributed.processes import free_port
 from dlm.serving.config import register
-from dlm.serving.fleet.processes import free_port
 from tests.launch.cluster import LAUNCH
 from tests.running import TIMEOUT, wait_until
 

@@ -196,7 +196,7 @@ def test_what_is_missing_is_said_before_anything_starts(module: str, extra: str,
 def test_the_check_looks_for_all_that_a_server_imports() -> None:
     project = tomllib.loads((LAUNCH.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     names = {re.split(r"[>=<\[]", one)[0].replace("-", "_") for one in project["serve"]}
-    trees = [ast.parse(path.read_text()) for path in (LAUNCH.parent / "dlm" / "serving").glob("*.py")]
+    trees = [ast.parse(path.read_text()) for path in (LAUNCH.parent / "dlm" / "serving").rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     imported = {node.module.split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
     imported |= {one.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for one in node.names}

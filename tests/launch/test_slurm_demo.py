@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from dlm.serving.fleet.processes import free_port
+from dlm.distributed.processes import free_port
 from tests.launch.cluster import LAUNCH, SECRETS, Cluster
 
 SCRIPT = "examples/slurm_demo.sh"

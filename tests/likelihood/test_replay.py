@@ -188,8 +188,8 @@ def test_masks_behind_the_given_tokens_are_seen() -> None:
     ("canvas", "steps", "options", "message"),
     [
         ((4, 5), (1,), {}, "replay_step_map has 1 entries for 2 replay_token_ids"),
-        ((4, 5), (1, 0), {}, r"replay_step_map\[1\]=0 does not go with replay_token_ids\[1\]=5"),
-        ((4, MASK), (1, 2), {}, r"replay_step_map\[1\]=2 does not go with"),
+        ((4, 5), (1, 0), {}, r"replay_step_map\[1\]=0 does not match replay_token_ids\[1\]=5"),
+        ((4, MASK), (1, 2), {}, r"replay_step_map\[1\]=2 does not match"),
         ((4, 5), (1, 2), {"shrink": 0}, "shrink=0 must be"),
         ((4, 5), (1, 2), {"temperature": 0.0}, "temperature=0.0 must be"),
         ((4, 5), (1, 2), {"block_length": 0}, "block_length=0 must be"),

@@ -230,9 +230,9 @@ def test_settings_out_of_range_are_refused(make: Any, message: str) -> None:
         ([(1,)], [], {}, "1 prompts and 0 completions"),
         ([()], [(1,)], {}, "the prompt is empty"),
         ([(1,)], [()], {}, "the completion is empty"),
-        ([(1,), (2,)], [(1,), (3, MASK)], {}, "completion 1 holds the mask id 10"),
+        ([(1,), (2,)], [(1,), (3, MASK)], {}, "completion 1 contains the mask id 10"),
         ([(1,)], [(11,)], {}, "token 11 is outside the vocabulary 0..10"),
-        ([(1,) * 1000], [(1,) * 25], {}, "1000 and completion of 25 tokens make 1025 positions, the model has 1024"),
+        ([(1,) * 1000], [(1,) * 25], {}, "completion of 25 tokens make 1025 positions, but the model has 1024"),
         ([(1,)], [(1,)], {"seed": -1}, "seed=-1 must be"),
         ([(1,)], [(1,)], {"gradients": True}, "no parameter of the model has requires_grad"),
     ],
@@ -292,5 +292,5 @@ def test_the_last_block_is_filled_up_as_far_as_the_model_reaches() -> None:
 
 def test_a_shifted_model_with_blocks_is_refused() -> None:
     config = replace(SIZES["tiny_sdar"], vocab_size=11, shifted=True)
-    with pytest.raises(RequestError, match="no likelihoods for a shifted model whose attention is block_causal"):
+    with pytest.raises(RequestError, match="likelihoods do not support a shifted model with block_causal attention"):
         Likelihood(Backbone(config), special())

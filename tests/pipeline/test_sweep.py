@@ -26,7 +26,7 @@ def test_the_other_jobs_of_a_sweep_go_on_when_one_dies(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     slow, dead, fast = read_runs(runs)
     assert (slow.whole, dead.whole, fast.whole) == (True, False, True)
-    assert "2 of 2 prompts are answered; to go on: python -m dlm.predict" in dead.missing[0]
+    assert "2 of 2 prompts are answered; to resume: python -m dlm.predict" in dead.missing[0]
 
 
 DEADLY = """
@@ -59,7 +59,7 @@ def test_a_job_that_is_killed_leaves_the_others_and_the_same_command_goes_on_wit
     runs = read_runs(tmp_path / "runs")
     assert [run.figures.accuracy for run in runs] == [None, None, 1.0, 1.0]
     assert "no summary.json" in runs[0].missing[0]
-    assert "to go on: python -m dlm.evaluate task=jsonl" in runs[0].missing[0]
+    assert "to resume: python -m dlm.evaluate task=jsonl" in runs[0].missing[0]
 
     (tmp_path / "spared").touch()
     again = running.run(command, tmp_path)

@@ -160,7 +160,7 @@ def test_many_runs_and_long_answers_are_drawn(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_had_is_an_error_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="write runs=<folder>"):
+    with pytest.raises(ConfigError, match="add runs=<folder>"):
         make("logger=none")
     with pytest.raises(RunError, match="no such folder"):
         make("runs=nowhere", "logger=none")

@@ -44,7 +44,7 @@ def test_what_a_run_lacks_is_said_with_the_way_on(tmp_path: Path) -> None:
     assert "no summary.json" in poor.missing[0]
     assert poor.whole
     assert not dead.whole
-    assert "it died or was stopped: 1 of 4 prompts are answered; to go on: python -m dlm.predict" in dead.missing[0]
+    assert "it died or was stopped: 1 of 4 prompts are answered; to resume: python -m dlm.predict" in dead.missing[0]
 
 
 def test_a_run_that_goes_on_is_not_called_dead(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_run_that_goes_on_is_not_called_dead(tmp_path: Path) -> None:
 def test_a_run_that_died_before_its_prompts_says_so(tmp_path: Path) -> None:
     (begun(tmp_path / "run", "data.limit=3") / "index.json").unlink()
     (reason,) = read_runs(tmp_path)[0].missing
-    assert reason.startswith("it died before its prompts were read; to begin again: python -m dlm.predict data.limit=3")
+    assert reason.startswith("it died before its prompts were read; to restart: python -m dlm.predict data.limit=3")
 
 
 @pytest.mark.parametrize("broken", ['{"id": "p0"', '{"id": "p0", "text": "x"}', "[]"])

@@ -77,7 +77,7 @@ def test_a_page_a_table_and_a_curve_are_written(tmp_path: Path, capsys: pytest.C
     assert make(f"runs={tmp_path}", "logger=none") == 0
     shown = capsys.readouterr()
     assert "+0.250" in shown.out
-    assert "seed=1: it died or was stopped after step 2; to go on: python -m dlm.rl.grpo" in shown.err
+    assert "seed=1: it died or was stopped after step 2; to resume: python -m dlm.rl.grpo" in shown.err
     assert "seed=1: line 6 of training.jsonl is broken" in shown.err
     written = {path.name for path in (tmp_path / "report").iterdir()}
     assert written == {"training.html", "training.csv", "reward.png"}
@@ -107,7 +107,7 @@ def test_a_run_before_its_first_step_is_one_of_the_trainings(
         [_, running] = read_trainings(tmp_path)
     assert running.missing == ("it is still running: no step is done",)
     assert make(f"runs={tmp_path}", "logger=none") == 0
-    said = "seed=1: it died or was stopped before its first step; to go on: python -m dlm.rl.grpo"
+    said = "seed=1: it died or was stopped before its first step; to resume: python -m dlm.rl.grpo"
     assert said in capsys.readouterr().err
     assert "1 of 2 runs finished" in (tmp_path / "report" / "training.html").read_text()
     assert not (tmp_path / "report" / "report.html").exists()
@@ -122,7 +122,7 @@ def test_trainings_alone_that_took_no_step_are_a_report(tmp_path: Path) -> None:
 def test_a_run_whose_log_is_gone_says_so(tmp_path: Path) -> None:
     (training(tmp_path, 0) / "training.jsonl").unlink()
     [found] = read_trainings(tmp_path)
-    assert found.missing == ("training.jsonl is gone, and with it what its steps did",)
+    assert found.missing == ("training.jsonl is missing, so its steps are unknown",)
     assert totals([found])["report/least_gain"] == pytest.approx(0.25)
 
 

@@ -32,7 +32,7 @@ def main() -> None:
         assert "rank 1 of the group: update_weights" in said, said
         assert "1 missing" in said, said
         said = raised(lambda: send_weights(stored(trained), version=6))
-        assert "rank 2 of the group: the weights sleep" in said, said
+        assert "rank 2 of the group: the weights are asleep" in said, said
         assert "rank 1" not in said, said
     else:
         rollouts = rollouts_of()

@@ -205,7 +205,7 @@ def test_an_update_in_mid_generation_is_refused_and_changes_nothing() -> None:
             lambda: rollouts.flush_cache(),
             lambda: rollouts.generate(PROMPTS, WARM),
         ):
-            with pytest.raises(RunError, match="generate is in progress; wait until it has returned") as caught:
+            with pytest.raises(RunError, match="generate is in progress; wait until it returns") as caught:
                 attempt()
             refused.append(str(caught.value))
 
@@ -297,7 +297,7 @@ def rollouts_schemes() -> dict[str, object]:
     ("arguments", "message"),
     [
         ({"scheme": "elbo"}, "scheme='elbo' is unknown; known: llada_mc, d1_onestep"),
-        ({"scheme": "ar", "mc_num": 4}, "mc_num=4 goes with scheme='llada_mc'"),
+        ({"scheme": "ar", "mc_num": 4}, "mc_num=4 applies only to scheme='llada_mc'"),
         ({"scheme": Coupled(), "mc_num": 4}, "mc_num=4 goes with"),
         ({"scheme": "ar", "gradients": True}, "no parameter of the model has requires_grad"),
     ],
@@ -337,9 +337,9 @@ def test_a_training_step_through_shared_weights() -> None:
     independent = fresh()
     independent.backbone.load_state_dict(model.backbone.state_dict())
     assert Rollouts(independent, options=OPTIONS, weight_version=1).generate(PROMPTS, FULL, n=2) == after
-    with pytest.raises(RunError, match="the weights are the trainer's own; change them there and call sync"):
+    with pytest.raises(RunError, match="the weights are shared with the trainer; change them there and call sync"):
         rollouts.update_weights(stored(independent), version=2)
-    with pytest.raises(RunError, match="stay where they are"):
+    with pytest.raises(RunError, match="cannot be offloaded"):
         rollouts.sleep(["weights"])
     rollouts.sleep()
     assert model.backbone.embedding.weight.numel() > 0
@@ -373,9 +373,9 @@ def test_autocast_around_it_does_not_reach_the_decoder() -> None:
 
 
 def test_a_trainer_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(ConfigError, match="another architecture"):
+    with pytest.raises(ConfigError, match="different architectures"):
         rollouts_of(trainer=fresh("llada").backbone)
     with pytest.raises(ConfigError, match="trainer is a Linear; give the Backbone inside it"):
         rollouts_of(trainer=torch.nn.Linear(2, 2))
-    with pytest.raises(RunError, match="there is no trainer's module; use update_weights"):
+    with pytest.raises(RunError, match="there is no trainer module; use update_weights"):
         rollouts_of().sync(version=1)

@@ -58,7 +58,7 @@ def test_refused_prompts_are_rows_and_counted(tmp_path: Path) -> None:
 
 
 def test_a_run_without_any_answer_is_told_with_the_first_reason(tmp_path: Path) -> None:
-    folder = folder_with(tmp_path, ["a", "b"], 1, [[refused("b"), refused("a", "9 positions, the model has 8")]])
+    folder = folder_with(tmp_path, ["a", "b"], 1, [[refused("b"), refused("a", "9 positions, but the model has 8")]])
     merged = merge(folder, "resume")
     assert [one["id"] for one in rows_of(merged.path)] == ["a", "b"]
     with pytest.raises(DataError, match=r"none of the 2 prompts has an answer\. The first, 'a': 9 positions"):

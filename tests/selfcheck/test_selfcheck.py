@@ -108,7 +108,7 @@ def test_the_program_says_what_it_covered(tmp_path: object) -> None:
 @pytest.mark.parametrize(
     ("given", "fault"),
     [
-        ("dtypes=[int8]", "dtypes=['int8'] must be a list out of float32"),
+        ("dtypes=[int8]", "dtypes=['int8'] must be a list of values from float32"),
         ("threads=0", "threads=0 must be at least 1"),
         ("seconds=0", "seconds=0.0 must be above 0"),
         ("model=checkpoint", "model.path is not set"),

@@ -146,7 +146,7 @@ def test_fields_defaults_and_ranges_are_those_of_the_server(server: Server) -> N
 def test_errors_are_those_of_the_server() -> None:
     rows = list(table(API, "status", "code", "when"))
     assert {int(status) for status, _, _ in rows} == {*REASONS, 405, 502}
-    source = "".join(path.read_text() for path in (ROOT / "dlm" / "serving").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "dlm" / "serving").rglob("*.py"))
     assert {code for _, code, _ in rows if code} == set(re.findall(r'code="(\w+)"', source))
 
 

@@ -94,7 +94,7 @@ def test_answers_on_one_connection_do_not_wait_for_acknowledgements(narrow: Insi
 @pytest.mark.parametrize(
     ("headers", "said"),
     [
-        ({}, "a key is needed"),
+        ({}, "a key is required"),
         ({"Authorization": "Bearer wrong"}, "wrong"),
         ({"Authorization": f"Basic {KEY}"}, "wrong"),
     ],

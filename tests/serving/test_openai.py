@@ -139,5 +139,5 @@ def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
 
 
 def test_an_unknown_algorithm_is_refused_with_those_there_are(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match=r"unknown; known are auto, basic, .*klass"):
+    with pytest.raises(openai.BadRequestError, match=r"unknown; known: auto, basic, .*klass"):
         client.chat.completions.create(model="demo", messages=SORT, extra_body={"generation_algorithm": "magic"})

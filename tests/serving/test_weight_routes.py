@@ -111,9 +111,9 @@ def test_a_server_brings_neither_a_trainer_nor_a_configuration_system_with_it() 
 @pytest.mark.parametrize(
     ("given", "key", "message"),
     [
-        ("", None, f"weight_control=true: who may change the weights? set {KEY_VARIABLE} in the environment"),
-        ("devices=2", KEY, "weight_control=true: several workers would have different weights"),
-        ("router=none", KEY, "weight_control=true: several workers would have different weights"),
+        ("", None, f"weight_control=true needs a key: set {KEY_VARIABLE} in the environment"),
+        ("devices=2", KEY, "weight_control=true: the weights of several workers would diverge"),
+        ("router=none", KEY, "weight_control=true: the weights of several workers would diverge"),
     ],
 )
 def test_a_start_without_a_key_or_with_several_workers_is_refused(
@@ -166,7 +166,7 @@ def test_tensors_in_the_body_come_at_once_or_a_few_at_a_time(
     client.post(DISK, json={"model_path": str(CHECKPOINT)})
     for third in thirds[:2]:
         answer = client.post(TENSOR, json={"serialized_named_tensors": [encoded(third)], "flush_cache": False})
-        assert answer.json()["message"].endswith("tensors wait for the others.")
+        assert answer.json()["message"].endswith("tensors received so far.")
         assert asked(client) == (before, 2)
     body = {"serialized_named_tensors": [encoded(thirds[2])], "flush_cache": False, "weight_version": 9}
     assert client.post(TENSOR, json=body).json()["weight_version"] == 9
@@ -194,9 +194,9 @@ def wrong_updates(folder: Path, tensors: dict[str, torch.Tensor]) -> Iterator[tu
     yield TENSOR, {files: [encoded({**tensors, "model.odd": tensors[first].clone()})]}, "model.odd is unknown", None
     yield TENSOR, {files: [encoded({first: tensors[first].long()})]}, f"{first} holds torch.int64", None
     yield TENSOR, {files: [encoded({first: tensors[first]})] * 2}, f"{first} is given twice", None
-    yield TENSOR, {files: ["%%%"]}, "serialized_named_tensors[0] is no safetensors file", f"{files}[0]"
+    yield TENSOR, {files: ["%%%"]}, "serialized_named_tensors[0] is not base64 of a safetensors file", f"{files}[0]"
     unread = b64encode(pickle.dumps({first: 1})).decode()
-    yield TENSOR, {files: [unread]}, "is a pickle, which could run any code here", f"{files}[0]"
+    yield TENSOR, {files: [unread]}, "is a pickle, which could run arbitrary code", f"{files}[0]"
     yield TENSOR, {files: "text"}, "array", files
     yield "/pause_generation", {"mode": "retract"}, "mode='retract' is not supported", "mode"
     yield "/pause_generation", {"mode": "never"}, "mode", "mode"
@@ -342,7 +342,7 @@ def test_a_torn_update_is_told_until_another_succeeds(
     ):
         answer = client.post(path, json=body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "weights_unavailable")
-        assert "the weights are a mixture, since the update to version 1 broke off" in answer.json()["error"]["message"]
+        assert "the update to version 1 failed partway" in answer.json()["error"]["message"]
     assert client.get("/ready").status_code == 503
     assert client.get("/health").status_code == 200
     assert client.post(DISK, json={"model_path": str(new[0])}).status_code == 200
@@ -364,7 +364,7 @@ def test_a_request_decoded_across_a_pause_goes_on(
         assert client.post("/pause_generation", json={"mode": "in_place"}).json()["status"] == "ok"
     answer = client.post(DISK, json={"model_path": str(new[0])})
     assert answer.status_code == 409
-    assert "requests stand still in mid-generation" in answer.json()["error"]["message"]
+    assert "requests are paused in mid-generation" in answer.json()["error"]["message"]
     waiting = meanwhile.submit(asked, client)
     wait_until(lambda: inside.service.thread.load().waiting == 1, "it waits")
     assert not across.done()
@@ -383,7 +383,7 @@ def test_a_pause_gives_up_what_runs_unless_told_otherwise(
         pause = meanwhile.submit(client.post, "/pause_generation")
         wait_until(lambda: bool(inside.service.thread._tasks), "the pause waits")
     assert pause.result().status_code == 200
-    assert given_up.result().json()["error"]["message"] == "given up, since the server was paused; send it again"
+    assert given_up.result().json()["error"]["message"] == "aborted because the server was paused; send it again"
     waiting = meanwhile.submit(asked, client)
     wait_until(lambda: inside.service.thread.load().waiting == 1, "it waits")
     client.post("/continue_generation")

@@ -1,35 +1,35 @@
-"""How much faster than the reference our decoder could be: arithmetic on operations, bytes and measured rates.
+"""How much faster than the reference our decoder could be, computed from operations, bytes and measured rates.
 
 Each side is a list of forwards. The ideal time of a side is the sum over its forwards of
 
 * its matmuls: the body for the positions recomputed, the head for the positions that get logits. One call costs
-  max(flops / rate, bytes / bandwidth); the rate is what torch reaches for that very shape (rows of the call x width, in
-  that dtype, on weights it has just used); bytes are the weights, the input and the output, once each;
-* its attention: 4 x queries x keys x heads x head_dim flops a layer and window, at the rate of torch's attention for
+  max(flops / rate, bytes / bandwidth); the rate is what torch reaches for exactly that shape (rows of the call x width,
+  in that dtype, on weights it has just used); bytes are the weights, the input and the output, once each;
+* its attention: 4 x queries x keys x heads x head_dim flops per layer and window, at the rate of torch's attention for
   that shape, or the bytes of the keys and values, whichever takes longer;
 * its scores: for the reference the argmax and the softmax of each row that it scores, for ours the maximum and the sum
-  of exponentials of each row; seconds a row as torch takes them.
+  of exponentials of each row, at torch's seconds per row.
 
-The reference's softmax is as its program has it: in float64 over every row of logits (LLaDA, Fast-dLLM), or over the
-block's rows in float32 (dInfer) or in their own dtype (SDAR).
+The reference's softmax follows its program: in float64 over every row of logits (LLaDA, Fast-dLLM), or over the block's
+rows in float32 (dInfer) or in their own dtype (SDAR).
 
 Norms, rotary embedding, activations, residuals, selection, Python and memory management cost nothing in either ideal.
-The shapes are those of each program: one canvas a call and separate q, k, v, gate and up for the reference; the
+The shapes are those of each program: one canvas per call and separate q, k, v, gate and up for the reference; the
 packed windows of all canvases, rows rounded up to a multiple of `ROW_TILE`, and fused q/k/v and gate/up for ours.
 
     ceiling = ideal seconds of the reference / ideal seconds of ours
     ratio   = measured seconds of the reference / measured seconds of ours
     share   = ratio / ceiling
 
-So a share of 1 means that what ours loses on top of its necessary work is, in proportion, what the reference loses.
+A share of 1 means that both sides have the same relative overhead on top of their necessary work.
 
-Both sides reveal as many tokens a step by the same schedule, so the seconds are those of the same revealed tokens. The
-forwards need not be the same in number: where a program prefills, stores a finished block or recomputes one in a call
-of its own, ours does it in the next step's, or not at all.
+Both sides reveal tokens by the same schedule, so the seconds are for equally many revealed tokens. The number of
+forwards may differ: where a program prefills, stores a finished block or recomputes one in a separate call, ours does
+it in the next step's call, or not at all.
 
-Only dense, unshifted models have a reference; `dlm.bench.bounds.floor` is the yardstick of all others.
+Only dense, unshifted models have a reference; all others are measured against `dlm.bench.bounds.floor`.
 
-Knows no torch and no clock.
+Independent of torch and of clocks.
 """
 
 from __future__ import annotations
@@ -45,31 +45,31 @@ Matmul = tuple[int, int]
 
 
 class Rates(Protocol):
-    """What the machine does, for one side and dtype."""
+    """Measured rates of the machine, for one side and dtype."""
 
     @property
     def bandwidth(self) -> float:
-        """Bytes a second."""
+        """Bytes per second."""
 
     def matmul(self, rows: int, layer: Matmul) -> float:
-        """Flops a second of a linear layer on so many rows."""
+        """Flops per second of a linear layer on `rows` rows."""
 
     def attention(self, queries: int, keys: int) -> float:
-        """Flops a second of one canvas's attention."""
+        """Flops per second of one canvas's attention."""
 
     def score_row(self) -> float:
-        """Seconds for the scores of one row of logits."""
+        """Seconds to score one row of logits."""
 
 
 @dataclass(frozen=True)
 class ForwardShape:
-    """What of a model costs time.
+    """The parts of a model that cost time.
 
     Attributes:
         layer_matmuls: linear layers of one layer, as this side calls them.
-        num_layers, head: how many layers, and the LM head.
-        query_width, key_width: values of all query heads, and of all key heads, of one position.
-        itemsize: bytes of a number.
+        num_layers, head: number of layers, and the LM head.
+        query_width, key_width: values per position in all query heads, and in all key heads.
+        itemsize: bytes per value.
         row_tile: rows of a call are rounded up to a multiple of this.
     """
 
@@ -82,7 +82,7 @@ class ForwardShape:
     row_tile: int = 1
 
     def padded(self, rows: int) -> int:
-        """Rows of the call that computes `rows` rows."""
+        """`rows` rounded up to a multiple of the row tile."""
         return -(-rows // self.row_tile) * self.row_tile
 
 
@@ -119,7 +119,7 @@ def attention_seconds(windows: Sequence[tuple[int, int]], shape: ForwardShape, r
 
 
 def ideal(forwards: Sequence[Forward], shape: ForwardShape, rates: Rates) -> Seconds:
-    """The time that the necessary work of these forwards takes."""
+    """The time of the necessary work of these forwards."""
     body = attention = head = scores = 0.0
     for forward in forwards:
         layer = sum(matmul_seconds(forward.rows, matmul, shape, rates) for matmul in shape.layer_matmuls)

@@ -1,10 +1,10 @@
-"""The floor: what ours could not go under on this machine, whatever the program.
+"""The floor: a lower bound on our time on this machine, whatever the program.
 
-Each forward is one kernel at the machine's peak: max(all operations / peak, all bytes / bandwidth). Operations are
-those of the matmuls and of attention; bytes are the weights, once each, and the keys and values attended to. Of E
-experts a forward reads those that its rows choose, k each, taken as spread evenly: E (1 - (1 - k/E) ^ rows).
+Each forward counts as one kernel at the machine's peak: max(all operations / peak, all bytes / bandwidth). Operations
+are those of the matmuls and of attention; bytes are the weights, once each, and the keys and values attended to. Of E
+experts, a forward reads those that its rows choose, k per row, assumed evenly spread: E (1 - (1 - k/E) ^ rows).
 
-Knows no torch and no clock.
+Independent of torch and of clocks.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from dlm.models.architecture import BackboneConfig
 
 @dataclass(frozen=True)
 class BodyCost:
-    """What of a model costs operations and bytes.
+    """The parts of a model that cost operations and bytes.
 
     Attributes:
-        dense: numbers of the matmul weights that every row passes, over all layers.
-        expert: numbers of one expert.
+        dense: parameters of the matmuls that every row passes through, over all layers.
+        expert: parameters of one expert.
         expert_layers, num_experts, top_k: of the layers with experts.
-        attention_width: numbers of all query heads of one position, over all layers.
-        cached_width: numbers of all key and value heads of one position, over all layers.
-        head: numbers of the LM head.
-        itemsize: bytes of a number.
+        attention_width: values per position in all query heads, over all layers.
+        cached_width: values per position in all key and value heads, over all layers.
+        head: parameters of the LM head.
+        itemsize: bytes per value.
     """
 
     dense: int
@@ -42,7 +42,7 @@ class BodyCost:
 
     @classmethod
     def of(cls, config: BackboneConfig, itemsize: int) -> BodyCost:
-        """The body of an architecture."""
+        """The costs of an architecture."""
         hidden, layers, experts = config.hidden_size, config.num_layers, config.experts
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         expert_layers = sum(config.has_experts(layer) for layer in range(layers))
@@ -64,17 +64,17 @@ class BodyCost:
 
     @property
     def row_numbers(self) -> int:
-        """Numbers of the weights that one row is multiplied with, without the head."""
+        """Parameters that one row is multiplied with, without the head."""
         return self.dense + self.expert_layers * self.top_k * self.expert
 
     def operations(self, forward: Forward) -> float:
-        """Of one forward."""
+        """Operations of one forward."""
         pairs = sum(queries * keys for queries, keys in forward.windows)
         head = (forward.head_rows + forward.soft_rows) * self.head
         return 2.0 * (forward.rows * self.row_numbers + head) + 4.0 * pairs * self.attention_width
 
     def bytes(self, forward: Forward) -> float:
-        """Of one forward; the expected embedding reads the embedding matrix."""
+        """Bytes of one forward; the expected embedding reads the embedding matrix."""
         numbers = float(self.dense + self.head * (1 + (forward.soft_rows > 0)))
         if self.num_experts:
             missed = (1 - self.top_k / self.num_experts) ** forward.rows
@@ -89,5 +89,5 @@ def costs(forwards: Sequence[Forward], body: BodyCost) -> tuple[tuple[float, flo
 
 
 def floor(needed: Sequence[tuple[float, float]], peak: float, bandwidth: float) -> float:
-    """Seconds at `peak` operations a second and `bandwidth` bytes a second, whichever binds in each forward."""
+    """Seconds at `peak` operations per second and `bandwidth` bytes per second, whichever limits each forward."""
     return sum(max(operations / peak, moved / bandwidth) for operations, moved in needed)

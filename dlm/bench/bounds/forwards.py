@@ -1,6 +1,6 @@
-"""The forwards that a case takes on each side, read from a run of the very loops without a model.
+"""The forwards that a case takes on each side, recorded by running the actual loops without a model.
 
-Engines and schedules decide them and logits do not, so the ceiling and the floor can be computed from them; the
+They depend on engine and schedule but not on logits, so the ceiling and the floor can be computed from them; the
 measurement checks that both programs made exactly these.
 """
 
@@ -20,7 +20,7 @@ from dlm.decoding.types import NONE, Indices, Scores
 
 
 def canvas_forwards(request: Request, case: Case, mask_id: int, *, shifted: bool) -> list[Forward]:
-    """Ours for one canvas: the engine plans, the schedule reveals, and the loop moves on as the decoder does."""
+    """Ours for one canvas: the engine plans, the schedule reveals, and the loop advances as the decoder does."""
     canvas = Canvas(request, 0, 0, mask_id, shifted=shifted)
     pace = schedule(case.engine, case.steps_per_block)
     found = []
@@ -41,14 +41,14 @@ def canvas_forwards(request: Request, case: Case, mask_id: int, *, shifted: bool
 
 
 def blank_scores(positions: Indices) -> Scores:
-    """Masks that are all alike."""
+    """Equal scores for all masks."""
     zeros, no = np.zeros(len(positions)), np.zeros(len(positions), dtype=bool)
     whole = np.zeros(len(positions), dtype=np.int64)
     return Scores(positions, zeros, zeros, whole, no, ~no, ~no, zeros, zeros)
 
 
 def packed(lanes: Sequence[Sequence[Forward]]) -> list[Forward]:
-    """The forwards of canvases that step together from the start, each until it is done."""
+    """The forwards of canvases that start together, each stepping until it is done."""
     steps = [[one for one in step if one is not None] for step in zip_longest(*lanes)]
     return [
         Forward(
@@ -63,7 +63,7 @@ def packed(lanes: Sequence[Sequence[Forward]]) -> list[Forward]:
 
 
 def reference_outcomes(case: Case, mask_id: int) -> list[ReferenceOutcome]:
-    """What the reference program does with each prompt."""
+    """The reference program's outcome for each prompt."""
     return [PROGRAMS[case.engine].run(BlankModel(), prompt, case, mask_id) for prompt in case.prompts]
 
 

@@ -1,4 +1,4 @@
-"""What is sent: bodies of chat completions, drawn from a seed."""
+"""Request bodies of chat completions, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dlm.demo.words import ITEMS, NOUNS
 from dlm.errors import DataError
 
 GSM8K_WORDS = (47, 65, 39, 31, 44, 34, 36, 51, 59, 42, 54, 28, 15, 77, 164, 25)
-"""Words of GSM8K's 1,319 test questions, mean 46: sixteen evenly spaced quantiles, the shortest and the longest
-included, in shuffled order."""
+"""Word counts of GSM8K's 1,319 test questions, mean 46: sixteen evenly spaced quantiles, including the shortest and the
+longest; shuffled."""
 
 WORDS = (*ITEMS, *NOUNS)
 
 
 def read_prompts(work: LoadConfig) -> list[str | list[dict[str, str]]]:
-    """The prompts of the workload's file; none where it names no file. Raises `DataError`."""
+    """The prompts in the workload's file; none if no file is set. Raises `DataError`."""
     if work.prompts is None:
         return []
     rows = JsonlPrompts(work.prompts, prompt_field=work.prompt_field).read("workload.prompts")
@@ -32,13 +32,13 @@ def read_prompts(work: LoadConfig) -> list[str | list[dict[str, str]]]:
 def bodies(
     work: LoadConfig, prompts: Sequence[str | list[dict[str, str]]], algorithms: Sequence[str], row: int, turn: int
 ) -> list[dict[str, Any]]:
-    """The bodies of one round: `work.requests`, the same whenever they are asked for.
+    """The `work.requests` bodies of one round, the same on every call.
 
     Args:
-        work: says what is drawn.
-        prompts: of `read_prompts`.
+        work: what to draw from.
+        prompts: from `read_prompts`.
         algorithms: names, or `default`.
-        row, turn: of the table, and of its rounds.
+        row, turn: indices of the table row and of its round.
     """
     draw = random.Random(f"{work.seed}/{row}/{turn}")
     return [_body(work, prompts, algorithms, draw, turn * work.requests + number) for number in range(work.requests)]
@@ -74,10 +74,10 @@ def _words(count: int, draw: random.Random) -> str:
 
 
 def arrivals(rate: float, burst: float, count: int, draw: random.Random) -> list[float]:
-    """Seconds after the beginning at which `count` requests are due.
+    """Seconds from the start at which `count` requests are due.
 
-    Groups come as a Poisson process; their sizes are geometric with mean `burst`, so that `rate` requests a second come
-    on average. With `burst` 1 each group is one request.
+    Groups arrive as a Poisson process; their sizes are geometric with mean `burst`, so that `rate` requests arrive per
+    second on average. With `burst` 1 each group is one request.
     """
     due: list[float] = []
     now = 0.0

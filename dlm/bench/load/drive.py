@@ -1,4 +1,4 @@
-"""When requests are sent, and what is watched meanwhile: one round of one server."""
+"""One round against one server: when requests are sent, and what is measured meanwhile."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import httpx
 from dlm.bench.load.target import Client, LoadTarget, Reply
 
 HEALTH_EVERY = 0.02
-"""Seconds between two looks at `/health`."""
+"""Seconds between two probes of `/health`."""
 HEALTH_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """A row of the table: how requests come.
+    """A row of the table: how requests arrive.
 
     Attributes:
-        clients: closed loop: so many; 0 is an open loop.
-        rate, burst: open loop: requests a second, and how many come at once on average.
+        clients: closed loop: number of clients; 0 is an open loop.
+        rate, burst: open loop: requests per second, and mean number arriving at once.
     """
 
     clients: int = 0
@@ -40,13 +40,13 @@ class LoadPlan:
 
 @dataclass
 class Round:
-    """What came of it.
+    """The results of one round.
 
     Attributes:
-        answers: in the order of their ends.
+        answers: in the order of completion.
         seconds: from the first request to the last answer.
-        health: seconds of each answer of `/health`; one that did not come counts as `HEALTH_TIMEOUT`.
-        batches: how many forwards held each number of canvases; None where it cannot be known.
+        health: seconds of each `/health` probe; a failed one counts as `HEALTH_TIMEOUT`.
+        batches: number of forwards by number of canvases; None if unknown.
     """
 
     answers: list[Reply] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Round:
 
 
 class HealthProbe(threading.Thread):
-    """Asks `/health` again and again, on a connection and in a thread of its own."""
+    """Polls `/health` on its own connection and in its own thread."""
 
     def __init__(self, url: str) -> None:
         super().__init__(name="health", daemon=True)
@@ -65,7 +65,7 @@ class HealthProbe(threading.Thread):
 
     def run(self) -> None:
         with httpx.Client(timeout=HEALTH_TIMEOUT, trust_env=False) as client:
-            self._ask(client)  # the first makes the connection
+            self._ask(client)  # the first opens the connection
             while not self.seconds or not self._over.wait(HEALTH_EVERY):
                 self.seconds.append(self._ask(client))
 
@@ -78,7 +78,7 @@ class HealthProbe(threading.Thread):
         return time.perf_counter() - begun if good else HEALTH_TIMEOUT
 
     def finish(self) -> list[float]:
-        """Stop; what was measured."""
+        """Stop, and return the measured seconds."""
         self._over.set()
         self.join()
         return self.seconds
@@ -97,10 +97,10 @@ def drive(
 
     Args:
         target: the server.
-        load: how requests come.
-        bodies: at most all of them are sent, in this order.
-        due: of an open loop: seconds after the beginning at which each is sent.
-        seconds: after which no further is sent.
+        load: how requests arrive.
+        bodies: sent in this order, as far as the time allows.
+        due: open loop: seconds from the start at which each is sent.
+        seconds: after which no more requests are sent.
         timeout: of a client.
     """
     before = target.batch_sizes()

@@ -1,4 +1,4 @@
-"""What follows from the rounds of one server under one load."""
+"""Figures of one server under one load, computed from its rounds."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from dlm.bench.load.target import OK
 
 @dataclass(frozen=True)
 class LoadFigures:
-    """One row of the table. Rates, latencies and tokens are those of requests that were answered.
+    """One row of the table. Rates, latencies and tokens are those of answered requests.
 
     Attributes:
         title: of the table.
-        load: how requests came.
+        load: how requests arrived.
         server: its name.
         requests: sent.
-        errors: how many ended otherwise than with an answer, by status.
+        errors: number of requests without an answer, by status.
         seconds: of all rounds.
         requests_per_second, tokens_per_second: answered, over `seconds`.
-        prompt_tokens, tokens: of a request, the mean.
+        prompt_tokens, tokens: mean per request.
         latency: seconds, by percentile `p50`, `p95`, `p99`.
-        first_block: seconds to the first text of streamed answers, likewise.
-        health: seconds of `/health` meanwhile, likewise.
-        mean_batch: canvases of a forward; nan where it is not known.
+        first_block: seconds to the first text of streamed answers, by percentile.
+        health: seconds of `/health` meanwhile, by percentile.
+        mean_batch: canvases per forward; nan if unknown.
     """
 
     title: str
@@ -48,7 +48,7 @@ class LoadFigures:
 
     @classmethod
     def of(cls, title: str, load: LoadPlan, server: str, rounds: Sequence[Round]) -> LoadFigures:
-        """The figures of some rounds together."""
+        """The figures of several rounds together."""
         answers = [answer for one in rounds for answer in one.answers]
         good = [answer for answer in answers if answer.status == OK]
         seconds = sum(one.seconds for one in rounds)
@@ -77,7 +77,7 @@ class LoadFigures:
         )
 
     def over(self, first: LoadFigures) -> dict[str, float]:
-        """This server's figures over another's under the same load."""
+        """Ratios of this server's figures to another's under the same load."""
         return {
             "requests_per_second": _ratio(self.requests_per_second, first.requests_per_second),
             "tokens_per_second": _ratio(self.tokens_per_second, first.tokens_per_second),

@@ -1,4 +1,4 @@
-"""The tables and the JSON of load on servers."""
+"""Tables and JSON of load tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dlm.bench.load.figures import LoadFigures
 from dlm.bench.machine.processor import load_average, processor
 
 PLAIN_WIDTH = 200
-"""Columns where the output is no terminal."""
+"""Output width in columns when not on a terminal."""
 
 
 def render(rows: Sequence[LoadFigures], work: LoadConfig) -> None:
@@ -31,7 +31,7 @@ def render(rows: Sequence[LoadFigures], work: LoadConfig) -> None:
 
 
 def described(work: LoadConfig) -> str:
-    """What was sent, in words."""
+    """A description of the requests."""
     prompts = work.prompts or "random words, as many as in GSM8K's questions"
     return (
         f"{work.rounds} rounds of at most {work.requests} requests and {work.seconds:g} s; prompts: {prompts}; "
@@ -41,11 +41,11 @@ def described(work: LoadConfig) -> str:
 
 
 def table(title: str, rows: Sequence[LoadFigures]) -> Table:
-    """A line for each load and server; with several servers their ratios to the first."""
+    """A line for each load and server; with several servers also their ratios to the first."""
     several = len({row.server for row in rows}) > 1
     shown = Table(
         title=f"{title}; latencies in s (first: to the first text of a stream), /health in ms"
-        + ("; x: over the first server" if several else "")
+        + ("; x: ratio to the first server" if several else "")
     )
     shown.add_column("load", no_wrap=True)
     shown.add_column("server", no_wrap=True)
@@ -75,7 +75,7 @@ def table(title: str, rows: Sequence[LoadFigures]) -> Table:
 
 
 def with_ratios(rows: Sequence[LoadFigures]) -> Iterator[tuple[LoadFigures, Mapping[str, float]]]:
-    """Each row and its figures over those of the first server under the same load."""
+    """Each row with the ratios of its figures to the first server's under the same load."""
     for _, several in groupby(rows, lambda row: (row.title, row.load)):
         first, *others = several
         yield first, first.over(first)
@@ -84,13 +84,13 @@ def with_ratios(rows: Sequence[LoadFigures]) -> Iterator[tuple[LoadFigures, Mapp
 
 
 def progress(rows: Sequence[LoadFigures], seconds: float) -> str:
-    """A finished kind of load, for those who wait."""
+    """The progress line of a finished kind of load."""
     shown = "; ".join(f"{row.server} {row.requests_per_second:.2f} requests/s" for row in rows)
     return f"{rows[0].title}, {rows[0].load}: {shown} (took {seconds:.0f} s)"
 
 
 def to_json(rows: Sequence[LoadFigures], work: LoadConfig) -> str:
-    """Everything that was measured, with the ratios; what is not known is null."""
+    """All measurements, with the ratios; unknown values are null."""
     values = {
         "client": {"processor": processor(), "load": load_average()},
         "workload": asdict(work),

@@ -1,4 +1,4 @@
-"""The measurement: for each kind of load and each round one server after the other, with the same requests."""
+"""The measurement: for each kind of load and each round, one server after the other with the same requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run_load(bench: BenchConfig) -> int:
     """Load the servers, print the tables, write the JSON; returns the exit code.
 
     Raises:
-        DataError: the file of prompts cannot be used.
+        DataError: the prompts file cannot be used.
         RunError: a server cannot be started, does not answer, or cannot run the algorithms.
     """
     work: LoadConfig = bench.workload
@@ -66,19 +66,19 @@ def measure(work: LoadConfig, title: str, targets: Sequence[LoadTarget]) -> list
 
 
 def algorithms_of(work: LoadConfig, targets: Sequence[LoadTarget]) -> list[str]:
-    """What is drawn from, `all` replaced. Raises `RunError` for what a server cannot run, as far as it says."""
+    """The algorithms to draw from, `all` expanded. Raises `RunError` for `all` if the servers report none in common."""
     listed = [target.algorithms for target in targets if target.algorithms]
     shared = [name for name in (listed[0] if listed else ()) if all(name in one for one in listed)]
     if ALL in work.algorithms and not shared:
-        raise RunError("workload.algorithms=[all]: the servers do not share or tell any; name some")
+        raise RunError("workload.algorithms=[all]: the servers report no common algorithms; name some instead")
     return [name for one in work.algorithms for name in (shared if one == ALL else [one])]
 
 
 def _warm_up(work: LoadConfig, target: LoadTarget, sent: list[dict[str, Any]]) -> None:
-    """Requests that do not count. Raises `RunError` when all of them fail: so would the others."""
+    """Send uncounted requests. Raises `RunError` if all of them fail, as the others would too."""
     if not sent:
         return
     one = drive(target, LoadPlan(clients=len(sent)), sent, [], seconds=work.seconds, timeout=work.timeout)
     if not any(answer.status == OK for answer in one.answers):
         said = "; ".join(sorted({f"{answer.status}: {answer.message[:300]}" for answer in one.answers}))
-        raise RunError(f"{target.url} answers none of the {len(sent)} requests of the warm-up: {said}")
+        raise RunError(f"{target.url} answered none of the {len(sent)} warm-up requests: {said}")

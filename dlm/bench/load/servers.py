@@ -1,4 +1,4 @@
-"""Servers that the bench starts for a comparison, and stops."""
+"""Starts and stops the servers of a comparison."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ STOP_SECONDS = 60.0
 
 @contextmanager
 def running(model: Sequence[str], servers: Mapping[str, Sequence[str]]) -> Iterator[list[LoadTarget]]:
-    """Servers by name, ready, for as long as the context lasts; raises `RunError` when one does not start.
+    """Ready servers for the duration of the context; raises `RunError` if one does not start.
 
     Args:
-        model: arguments of `python -m dlm.serve` for all.
-        servers: those of each.
+        model: `python -m dlm.serve` arguments for all.
+        servers: server name -> its own arguments.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dlm-bench-")))
@@ -41,7 +41,7 @@ def running(model: Sequence[str], servers: Mapping[str, Sequence[str]]) -> Itera
 
 @contextmanager
 def _server(name: str, arguments: Sequence[str], folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
-    """A server that starts, where it will listen, and its log."""
+    """A starting server, its URL and its log."""
     folder.mkdir()
     port, log = free_port(), folder / "log"
     places = [f"port={port}", f"run_dir={folder}"]
@@ -71,11 +71,11 @@ def _server(name: str, arguments: Sequence[str], folder: Path) -> Iterator[tuple
 
 
 def _when_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> str:
-    """Wait for a server; its URL."""
+    """Wait until a server is ready; returns its URL."""
     until = time.monotonic() + START_SECONDS
     while not answers(f"{url}/ready"):
         if process.poll() is not None or time.monotonic() > until:
-            what = "did not become ready" if process.returncode is None else f"ended with {process.returncode}"
+            what = "did not become ready" if process.returncode is None else f"exited with code {process.returncode}"
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
             raise RunError(f"the server at {url} {what}; its log ends:\n{tail}")
         time.sleep(0.2)
@@ -83,7 +83,7 @@ def _when_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> str:
 
 
 def free_ports(count: int) -> int:
-    """The first of some free ports in a row."""
+    """The first of `count` consecutive free ports."""
     while True:
         first = free_port()
         try:

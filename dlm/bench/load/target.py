@@ -1,4 +1,4 @@
-"""One server under load: what it says of itself, and one request to it."""
+"""One server under load: what it reports about itself, and one request to it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Reply:
     """What one client saw.
 
     Attributes:
-        status: `200`; another status of HTTP; or what else went wrong, in a word.
+        status: `200`, another HTTP status, or the kind of failure.
         begun: `time.perf_counter()` when the request was due.
         seconds: from then to its end.
-        first: from then to the first text of a streamed answer; None where there is none.
+        first: from then to the first text of a streamed answer; None if there is none.
         prompt_tokens, tokens: as the server counts them.
-        message: what the server said to an error.
+        message: of an error.
     """
 
     status: str
@@ -44,13 +44,13 @@ class Reply:
 
 @dataclass(frozen=True)
 class LoadTarget:
-    """A server to be asked.
+    """A server to load.
 
     Attributes:
         name: in the table.
-        url: of the server or of the router before its workers.
-        model: what it serves.
-        algorithms: that it can run; empty where it does not say.
+        url: of the server, or of the router in front of its workers.
+        model: the model it serves.
+        algorithms: those it can run; empty if it does not report them.
     """
 
     name: str
@@ -60,25 +60,25 @@ class LoadTarget:
 
     @classmethod
     def at(cls, url: str, name: str = "") -> LoadTarget:
-        """The server at `url`. Raises `RunError` when it does not answer as one."""
+        """The server at `url`. Raises `RunError` if it does not respond like one."""
         url = url.rstrip("/").removesuffix("/v1")
         try:
             with httpx.Client(base_url=url, headers=authorization(), timeout=30, trust_env=False) as client:
                 models = client.get("/v1/models")
                 if models.status_code == 401:
-                    raise RunError(f"url={url} asks for a key: set {KEY_VARIABLE} to it")
+                    raise RunError(f"url={url} requires an API key; set {KEY_VARIABLE}")
                 model = str(models.raise_for_status().json()["data"][0]["id"])
                 listed = client.get("/generation/algorithms")
                 known = listed.json()["algorithms"] if listed.status_code == 200 else []
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError) as error:
             raise RunError(
-                f"url={url} does not answer as a server does ({type(error).__name__}: {error}); start one with "
+                f"url={url} does not respond like a server ({type(error).__name__}: {error}); start one with "
                 "python -m dlm.serve"
             ) from error
         return cls(name or url, url, model, tuple(one["name"] for one in known if one["available"]))
 
     def batch_sizes(self) -> Counter[int] | None:
-        """How many forwards held each number of canvases so far, over all workers; None where it cannot be known."""
+        """Number of forwards so far by number of canvases, over all workers; None if unavailable."""
         sizes: Counter[int] = Counter()
         try:
             with httpx.Client(headers=authorization(), timeout=5, trust_env=False) as client:
@@ -91,17 +91,17 @@ class LoadTarget:
         return sizes
 
     def _workers(self, client: httpx.Client) -> list[str]:
-        """Where the workers are; behind a router each has figures of its own. Raises `ValueError` when out of reach."""
+        """URLs of the workers; behind a router each has its own figures. Raises `ValueError` if unreachable."""
         workers = [str(one["url"]) for one in client.get(f"{self.url}/stats").raise_for_status().json()["workers"]]
         if len(workers) == 1:
             return [self.url]
         if urlsplit(self.url).hostname not in LOCAL and any(urlsplit(one).hostname in LOCAL for one in workers):
-            raise ValueError("the workers listen on another machine's own address")
+            raise ValueError("the workers listen on another machine's loopback address")
         return workers
 
 
 def authorization() -> dict[str, str]:
-    """The header with the key, where the environment has one."""
+    """The header with the API key, if the environment has one."""
     key = api_key()
     return {"Authorization": f"Bearer {key}"} if key else {}
 
@@ -111,7 +111,7 @@ class Client:
 
     Args:
         target: the server.
-        timeout: seconds that it waits for any next byte.
+        timeout: seconds that it waits for the next byte.
     """
 
     def __init__(self, target: LoadTarget, timeout: float) -> None:
@@ -134,11 +134,11 @@ class Client:
         await self._http.__aexit__(kind, error, trace)
 
     async def ask(self, body: dict[str, Any], due: float | None = None) -> Reply:
-        """One request and its answer; what goes wrong is an answer too.
+        """Send one request; a failure is returned as a reply, too.
 
         Args:
             body: of a chat completion.
-            due: `time.perf_counter()` when it should have been sent; None is now.
+            due: `time.perf_counter()` at which it should have been sent; None: now.
         """
         begun = time.perf_counter() if due is None else due
         seen = _LastSeen()
@@ -168,7 +168,7 @@ class Client:
 
 
 class _LastSeen:
-    """What the events of a stream have said so far."""
+    """The state reported by the events of a stream so far."""
 
     def __init__(self) -> None:
         self.status = "cut off"

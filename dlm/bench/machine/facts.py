@@ -1,4 +1,4 @@
-"""The facts to read a table by: which machine, and its peak rates."""
+"""Machine facts needed to read a table, including peak rates."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from dlm.bench.machine.rates import Probe, memory_block
 from dlm.bench.machine.stopwatch import Stopwatch
 
 SIDE = {"cpu": 2048, "cuda": 8192}
-"""Of the square matrices whose product is the peak rate, by device."""
+"""Side of the square matrices whose product gives the peak rate, by device."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Facts to read a table by.
+    """Machine facts needed to read a table.
 
     Attributes:
         processor, device, threads, torch: names and counts.
-        clock: how seconds were read, see `stopwatch`.
+        clock: how seconds were measured, see `stopwatch`.
         load: runnable processes in the minute before the run.
         matmul_flops: peak by dtype, of a square matmul.
-        memory_bytes: a second, read.
+        memory_bytes: bytes read per second.
     """
 
     processor: str
@@ -40,8 +40,8 @@ class Machine:
 
 
 class Yardstick:
-    """Measures the facts: before each row once more, and the best of all counts, since a machine that others use too is
-    slower at times and never faster.
+    """Measures the facts, once before each row. The best measurement counts, since a shared machine is slower at times
+    but never faster.
 
     Args:
         now: the clock.
@@ -60,7 +60,7 @@ class Yardstick:
 
     @torch.inference_mode()
     def sample(self) -> None:
-        """Measure once more."""
+        """Take another measurement."""
         for probe in (self._memory, *self._matmuls.values()):
             probe.sample(self._now)
 

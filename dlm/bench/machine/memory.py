@@ -1,4 +1,4 @@
-"""How much memory a run takes at its highest."""
+"""Peak memory of a run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """The highest amount above what was held when it was made.
+    """Peak memory above what was in use at construction.
 
-    On CUDA: what torch had allocated. On Linux: the resident set of this process, whose high-water mark the kernel
-    resets when 5 is written to `clear_refs` (proc_pid_clear_refs(5)). What the process had freed before is first given
-    back (malloc_trim(3), where the C library has it), since memory that is taken again would not be seen. Elsewhere it
-    is not known.
+    On CUDA: memory allocated by torch. On Linux: the resident set of this process, whose high-water mark the kernel
+    resets when 5 is written to `clear_refs` (proc_pid_clear_refs(5)). Freed memory is first returned to the system
+    (malloc_trim(3), if the C library has it), since its reuse would not be seen. Unknown on other systems.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -40,7 +39,7 @@ class PeakMemory:
             self.known = False
 
     def read(self) -> int | None:
-        """Bytes, or None where they are not known."""
+        """Bytes, or None if unknown."""
         if not self.known:
             return None
         if self.device.type == "cuda":
@@ -51,5 +50,5 @@ class PeakMemory:
 def _status(name: str) -> int:
     found = re.search(rf"^{name}:\s+(\d+) kB$", STATUS.read_text(encoding="ascii"), re.MULTILINE)
     if found is None:
-        raise OSError(f"{STATUS} does not name {name}")
+        raise OSError(f"{STATUS} has no {name}")
     return int(found[1]) * 1024

@@ -1,4 +1,4 @@
-"""The name of the processor and how busy it is."""
+"""The processor's name and load."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """The CPU's name and how many of it there are."""
+    """The CPU's name and count."""
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8") if info.exists() else ""
     names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
@@ -15,6 +15,6 @@ def processor() -> str:
 
 
 def load_average() -> float:
-    """Of the last minute; nan where the system does not say."""
+    """Load average of the last minute; nan if the system does not report it."""
     info = Path("/proc/loadavg")
     return float(info.read_text(encoding="ascii").split()[0]) if info.exists() else float("nan")

@@ -1,4 +1,4 @@
-"""Where our time goes, by part, against the ideal of each: what binds when a row falls short of its ceiling."""
+"""Where our time goes, by part, against the ideal of each: the bottleneck of a row that falls short of its ceiling."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from dlm.models.backbone import Backbone, Layer, RMSNorm
 from dlm.models.experts import Experts
 
 PARTS = ("embedding", "norms", "matmul", "attention", "elementwise", "head", "scores", "host")
-"""`matmul`: expert layers as a whole too; `elementwise`: rotary embedding, activation, residuals; `scores`: from logits
-to what is revealed; `host`: planning and bookkeeping."""
+"""`matmul` includes whole expert layers; `elementwise`: rotary embedding, activation, residuals; `scores`: from logits
+to reveals; `host`: planning and bookkeeping."""
 
 
 class Clock:
-    """Seconds by part; parts nest, and each keeps what its inner parts did not take."""
+    """Seconds by part; parts nest, and time in an inner part is not charged to the outer one."""
 
     def __init__(self, now: Stopwatch) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -56,7 +56,7 @@ class Clock:
 
 
 def module_parts(backbone: Backbone) -> Iterator[tuple[nn.Module, str]]:
-    """Each module that is timed, and its part."""
+    """Each timed module and its part."""
     yield backbone.embedding, "embedding"
     yield backbone.lm_head, "head"
     for module in backbone.modules():
@@ -69,7 +69,7 @@ def module_parts(backbone: Backbone) -> Iterator[tuple[nn.Module, str]]:
 
 
 class TimedSelector(Selector):
-    """A selector that is charged to `scores`."""
+    """A selector whose time is charged to `scores`."""
 
     def __init__(self, decoder: Decoder, clock: Clock) -> None:
         super().__init__(decoder.backbone, decoder.special, decoder.selector.max_rows)
@@ -81,7 +81,7 @@ class TimedSelector(Selector):
 
 
 def profile(decoder: Decoder, case: Case, now: Stopwatch) -> dict[str, float]:
-    """Seconds by part of one run of the case after a run to warm up; their sum is the run's time."""
+    """Seconds by part of one run of the case, after a warm-up run; they add up to the run's time."""
     backbone = decoder.backbone
     clock = Clock(now)
     chosen = decoder.backend

@@ -1,7 +1,7 @@
-"""What this machine does: the matmul, attention and softmax rates of torch at given shapes, and the memory's.
+"""Measured rates of this machine: torch's matmul, attention and softmax at given shapes, and memory bandwidth.
 
-A `Meter` is made for one row of the table. Its probes are timed in every round, beside the two programs, so that they
-see the machine as those do; a rate is the median over the rounds.
+A `Meter` is for one row of the table. Its probes are timed in every round, next to the two programs, so that they see
+the machine in the same state; a rate is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dlm.bench.workloads import Forward
 from dlm.models.backbone import ROW_TILE, Backbone, Layer
 
 MAX_PROBES = 10
-"""More different row counts than this are timed by representatives."""
+"""Beyond this many distinct row counts, only representatives are timed."""
 
 PROBE_SECONDS = 0.03
 SCORE_SLICE_BYTES = 4 << 20
@@ -30,13 +30,13 @@ SCORE_SLICE_BYTES = 4 << 20
 
 @dataclass
 class Probe:
-    """Something to time, and the seconds that each call of it took."""
+    """A function to time, and the seconds of each call."""
 
     call: Callable[[], object]
     samples: list[float] = field(default_factory=list)
 
     def sample(self, now: Stopwatch) -> None:
-        """One round: calls of about `PROBE_SECONDS` together, at least one, each timed alone."""
+        """One round: at least one call, about `PROBE_SECONDS` in total, each call timed separately."""
         if not self.samples:
             self.call()
         spent = 0.0
@@ -48,7 +48,7 @@ class Probe:
 
     @property
     def seconds(self) -> float:
-        """Of one call, the median of all."""
+        """Median over all calls."""
         return statistics.median(self.samples)
 
 
@@ -58,7 +58,7 @@ def nearest(wanted: int, known: Sequence[int]) -> int:
 
 
 def representatives(counts: Sequence[int]) -> list[int]:
-    """The counts themselves, or, when there are many, the median of each run of counts within a factor of two."""
+    """The distinct counts, or, if there are many, the median of each group of counts within a factor of two."""
     ordered = sorted(set(counts))
     if len(ordered) <= MAX_PROBES:
         return ordered
@@ -72,12 +72,12 @@ class SideMeter:
     """Probes of one side; once sampled it is that side's `ceiling.Rates`.
 
     Args:
-        backbone: whose weights the matmul probes use.
-        head: the LM head as this side has it in memory.
-        forwards, shape: what the side does.
-        score: makes the scores of rows of logits, for a probe.
-        score_rows: rows that the score probe takes.
-        bandwidth: shared by both sides.
+        backbone: provides the weights of the matmul probes.
+        head: the LM head in this side's memory layout.
+        forwards, shape: the side's forwards, and their shape.
+        score: scores rows of logits, for a probe.
+        score_rows: rows in the score probe.
+        memory, memory_bytes: the probe of memory bandwidth, shared by both sides, and the bytes it reads.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class SideMeter:
 
 
 def _layer_weights(backbone: Backbone, shape: ForwardShape) -> dict[Matmul, Tensor]:
-    """For each linear layer of the shape a weight of its size, out of the first layer's."""
+    """A weight of the right size for each linear layer of the shape, taken from the first layer."""
     first = cast(Layer, backbone.layers[0])
     stored = [first.qkv.weight, first.attention_out.weight, first.gate_up.weight, first.down.weight]
     found = {}
@@ -164,13 +164,13 @@ def _layer_weights(backbone: Backbone, shape: ForwardShape) -> dict[Matmul, Tens
 
 
 def argmax_and_softmax(dtype: torch.dtype | None) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """What a reference does with rows of logits: each row's argmax, and a softmax in `dtype` (None: their own)."""
+    """A reference's scores of rows of logits: each row's argmax, and a softmax in `dtype` (None: the logits' own)."""
     return lambda logits: (logits.argmax(-1), F.softmax(logits, dim=-1, dtype=dtype))
 
 
 def max_and_sum(logits: Tensor) -> list[Tensor]:
-    """The least that ours needs of rows of logits: each row's maximum and sum of exponentials, slice by slice on a CPU
-    so that a slice stays in its cache."""
+    """Our least work on rows of logits: each row's maximum and sum of exponentials, in slices on a CPU so that each
+    slice stays in its cache."""
     rows = max(1, SCORE_SLICE_BYTES // (logits.shape[1] * logits.element_size()))
     sums = []
     for part in torch.split(logits, rows if logits.device.type == "cpu" else logits.shape[0]):
@@ -180,7 +180,7 @@ def max_and_sum(logits: Tensor) -> list[Tensor]:
 
 
 def reference_shape(backbone: Backbone) -> ForwardShape:
-    """Separate projections, rows as they are."""
+    """Separate projections, rows not rounded."""
     config = backbone.config
     hidden, inner = config.hidden_size, config.intermediate_size
     wide, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -206,12 +206,12 @@ def packed_shape(backbone: Backbone) -> ForwardShape:
 
 
 class Meter:
-    """The probes of both sides of one row, and the memory's.
+    """The probes of both sides for one row, and of the memory.
 
     Args:
         backbone: the model.
-        reference: the same weights as the reference has them.
-        program: the reference's.
+        reference: the same weights in the reference's layout.
+        program: the reference program.
         ours, theirs: the forwards of each side.
     """
 
@@ -243,6 +243,6 @@ class Meter:
 
 
 def memory_block(device: torch.device) -> tuple[Tensor, int]:
-    """Something much larger than the caches to read, and its bytes."""
+    """A tensor much larger than the caches, to be read, and its size in bytes."""
     count = (256 << 20) if device.type == "cpu" else (4 << 30)
     return torch.ones(count // 4, device=device), count

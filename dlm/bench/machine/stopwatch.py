@@ -1,4 +1,4 @@
-"""How time is read."""
+"""Time measurement."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Seconds on a clock, read when the device has done what it was given.
+    """Seconds on a clock, read once the device has finished its queued work.
 
     Attributes:
         device: to wait for.
-        clock: `wall`, or `cpu` for the processor time of all threads of this process: on a machine that others use too
-            it does not count their turns; with one thread it is what the wall would show on an idle machine.
+        clock: `wall`, or `cpu` for the CPU time of all threads of this process: on a shared machine it does not count
+            other processes; with one thread it is what `wall` would show on an idle machine.
     """
 
     device: torch.device

@@ -1,8 +1,8 @@
-"""Greedy decoding with a vicinity cache as dInfer's program does it.
+"""Greedy decoding with a vicinity cache, as in dInfer's program.
 
-It looks whether a block is finished only after a number of iterations, and makes an ordinary call right after each one
-that fills the cache: calls on a finished block write nothing, and are made all the same. Only the block's logits become
-probabilities, in float32, which is the cheaper of its two settings.
+It checks whether a block is finished only after a number of iterations, and makes an ordinary call right after each one
+that fills the cache: calls on a finished block write nothing but are still made. Only the block's logits become
+probabilities, in float32, the cheaper of its two settings.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from dlm.bench.reference.model import KeyValues, ReferenceCall, ReferenceNetwork
 
 @dataclass(frozen=True)
 class DInferSettings:
-    """What the program takes; the defaults are those it serves with.
+    """Settings of the program; the defaults are those it serves with.
 
     Attributes:
         mask_id: of the model.
         gen_length, block_length: of the canvas; the last block may be short.
-        steps_per_block: the schedule of each block, where there is no threshold.
+        steps_per_block: the schedule of each block without a threshold.
         threshold: reveal by confidence.
         prefix_look, after_look: positions around the block that are recomputed with it.
-        warmup_steps: the first calls feed the whole canvas and keep nothing.
-        maximum_unroll, expected_tpf: it looks at a block after max(1, min(masks // expected_tpf, maximum_unroll))
+        warmup_steps: the first calls, which feed the whole canvas and cache nothing.
+        maximum_unroll, expected_tpf: a block is checked after max(1, min(masks // expected_tpf, maximum_unroll))
             iterations.
         eos_id: ends the answer after the block that holds it; None for none.
-        blocks: decode so many blocks; None decodes all.
+        blocks: number of blocks to decode; None decodes all.
     """
 
     mask_id: int
@@ -49,7 +49,7 @@ class DInferSettings:
 
 
 class _Run:
-    """One prompt on its way."""
+    """State of one prompt."""
 
     def __init__(self, model: ReferenceNetwork, prompt_ids: Sequence[int], settings: DInferSettings) -> None:
         self.model, self.settings = model, settings
@@ -70,7 +70,7 @@ class _Run:
         return present
 
     def iterate(self, block: int, start: int, stop: int) -> None:
-        """One iteration: a call, or two where the cache is filled first."""
+        """One iteration: a call, or two if the cache is filled first."""
         settings = self.settings
         if len(self.calls) < settings.warmup_steps:
             self.call(0, self.length, start, stop, cached=False)
@@ -103,7 +103,7 @@ def generate(model: ReferenceNetwork, prompt_ids: Sequence[int], settings: DInfe
 
 
 def _reveal(tokens: Tensor, logits: Tensor, quota: int, settings: DInferSettings) -> None:
-    """Write into the block `tokens [block]` what `logits [block, vocab]` are sure enough of."""
+    """Reveal positions of the block `tokens [block]` from `logits [block, vocab]`."""
     proposed = logits.argmax(-1)
     probability = F.softmax(logits.float(), dim=-1)
     confidence = probability.gather(-1, proposed.unsqueeze(-1)).squeeze(-1)

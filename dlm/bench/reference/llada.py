@@ -1,8 +1,8 @@
-"""Greedy decoding as the public `generate` programs of LLaDA and Fast-dLLM do it.
+"""Greedy decoding, as in the public `generate` programs of LLaDA and Fast-dLLM.
 
-A call feeds the whole canvas, or, where K/V are cached, the canvas once a block and then the part that the cache does
-not cover. A float64 softmax over the logits of every position fed gives the confidences. Where the programs differ in
-cost the cheaper way is taken: confidences are gathered from one softmax.
+A call feeds the whole canvas or, with cached K/V, the canvas once per block and then the part that the cache does not
+cover. A float64 softmax over the logits of every position fed gives the confidences. Where the programs differ in cost,
+the cheaper way is used: confidences are gathered from one softmax.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from dlm.bench.reference.model import KeyValues, ReferenceCall, ReferenceNetwork
 
 @dataclass(frozen=True)
 class LLaDASettings:
-    """What the programs take.
+    """Settings of the programs.
 
     Attributes:
         mask_id: of the model.
         gen_length, block_length, steps: canvas and schedule; both divisions must be exact.
         cache: `none`, `prefix` or `dual`.
         threshold, factor: reveal by confidence; otherwise by the schedule.
-        run_all_steps: LLaDA's program goes on when a block is full, Fast-dLLM's does not.
+        run_all_steps: continue when a block is full, as LLaDA's program does and Fast-dLLM's does not.
         cfg_scale: guidance; without a cache only.
         banned, deferred: ids whose logit becomes -inf before, and after, the proposal is made.
-        blocks: decode so many blocks; None decodes all.
+        blocks: number of blocks to decode; None decodes all.
     """
 
     mask_id: int
@@ -79,7 +79,7 @@ def generate(model: ReferenceNetwork, prompt_ids: Sequence[int], settings: LLaDA
 def _whole(
     model: ReferenceNetwork, canvas: Tensor, prompt_length: int, settings: LLaDASettings, calls: list[ReferenceCall]
 ) -> tuple[Tensor, KeyValues]:
-    """A forward of the whole canvas, with its unconditional pair when guided."""
+    """A forward of the whole canvas, with its unconditional copy if guided."""
     length = canvas.shape[1]
     if not settings.cfg_scale:
         calls.append(ReferenceCall(length, length, length))
@@ -93,7 +93,7 @@ def _whole(
 
 
 def _reveal(tokens: Tensor, logits: Tensor, stop: int, quota: int, settings: LLaDASettings) -> None:
-    """Write into `tokens [length]` what `logits [length, vocab]` are sure enough of, before `stop`."""
+    """Reveal positions of `tokens [length]` before `stop` from `logits [length, vocab]`."""
     if settings.banned:
         logits[:, list(settings.banned)] = -torch.inf
     proposed = logits.argmax(-1)
@@ -122,7 +122,7 @@ def _ranking(confidence: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sure_by_factor(ordered: Tensor, factor: float) -> int:
-    """How many of the candidates, whose confidences come in descending order, are revealed."""
+    """How many candidates are revealed, given their confidences in descending order."""
     count = len(ordered)
     bar = 1.0 - factor / (torch.arange(count, device=ordered.device) + 2.0)
     failed = ordered < bar

@@ -1,7 +1,7 @@
 """The model as the public programs run it: one canvas, separate projections, logits for every position fed.
 
-Queries, keys, values, gate and up are separate matmuls, as in the released modelling code. The head lies in memory as
-in a checkpoint, `[vocab, hidden]`. Cached keys are kept rotated, which is the cheaper of the ways that the programs go.
+Queries, keys, values, gate and up are separate matmuls, as in the released modelling code. The head is laid out as in a
+checkpoint, `[vocab, hidden]`. Cached keys are kept rotated, the cheaper of the programs' ways.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class ReferenceCall:
 
 @dataclass(frozen=True)
 class ReferenceOutcome:
-    """The canvas behind the prompt, and the calls made for it."""
+    """The canvas after the prompt, and the calls made for it."""
 
     canvas_ids: tuple[int, ...]
     calls: tuple[ReferenceCall, ...]
 
 
 class ReferenceNetwork(Protocol):
-    """What a program needs of a model."""
+    """The model interface that a program needs."""
 
     @property
     def device(self) -> torch.device:
-        """Where tokens go."""
+        """The device for tokens."""
 
     def __call__(
         self,
@@ -60,14 +60,14 @@ class ReferenceNetwork(Protocol):
         Args:
             start: position of the first token.
             past: keys and values of other positions.
-            overwrite: `past` spans the whole canvas and the new ones take their places in it; otherwise they are
-                appended to it.
+            overwrite: `past` spans the whole canvas and the new ones replace theirs in it; otherwise they are appended
+                to it.
             mask: `[length, keys]` bool, what each token may attend to; None allows all.
         """
 
 
 def supports(config: BackboneConfig) -> bool:
-    """Whether `ReferenceModel` is such a model: dense and unshifted, without biases, with all of a head rotated."""
+    """Whether `ReferenceModel` can run it: dense and unshifted, without biases, with whole heads rotated."""
     plain = config.experts is None and config.yarn is None and config.rotary_dim is None
     return plain and not (config.shifted or config.qkv_bias)
 
@@ -76,10 +76,10 @@ class ReferenceModel:
     """A dense LLaDA or SDAR over `[batch, length]`, on views of a backbone's weights.
 
     Args:
-        backbone: whose weights are used; its code is not.
+        backbone: provides the weights; its code is not used.
 
     Attributes:
-        head: `[vocab, hidden]`, row by row in memory.
+        head: `[vocab, hidden]`, row-major.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -164,7 +164,7 @@ def _norm(norm: RMSNorm, x: Tensor) -> Tensor:
 
 
 class BlankModel:
-    """Computes nothing and proposes token 0 everywhere: what calls a program makes can be read from a run with it."""
+    """Computes nothing and proposes token 0 everywhere: a run with it shows which calls a program makes."""
 
     device = torch.device("cpu")
 

@@ -1,11 +1,11 @@
-"""Greedy block diffusion as SDAR's public `generate` does it: K/V of the blocks before are kept.
+"""Greedy block diffusion, as in SDAR's public `generate`: K/V of previous blocks are cached.
 
 One call prefills the whole blocks of the prompt under a block-causal mask; then each call feeds one block against the
 stored K/V and itself, and one more on the block's final tokens stores its own. (LLaDA2's program feeds everything
-before the block again at each step, which costs more: this is the cheaper of the two.) Every call makes logits for all
-positions fed; probabilities, in the logits' dtype, are made of those of the denoising calls alone.
+before the block again at each step, which costs more.) Every call computes logits for all positions fed; only those of
+the denoising calls are turned into probabilities, in the logits' dtype.
 
-Where a step's quota exceeds the masks that are left the program overwrites decided positions; here it does not.
+If a step's quota exceeds the remaining masks, the program overwrites decided positions; this loop does not.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from dlm.bench.reference.model import KeyValues, ReferenceCall, ReferenceNetwork
 
 @dataclass(frozen=True)
 class SdarSettings:
-    """What the program takes.
+    """Settings of the program.
 
     Attributes:
         mask_id: of the model.
-        gen_length, block_length: blocks lie on multiples of the length from position 0; the canvas is rounded up.
-        denoising_steps: steps that share a block's positions.
+        gen_length, block_length: blocks start at multiples of `block_length`; the canvas is rounded up.
+        denoising_steps: steps over which a block's positions are divided.
         strategy: `low_confidence_dynamic`, `low_confidence_static` or `sequential`.
         confidence_threshold: for the dynamic one.
         stop_ids: end the answer after the block that holds one.
-        blocks: decode so many blocks, the last of which is not stored; None decodes all.
+        blocks: number of blocks to decode, the last of which is not stored; None decodes all.
     """
 
     mask_id: int
@@ -77,7 +77,7 @@ def generate(model: ReferenceNetwork, prompt_ids: Sequence[int], settings: SdarS
 
 
 def _reveal(tokens: Tensor, logits: Tensor, quota: int, settings: SdarSettings) -> None:
-    """Write into the block `tokens [block]` what the strategy takes of `logits [block, vocab]`."""
+    """Reveal the positions of the block `tokens [block]` that the strategy selects from `logits [block, vocab]`."""
     proposed = logits.argmax(-1)
     probability = F.softmax(logits, dim=-1)
     confidence = probability.gather(-1, proposed.unsqueeze(-1)).squeeze(-1)

@@ -1,7 +1,7 @@
-"""Proposals of half-precision logits in one pass over them on a GPU, without a copy in float32.
+"""Proposals from half-precision logits in a single pass on a GPU, without a float32 copy.
 
-The torch code of `scoring.py` is what it is held to: equal tokens, and odds to rounding. It needs the package `triton`,
-which torch brings along on CUDA machines.
+Matches the torch code of `scoring/proposals.py`: equal tokens, and odds up to rounding. Needs the package `triton`,
+which torch installs on CUDA machines.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ def _kernel() -> Any:
 
 
 def fusible(logits: Tensor) -> bool:
-    """Whether `argmax` takes these logits: half precision, rows without gaps between columns, on CUDA."""
+    """Whether `argmax` supports these logits: half precision, contiguous columns, on CUDA."""
     half = logits.dtype in (torch.bfloat16, torch.float16)
     return logits.is_cuda and half and logits.stride(1) == 1 and available()
 
 
 def argmax(logits: Tensor, banned: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The most probable token of each row and the odds against it.
+    """The most probable token of each row, and the odds against it.
 
     Args:
-        logits: `[rows, vocab]` half precision on CUDA; they stay as they are.
+        logits: `[rows, vocab]` half precision on CUDA; not modified.
         banned: up to `MAX_BANNED` ids that count as -inf.
 
     Returns:
-        The lowest id of those with the greatest logit, `[rows]` int64, and the sum of exp(logit - greatest) over all
-        others, `[rows]` float32.
+        The lowest id with the greatest logit, `[rows]` int64, and the sum of exp(logit - greatest) over all others,
+        `[rows]` float32.
     """
     rows, columns = logits.shape
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)

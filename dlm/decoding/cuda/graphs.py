@@ -1,9 +1,9 @@
-"""Forwards that repeat are recorded once and played again: CUDA graphs of the steps that use the cache.
+"""Records repeating forwards once and replays them: CUDA graphs of the steps that use the cache.
 
-Without a graph a GPU waits for the host between the hundreds of kernels of a forward over few rows. A recording has
-fixed shapes and addresses, so a step's batch is copied into the buffers of a `Frame` that is a little larger.
+Without a graph, a GPU waits for the host between the hundreds of kernels of a forward over few rows. A recording has
+fixed shapes and addresses, so a step's batch is copied into the slightly larger buffers of a `Frame`.
 
-A `Recorder` does the recording; a step that it cannot take is done as any other.
+A `Recorder` does the recording; a step that cannot be recorded runs normally.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from dlm.models.backbone import Backbone
 from dlm.models.experts import has_grouped_kernel
 
 MAX_ROWS = 2048
-"""Rows of a recorded forward: with more the GPU has enough to do while the host prepares the next kernels."""
+"""Most rows of a recorded forward: with more, the GPU stays busy while the host launches the next kernels."""
 
 MAX_RECORDINGS = 64
-"""Recordings kept; the one that was not played for longest makes room."""
+"""Recordings kept; the least recently replayed is evicted."""
 
 PATIENCE = 3
-"""A shape is recorded when it comes for this time, so that passing ones cost nothing."""
+"""A shape is recorded at its this-many-th occurrence, so that rare ones cost nothing."""
 
 WARM_UPS = 2
-"""Forwards before the one that is captured: libraries choose kernels and take their workspaces in the first ones."""
+"""Forwards before the captured one: libraries choose kernels and allocate workspaces in the first ones."""
 
 Play = Callable[[], None]
-"""Does recorded work once more, on what the buffers hold now."""
+"""Repeats recorded work on the buffers' current contents."""
 
 
 class Recorder(Protocol):
-    """Turns work on fixed buffers into something that repeats it."""
+    """Records work on fixed buffers for replay."""
 
     def record(self, work: Play) -> Play:
-        """What repeats `work`, which may be done any number of times on the way."""
+        """Return a function that repeats `work`; may call `work` any number of times."""
 
 
 class CudaRecorder:
-    """Captures work as CUDA graphs, all in one memory pool: they are played one at a time, and what one leaves in the
-    pool is not read after the next.
+    """Captures work as CUDA graphs in one memory pool: they replay one at a time, and what one leaves in the pool is
+    never read after the next.
 
     Args:
-        device: where the work is done.
+        device: where the work runs.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -71,17 +71,17 @@ class CudaRecorder:
         finally:
             current.wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads may go on to use the device while this one captures
+        # thread_local: other threads may keep using the device while this one captures
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             work()
         return graph.replay
 
 
 def choose_recorder(backbone: Backbone, backend: AttentionBackend, given: Recorder | None = None) -> Recorder | None:
-    """What records the model's forwards; None where a recording would not do what they do.
+    """The recorder for the model's forwards; None if a replay would not be equivalent.
 
-    Recordings attend as `VarlenAttention` does. Without a recorder that is given there is one on CUDA, unless a forward
-    waits for the host: where processes share the model, and where the rows of each expert are counted there.
+    Recordings use `VarlenAttention`. By default there is a recorder on CUDA, unless a forward waits for the host: when
+    processes share the model, or when the rows of each expert are counted there.
     """
     if given is not None or backend is not VarlenAttention or backbone.device.type != "cuda":
         return given if backend is VarlenAttention else None
@@ -107,13 +107,13 @@ class Graphs:
     """The recorded forwards of one decoder.
 
     Args:
-        backbone: the model; when its weights move to other memory the recordings are forgotten.
-        arena: where keys and values lie.
-        recorder: what records; None: nothing is recorded.
+        backbone: the model; recordings are dropped when its weights move in memory.
+        arena: holds keys and values.
+        recorder: None records nothing.
 
     Attributes:
-        captures: forwards that were recorded.
-        replays: forwards that were played.
+        captures: number of forwards recorded.
+        replays: number of forwards replayed.
     """
 
     def __init__(self, backbone: Backbone, arena: Arena, recorder: Recorder | None) -> None:
@@ -126,8 +126,8 @@ class Graphs:
         self._hidden: Tensor | None = None
 
     def forward(self, batch: Batch) -> Tensor | None:
-        """Hidden states `[num_rows, hidden]` of a batch, good until the next forward; None where it is not one that
-        repeats, or has not come often enough."""
+        """Hidden states `[num_rows, hidden]` of a batch, valid until the next forward; None if its kind is not recorded
+        or its shape has not occurred often enough."""
         if self.recorder is None:
             return None
         segments, kernel = repeating(batch), kernels.varlen_kernel()
@@ -135,7 +135,7 @@ class Graphs:
             return None
         in_place = kernels.reads_in_place(kernel, self.backbone.device, self.backbone.dtype)
         if not in_place and sum(segment.num_keys for segment in segments) > self.arena.ranges.capacity:
-            return None  # several windows gather the same keys, for which the memory plan has no room
+            return None  # several windows gather the same keys, which the memory plan has no room for
         self._forget_what_moved()
         drafts = batch.drafts() if self.backbone.has_drafter else None
         shape = FrameShape.of(segments, in_place=in_place, drafts=drafts is not None)
@@ -158,10 +158,10 @@ class Graphs:
         return self._output()[: batch.num_rows]
 
     def _record(self, recorder: Recorder, frame: Frame, kernel: kernels.VarlenKernel) -> Recording | None:
-        """A recording over a frame that holds a batch; None when that fails, and then nothing is recorded any more."""
+        """Record a forward over a filled frame; on failure, return None and disable recording."""
         keys, values = self.arena.keys, self.arena.values
         if keys is None or values is None:
-            raise RuntimeError("windows attend to an arena that was never taken from")
+            raise RuntimeError("windows attend to an arena that has no allocated range")
         attention, output = FrameAttention(frame, kernel, keys, values), self._output()[: frame.shape.rows]
 
         def work() -> None:
@@ -173,8 +173,8 @@ class Graphs:
             self.recorder = None
             self._recordings.clear()
             warnings.warn(
-                f"forwards are no longer recorded, which costs speed alone: {type(error).__name__}: {error}; "
-                "enforce_eager=true records none from the start",
+                f"recording CUDA graphs failed; decoding continues more slowly: {type(error).__name__}: {error}; "
+                "enforce_eager=true disables recording",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -186,14 +186,14 @@ class Graphs:
         return recording
 
     def _output(self) -> Tensor:
-        """Where every recording leaves its hidden states, `[rows, hidden]`; not in the recorder's own memory."""
+        """Buffer `[rows, hidden]` for the hidden states of every recording, outside the recorder's memory pool."""
         if self._hidden is None:
             shape = (MAX_ROWS, self.backbone.config.hidden_size)
             self._hidden = torch.empty(shape, dtype=self.backbone.dtype, device=self.backbone.device)
         return self._hidden
 
     def _forget_what_moved(self) -> None:
-        """Recordings hold addresses: after weights were replaced, not written into, they would read the old ones."""
+        """Drop recordings once weights or arena have moved: they hold addresses and would read the old memory."""
         held = (one for parameters in self._weights for one in parameters.values())
         addresses = [one.data_ptr() for one in held if one is not None]
         if self.arena.keys is not None and self.arena.values is not None:
@@ -204,8 +204,8 @@ class Graphs:
 
 
 def repeating(batch: Batch) -> Sequence[Segment] | None:
-    """The batch's windows, all reading the arena; None where it is not of the kind that is recorded: few rows, fed
-    tokens, every window on the arena or able to be."""
+    """The batch's windows, all reading the arena; None if it is not of the recorded kind: few rows, fed with tokens,
+    every window on the arena or convertible to it."""
     if batch.num_rows > MAX_ROWS or any(entry.canvas.request.engine.smoothing is not None for entry in batch.entries):
         return None
     segments = [segment.through_arena() for segment in batch.segments]

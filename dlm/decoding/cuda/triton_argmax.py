@@ -1,6 +1,6 @@
-"""The Triton kernel behind `fused.py`; importing it needs the package `triton`.
+"""The Triton kernel behind `fused_argmax.py`; importing it needs the package `triton`.
 
-Without postponed annotations, which the compiler reads.
+No postponed annotations here: the compiler reads them.
 """
 
 import triton
@@ -9,17 +9,17 @@ import triton.language as tl
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
 def triton_argmax(logits, tokens, others, columns, stride, first_banned, second_banned, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # arguments are the compiler's
-    """One row a program: the lowest place of the greatest logit, and what the other logits weigh against it.
+    """One row per program: the lowest column with the greatest logit, and the relative weight of the other logits.
 
-    A row is read once, in blocks. Of what was read the leader's place, its logit and the sum of exp(logit - its own)
-    over all others are kept; when a block's leader is greater the old one joins the others.
+    A row is read once, in blocks. The kernel tracks the leader's column, its logit and the sum of exp(logit - leader)
+    over all others; when a block's leader is greater, the old one joins the others.
 
     Args:
-        logits: `[rows, columns]` float16, bfloat16 or float32, `stride` numbers from row to row.
+        logits: `[rows, columns]` float16, bfloat16 or float32, rows `stride` elements apart.
         tokens: `[rows]` int64, out.
-        others: `[rows]` float32, out; nan where a logit is, and where the greatest is infinite.
+        others: `[rows]` float32, out; nan if a logit is nan or the greatest is infinite.
         first_banned, second_banned: columns that count as -inf; -1 for none.
-        BLOCK: columns at once, a power of two.
+        BLOCK: columns per iteration, a power of two.
     """
     row = tl.program_id(0).to(tl.int64)
     leader = tl.full([], 0, tl.int32)
@@ -43,4 +43,4 @@ def triton_argmax(logits, tokens, others, columns, stride, first_banned, second_
         leader = tl.where(wins, place, leader)
         best = tl.where(wins, top, best)
     tl.store(tokens + row, leader.to(tl.int64))
-    tl.store(others + row, rest + (best - best))  # nan where the greatest logit is infinite
+    tl.store(others + row, rest + (best - best))  # nan if the greatest logit is infinite

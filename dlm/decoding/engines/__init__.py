@@ -1,4 +1,4 @@
-"""What a step recomputes; one family of engines a file."""
+"""Engines: what each step recomputes. One file per family of engines."""
 
 from dlm.decoding.engines.base import Engine
 from dlm.decoding.engines.block_causal import Autoregressive, BlockCausal, CausalCommit, LinearSpec

@@ -1,7 +1,7 @@
-"""Engines for models trained so that a block sees earlier blocks and itself: exact caching, nothing is approximate.
+"""Engines for models trained so that a block sees only earlier blocks and itself: caching is exact.
 
-A finished block's keys and values come from one more pass over its final tokens. That pass, and the prompt's, ride in
-the forward of the next block's first step, as windows of their own.
+A finished block's keys and values come from one more pass over its final tokens. That pass, like the prompt's, shares
+the forward of the next block's first step, as a separate window.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dlm.models.architecture import AttentionKind
 
 @dataclass(frozen=True)
 class BlockCausal(Engine):
-    """The active block against all earlier ones; the canvas ends with it (LLaDA2, SDAR)."""
+    """Recomputes the active block against all earlier ones; the canvas ends with it (LLaDA2, SDAR)."""
 
     name: ClassVar[str] = "block_causal"
     attention: ClassVar[AttentionKind] = "block_causal"
@@ -40,10 +40,10 @@ class BlockCausal(Engine):
 
 @dataclass(frozen=True)
 class CausalCommit(Engine):
-    """As `BlockCausal` for models that see what lies before the block causally, each token the earlier ones alone.
+    """Like `BlockCausal`, for models whose context before the block is causal: each token sees only earlier ones.
 
-    The pass that keeps a finished block predicts the token behind it, which becomes the next block's first token, so it
-    goes alone (Nemotron-Labs-Diffusion with `causal_context`). Blocks count from the end of the prompt.
+    The pass that commits a finished block also predicts the token after it, which becomes the next block's first token,
+    so it runs alone (Nemotron-Labs-Diffusion with `causal_context`). Blocks start at the end of the prompt.
     """
 
     name: ClassVar[str] = "causal_commit"
@@ -53,7 +53,7 @@ class CausalCommit(Engine):
         return canvas.length
 
     def shared(self, canvas: CanvasState) -> int:
-        """All but the last token, which is fed for what it predicts."""
+        """All but the last token, which is fed for its prediction."""
         return max(0, canvas.blocks[0].start - 1)
 
     def least_forwards(self, canvas: CanvasState, masks: int) -> int:
@@ -70,8 +70,8 @@ class CausalCommit(Engine):
         return Plan(commit, first_only=True, shifted=True, phase="refresh")
 
     def commit(self, canvas: CanvasState) -> tuple[Window, ...]:
-        """The causal pass up to the block's start. What samples share goes as a window of its own, so that the rest has
-        the same shape, and the same bits, whether that was taken over or not."""
+        """The causal pass up to the block's start. The shared prompt is a separate window, so the rest has the same
+        shape, and the same bits, whether the prompt was reused or not."""
         shared, start = self.shared(canvas), canvas.block_start
         cuts = sorted({canvas.committed, max(canvas.committed, min(shared, start)), start})
         return tuple(Window(a, b, a, b, causal=True) for a, b in pairwise(cuts))
@@ -79,7 +79,7 @@ class CausalCommit(Engine):
 
 @dataclass(frozen=True)
 class Autoregressive(CausalCommit):
-    """`CausalCommit` in blocks of one: each forward feeds the last token and gives the next (`ar_generate`)."""
+    """`CausalCommit` with blocks of one: each forward feeds the last token and predicts the next (`ar_generate`)."""
 
     name: ClassVar[str] = "autoregressive"
     fixed_block: ClassVar[int | None] = 1
@@ -87,11 +87,11 @@ class Autoregressive(CausalCommit):
 
 @dataclass(frozen=True)
 class LinearSpec(CausalCommit):
-    """Goes with the sampler of the same name: a forward that drafts the next `block_length` positions at once, then a
-    causal one over the drafts, whose keys and values stay as far as it agrees (Nemotron's `linear_spec_generate`).
+    """Used with the sampler of the same name: one forward drafts the next `block_length` positions at once, then a
+    causal one verifies them and keeps the keys and values as far as it agrees (Nemotron's `linear_spec_generate`).
 
-    That one writes over all keys and values of the draft, so that what drafts, a LoRA adapter too, decides how many
-    forwards it takes and never a token.
+    The causal forward overwrites all keys and values of the draft, so the drafter, even a LoRA adapter, affects only
+    the number of forwards, never a token.
     """
 
     name: ClassVar[str] = "linear_spec"
@@ -110,7 +110,7 @@ class LinearSpec(CausalCommit):
         return Plan((window,), shifted=True, phase="refresh", reads=(known + 1, min(stop + 1, canvas.length)))
 
     def committed(self, canvas: CanvasState) -> int:
-        """The last token that a causal pass has chosen: its keys and values come with the next draft."""
+        """Position of the last token chosen by a causal pass: its keys and values are computed with the next draft."""
         if canvas.plan.phase == "reuse":
             return canvas.committed
         masks = np.flatnonzero(canvas.tokens == canvas.mask_id)

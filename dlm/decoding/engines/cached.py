@@ -1,4 +1,4 @@
-"""Engines for models that attend to the whole canvas: all of it every time, or parts of it against cached keys and
+"""Engines for bidirectional models: recompute the whole canvas every time, or parts of it against cached keys and
 values (Fast-dLLM, arXiv 2505.22618; dInfer, arXiv 2510.08666)."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dlm.decoding.types import CanvasState, Phase, Plan, Unroll, Window
 
 @dataclass(frozen=True)
 class Full(Engine):
-    """The whole canvas at every step (LLaDA's `generate`)."""
+    """Recomputes the whole canvas at every step (LLaDA's `generate`)."""
 
     name: ClassVar[str] = "full"
     takes_shifted: ClassVar[bool] = True
@@ -28,8 +28,8 @@ class Full(Engine):
 
 
 class Cached(Engine):
-    """What the engines of this file share: a forward of the whole canvas fills the cache at a block's first step, later
-    ones recompute `span` and read the rest from it."""
+    """Base of the cached engines: a forward of the whole canvas fills the cache at a block's first step; later ones
+    recompute `span` and read the rest from the cache."""
 
     def slots(self, canvas: CanvasState) -> int:
         return canvas.ceiling
@@ -42,7 +42,7 @@ class Cached(Engine):
 
     @abstractmethod
     def span(self, canvas: CanvasState) -> tuple[int, int]:
-        """What a step inside a block recomputes, as `[start, stop)`."""
+        """Positions `[start, stop)` that a step inside a block recomputes."""
 
     def plan(self, canvas: CanvasState) -> Plan:
         phase = self.phase(canvas)
@@ -56,7 +56,7 @@ class Cached(Engine):
 
 @dataclass(frozen=True)
 class PrefixCache(Cached):
-    """From the block's start to the end of the canvas."""
+    """Recomputes from the block's start to the end of the canvas."""
 
     name: ClassVar[str] = "prefix_cache"
     takes_shifted: ClassVar[bool] = True
@@ -68,7 +68,7 @@ class PrefixCache(Cached):
 
 @dataclass(frozen=True)
 class DualCache(Cached):
-    """The block alone."""
+    """Recomputes the block alone."""
 
     name: ClassVar[str] = "dual_cache"
     takes_shifted: ClassVar[bool] = True
@@ -80,10 +80,10 @@ class DualCache(Cached):
 
 @dataclass(frozen=True)
 class Vicinity(Cached):
-    """The block with `prefix_look` positions before and `after_look` behind it.
+    """Recomputes the block with `prefix_look` positions before and `after_look` after it.
 
-    The first `warmup_steps` forwards of a canvas are whole and keep nothing. The cache is filled when there is none and
-    at each later block's first forward. Forwards that dInfer makes on a finished block are counted and not made.
+    The first `warmup_steps` forwards of a canvas are whole and cache nothing. The cache is filled when there is none
+    and at each later block's first forward. Forwards that dInfer runs on a finished block are counted but not run.
 
     Attributes:
         prefix_look, after_look, warmup_steps: as above.

@@ -1,4 +1,4 @@
-"""Soft inputs: masked positions carry a share of what the last forward expected there (dInfer, arXiv 2510.08666)."""
+"""Soft inputs: masked positions carry a share of the last forward's expected embedding (dInfer, arXiv 2510.08666)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dlm.errors import RequestError
 class Smooth(Engine):
     """`base`, with masked positions fed E[mask] + w (softmax(logits) E).
 
-    Forwards that dInfer makes on a finished block advance w and are not made.
+    Forwards that dInfer runs on a finished block advance w but are not run.
 
     Attributes:
-        base: the engine that names the windows.
+        base: the engine that plans the windows.
         cont_weight_init, cont_weight_growth, cont_weight: w = min(init + growth t, cont_weight) at forward t.
         threshold_decay: samplers with a threshold use max(1 - threshold_decay t, threshold).
         maximum_unroll, expected_tpf: see `Unroll`.
@@ -40,7 +40,7 @@ class Smooth(Engine):
         for name in ("maximum_unroll", "expected_tpf"):
             check_whole(name, getattr(self, name), 1)
         if self.base.name not in ("full", "prefix_cache", "dual_cache", "vicinity"):
-            raise RequestError(f"base={self.base.name}: smooth goes with full, prefix_cache, dual_cache and vicinity")
+            raise RequestError(f"base={self.base.name}: smooth supports full, prefix_cache, dual_cache and vicinity")
 
     @property
     def smoothing(self) -> Smoothing:

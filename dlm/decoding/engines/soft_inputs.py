@@ -1,4 +1,4 @@
-"""Soft inputs on the device: what masked positions are fed where the engine smooths (dInfer, arXiv 2510.08666)."""
+"""Soft inputs on the device, fed at masked positions by smoothing engines (dInfer, arXiv 2510.08666)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlm.models.devices import upload
 
 
 def embed(backbone: Backbone, batch: Batch, token_ids: Tensor) -> Tensor | None:
-    """Inputs `[num_rows, hidden]` of a batch in which some canvas is smoothed; None where none is.
+    """Inputs `[num_rows, hidden]` of a batch with a smoothed canvas; None if there is none.
 
     Args:
         token_ids: `[num_rows]` int64 on the device.
@@ -34,14 +34,14 @@ def embed(backbone: Backbone, batch: Batch, token_ids: Tensor) -> Tensor | None:
 
 
 def weight(canvas: Canvas) -> float:
-    """w of the canvas's next forward; 0 where it is not smoothed."""
+    """w of the canvas's next forward; 0 if it is not smoothed."""
     smoothing = canvas.request.engine.smoothing
     return smoothing.weight(canvas.reference.forwards) if smoothing is not None else 0.0
 
 
 def remember(canvas: Canvas, backbone: Backbone, share: float) -> None:
-    """After a forward and its reveals: E[x] where x is decided, E[mask] + share (softmax(logits) E) where logits were
-    computed and the mask still stands."""
+    """After a forward and its reveals, store E[x] where x is decided, and E[mask] + share (softmax(logits) E) where
+    logits were computed and the position is still masked."""
     if canvas.request.engine.smoothing is None:
         return
     device, embedding = backbone.device, backbone.embedding

@@ -14,17 +14,17 @@ from dlm.models.attention.segments import Retain
 
 @dataclass(frozen=True)
 class Sparse(Engine):
-    """In each block `delay_step` forwards of the whole canvas; one more, during which each layer keeps the keys and
-    values of a share of the positions outside the block; then the block alone, against those and itself.
+    """Per block: `delay_step` forwards of the whole canvas, one more in which each layer retains the keys and values of
+    a share of the positions outside the block, then the block alone against those and itself.
 
-    The arena holds the retained share and the block, nothing else.
+    The arena holds only the retained share and the block.
 
     Attributes:
-        retention_ratio: the share, 0..1.
+        retention_ratio: the retained share, 0..1.
         delay_step: forwards of a block before the one that selects.
-        kernel_size: scores are max-pooled over so many neighbours, an odd number; 1 for none.
-        head_select: each key/value head keeps the positions that it scores highest (equally many); otherwise all heads
-            keep the same, by the mean of their scores.
+        kernel_size: window of the max-pooling over scores, an odd number; 1 for none.
+        head_select: each key/value head keeps its own highest-scoring positions (the same number for each); otherwise
+            all heads keep the same ones, by mean score.
     """
 
     retention_ratio: float = 0.5
@@ -38,7 +38,7 @@ class Sparse(Engine):
         check_whole("delay_step", self.delay_step, 0)
         check_whole("kernel_size", self.kernel_size, 1)
         if self.kernel_size % 2 == 0:
-            raise RequestError(f"kernel_size={self.kernel_size} must be odd, so that a position lies in its middle")
+            raise RequestError(f"kernel_size={self.kernel_size} must be odd, to be centred on a position")
 
     def _retained(self, canvas: CanvasState, block_length: int) -> int:
         return int((canvas.length - block_length) * self.retention_ratio)

@@ -1,4 +1,4 @@
-"""Key/value ranges: one allocation `[layers, slots, kv_heads, head_dim]` each for keys and values, cut into ranges."""
+"""KV cache arena: one tensor `[layers, slots, kv_heads, head_dim]` each for keys and values, allocated in ranges."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Ranges:
         return sum(self._taken.values())
 
     def take(self, length: int) -> int | None:
-        """Start of a free range of `length` slots, or None when no gap is that long."""
+        """Allocate `length` slots; returns the start of the range, or None if no gap is that long."""
         for index, (start, size) in enumerate(self._free):
             if size >= length:
                 self._free[index : index + 1] = [(start + length, size - length)] if size > length else []
@@ -31,7 +31,7 @@ class Ranges:
         return None
 
     def give_back(self, start: int) -> int:
-        """Free the range that begins at `start`, joining it with its free neighbours; returns its length."""
+        """Free the range that starts at `start`, merging it with its free neighbours; returns its length."""
         length = self._taken.pop(start)
         index = bisect.bisect_left(self._free, (start, 0))
         self._free.insert(index, (start, length))
@@ -44,16 +44,16 @@ class Ranges:
 
 
 class Arena:
-    """The ranges and the tensors they lie in, which are made when the first range is taken.
+    """The ranges and their tensors, which are allocated with the first range.
 
     Args:
         layers, kv_heads, head_dim: shape of a slot.
-        capacity: slots.
+        capacity: number of slots.
         dtype, device: of keys and values.
-        poison: fill freed ranges with NaN, so that a stale read shows (tests).
+        poison: fill freed ranges with NaN, to expose stale reads (tests).
 
     Attributes:
-        spare: a slot behind the ranges, for rows that only fill a batch up; what lies there is finite.
+        spare: a slot after the ranges for padding rows; its contents are always finite.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Arena:
         self.values: Tensor | None = None
 
     def take(self, length: int) -> int | None:
-        """Start of a range of `length` slots, or None when there is no room now."""
+        """Allocate `length` slots; returns the start of the range, or None if there is no room now."""
         if self.keys is None:
             self.keys = torch.empty(self._shape, dtype=self._dtype, device=self._device)
             self.values = torch.empty(self._shape, dtype=self._dtype, device=self._device)
@@ -87,7 +87,7 @@ class Arena:
         return self.ranges.take(length)
 
     def give_back(self, start: int) -> None:
-        """Free the range that begins at `start`."""
+        """Free the range that starts at `start`."""
         length = self.ranges.give_back(start)
         if self.poison and self.keys is not None and self.values is not None:
             self.keys[:, start : start + length] = torch.nan

@@ -1,7 +1,7 @@
-"""Samples of one prompt share its keys and values where those do not depend on the answer (block-causal engines).
+"""Shares a prompt's keys and values among its samples if they do not depend on the answer (block-causal engines).
 
-The first sample computes them; a copy stays in the arena until the last sample has begun. The copy has the bits that
-each sample would have computed.
+The first sample computes them; a copy stays in the arena until the last sample has started. The copy has the same bits
+that each sample would compute.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class _Shared:
     """One prompt's keys and values.
 
     Attributes:
-        slot, length: where they lie.
+        slot, length: their arena range.
         ready: the first sample has computed them.
-        left: samples that have not begun.
+        left: samples that have not started.
     """
 
     slot: int
@@ -30,10 +30,10 @@ class _Shared:
 
 
 class PromptSharing:
-    """Keeps the shared prompts of an arena.
+    """Manages the shared prompts of an arena.
 
     Args:
-        arena: where they and the canvases lie.
+        arena: holds them and the canvases.
     """
 
     def __init__(self, arena: Arena) -> None:
@@ -41,21 +41,21 @@ class PromptSharing:
         self._kept: dict[int, _Shared] = {}
 
     def length(self, canvas: Canvas) -> int:
-        """Positions that the canvas shares with other samples of its request; 0 where it shares none.
+        """Number of positions that the canvas shares with other samples of its request; 0 for none.
 
-        A request that would not fit into the arena with its copy goes without.
+        A request that would not fit into the arena with its copy does not share.
         """
         engine, params = canvas.request.engine, canvas.request.params
         length = 0 if params.n == 1 or canvas.guided else engine.shared(canvas)
         return length if length + engine.slots(canvas) <= self.arena.ranges.capacity else 0
 
     def must_wait(self, canvas: Canvas) -> bool:
-        """Whether the first sample is still computing what this one will use."""
+        """Whether the first sample is still computing the keys and values that this one will use."""
         kept = self._kept.get(id(canvas.request))
         return kept is not None and not kept.ready
 
     def begin(self, canvas: Canvas) -> bool:
-        """The canvas has its range: give it what is there, or make room for what it will compute; False: no room."""
+        """Start a canvas that has its range: copy the shared part, or reserve room for it; False if there is none."""
         length, key = self.length(canvas), id(canvas.request)
         if not length:
             return True
@@ -74,20 +74,20 @@ class PromptSharing:
         return True
 
     def computed(self, canvas: Canvas) -> None:
-        """The canvas made a forward: its first one computed what the samples behind it use."""
+        """After a forward: the first sample's first forward has computed the part that later samples use."""
         kept = self._kept.get(id(canvas.request))
         if kept is not None and not kept.ready:
             self._copy(self._slot(canvas), kept.slot, kept.length)
             kept.ready = True
 
     def forget(self, request: Request) -> None:
-        """Free what is kept for a request, if anything."""
+        """Free the copy kept for a request, if any."""
         kept = self._kept.pop(id(request), None)
         if kept is not None:
             self.arena.give_back(kept.slot)
 
     def forget_all(self) -> None:
-        """Free everything."""
+        """Free all copies."""
         for kept in self._kept.values():
             self.arena.give_back(kept.slot)
         self._kept.clear()

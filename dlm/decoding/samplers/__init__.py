@@ -1,4 +1,4 @@
-"""Which masked positions of the active block become tokens; one family of samplers a file."""
+"""Samplers: which masked positions of the active block become tokens. One file per family of samplers."""
 
 from dlm.decoding.samplers.base import Sampler
 from dlm.decoding.samplers.block_diffusion import LLaDA2, LLaDA21Edit, Sdar

@@ -1,4 +1,4 @@
-"""What a sampler is: which candidates of a canvas become tokens. Host values, one call for each canvas and forward."""
+"""The sampler interface: selects the candidates that become tokens. Host values, one call per canvas and forward."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dlm.errors import RequestError
 
 
 class Sampler(ABC):
-    """Says which candidates become tokens. A value; what it must remember for a block it returns as memory.
+    """Selects the candidates that become tokens. An immutable value: state within a block is returned as memory.
 
-    The defaults are those of a sampler that ranks by confidence, edits nothing and is done when no mask is left.
+    The defaults rank by confidence, edit nothing, and finish when no mask is left.
     """
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What users call it."""
+        """Its public name."""
 
     @property
     def ranks_by(self) -> str:
@@ -31,64 +31,64 @@ class Sampler(ABC):
 
     @property
     def whole_canvas(self) -> bool:
-        """With engine `full` the canvas is one block."""
+        """Whether the canvas is one block with engine `full`."""
         return False
 
     @property
     def edits(self) -> bool:
-        """Decided positions of the block are candidates too; those chosen are replaced."""
+        """Whether decided positions of the block are candidates too; selected ones are replaced."""
         return False
 
     @property
     def track(self) -> bool:
-        """`Scores.divergence` is wanted."""
+        """Whether it needs `Scores.divergence`."""
         return False
 
     @property
     def ignores_budget(self) -> bool:
-        """It makes progress by a rule of its own: what it chooses is written and nothing else."""
+        """Whether it guarantees progress itself: exactly what it selects is written."""
         return False
 
     @property
     def biases(self) -> bool:
-        """`logit_bias` is asked, with the most probable tokens of the raw logits."""
+        """Whether to call `logit_bias`, with the most probable tokens of the raw logits."""
         return False
 
-    def check(self, params: SamplingParams, num_blocks: int) -> None:  # noqa: B027  # most honour all
-        """Raise `RequestError` when the sampler cannot honour `params`; by default any will do."""
+    def check(self, params: SamplingParams, num_blocks: int) -> None:  # noqa: B027  # most support all
+        """Raise `RequestError` if the sampler does not support `params`; by default it supports all."""
 
     def skipped_steps(self, context: StepContext, uniform: Callable[[int], Floats]) -> int:
-        """How many steps of the schedule from this one on reveal nothing, so that no forward is made for them.
+        """Number of schedule steps from this one on that reveal nothing, so that their forwards are skipped.
 
-        `uniform` gives the noise of the block's masks at a step.
+        `uniform` returns the noise of the block's masks at a step.
         """
         return 0
 
     def logit_bias(self, scores: Scores, memory: Any) -> tuple[LogitBias, Any]:
-        """What to add to the logits before proposals are made again, and the memory from here."""
+        """Bias to add to the logits before proposing again, and the updated memory."""
         return LogitBias(NONE, NONE, np.zeros(0)), memory
 
     @abstractmethod
     def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
-        """Indices of the candidates to write, and the memory for the block's next step."""
+        """Indices of the candidates to write, and the updated memory."""
 
     def remask(self, scores: Scores, chosen: Indices) -> Indices:
-        """Indices of decided candidates that become masks again, the least sure first; none of those chosen."""
+        """Indices of decided candidates to mask again, least confident first; never any of `chosen`."""
         return NONE
 
     def done(self, left: int, memory: Any) -> bool:
-        """Whether the block is finished with `left` masks in it."""
+        """Whether the block is finished with `left` masks remaining."""
         return left == 0
 
     def is_final(self, memory: Any) -> bool:
-        """Whether what stands in the block is final."""
+        """Whether the block's tokens are final."""
         return True
 
 
 def check_length(name: str, params: SamplingParams) -> None:
-    """Raise `RequestError` when the answer may grow: the sampler shares a known number of masks out over steps."""
+    """Raise `RequestError` if the answer may grow: the sampler spreads a fixed number of masks over its steps."""
     if params.initial_gen_length is not None:
         raise RequestError(
-            f"initial_gen_length={params.initial_gen_length}: sampler {name} shares out a known number of masks; "
+            f"initial_gen_length={params.initial_gen_length}: sampler {name} schedules a fixed number of masks; "
             "choose one without a schedule, such as threshold"
         )

@@ -1,5 +1,5 @@
-"""The samplers of block-causal families: LLaDA2.0, LLaDA2.1 with editing, SDAR. Schedules count from the block length,
-not from the masks that the block has."""
+"""Samplers of the block-causal families: LLaDA2.0, LLaDA2.1 with editing, SDAR. Schedules are based on the block
+length, not on the block's number of masks."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from dlm.errors import RequestError
 
 
 def quota(context: StepContext, steps: int) -> int:
-    """Positions scheduled for this step when a block's positions are shared over `steps`, the earlier taking more."""
+    """Positions scheduled for this step when a block's positions are split over `steps`; earlier steps take more."""
     each, extra = divmod(context.block_length, steps)
     return max(1, each + (context.step < extra)) if context.step < steps else context.left
 
 
 def sure_or_scheduled(scores: Scores, threshold: float, count: int) -> Indices:
-    """All candidates with confidence > threshold if they are at least `count`, else the best `count`."""
+    """All candidates with confidence > threshold if there are at least `count`, else the best `count`."""
     sure = np.flatnonzero(scores.confidence > threshold)
     return sure if len(sure) >= count else scores.descending()[:count]
 
 
 @dataclass(frozen=True)
 class LLaDA2(Sampler):
-    """All candidates with confidence > threshold if they are at least the scheduled number, else the scheduled best
+    """All candidates with confidence > threshold if they reach the scheduled number, else the best up to that number
     (LLaDA2.0's `generate`).
 
     Attributes:
-        threshold: above this a candidate counts as sure.
-        steps_per_block: steps that share a block's positions.
-        minimal_topk: at most gen_length // minimal_topk steps.
+        threshold: confidence above which a candidate is revealed.
+        steps_per_block: steps over which a block's positions are split.
+        minimal_topk: limits steps to gen_length // minimal_topk.
     """
 
     threshold: float = 0.95
@@ -54,10 +54,10 @@ class LLaDA2(Sampler):
 
 @dataclass(frozen=True)
 class LLaDA21Edit(Sampler):
-    """All candidates with confidence > threshold, or else the best `num_to_transfer`; and every generated token of the
-    block whose proposal differs with confidence > `editing_threshold` is replaced (LLaDA2.1's `generate`).
+    """All candidates with confidence > threshold, or else the best `num_to_transfer`; also replaces every generated
+    token of the block whose proposal differs with confidence > `editing_threshold` (LLaDA2.1's `generate`).
 
-    Once no mask is left at most `max_post_steps` more steps are made, ending as soon as none edits.
+    Once no mask is left, at most `max_post_steps` more steps run, ending with the first that edits nothing.
     """
 
     threshold: float = 0.95
@@ -97,11 +97,11 @@ class Sdar(Sampler):
     """SDAR's `block_diffusion_generate`.
 
     Attributes:
-        remasking_strategy: `low_confidence_dynamic` (all with confidence > `confidence_threshold` if they are at least
-            the scheduled number, else the scheduled best), `low_confidence_static` (the scheduled best) or `sequential`
-            (the leftmost scheduled number).
+        remasking_strategy: `low_confidence_dynamic` (all with confidence > `confidence_threshold` if they reach the
+            scheduled number, else the best up to it), `low_confidence_static` (the best up to the scheduled number) or
+            `sequential` (the leftmost up to it).
         confidence_threshold: as above.
-        steps_per_block: steps that share a block's positions; None: one position a step.
+        steps_per_block: steps over which a block's positions are split; None reveals one position per step.
     """
 
     remasking_strategy: str = "low_confidence_dynamic"

@@ -1,4 +1,4 @@
-"""Samplers that reveal whatever the model is sure enough of (Fast-dLLM, arXiv 2505.22618; dInfer, arXiv 2510.08666;
+"""Samplers that reveal every sufficiently confident candidate (Fast-dLLM, arXiv 2505.22618; dInfer, arXiv 2510.08666;
 EB-Sampler, arXiv 2505.24857; KLASS, arXiv 2511.05664)."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Factor(Sampler):
     """Candidates by descending confidence: rank r (from 1) needs confidence >= 1 - factor / (r + 1); the prefix up to
     the first failure, and always the best one.
 
-    As in Fast-dLLM's program, a first failure at the last rank reveals all.
+    As in Fast-dLLM's program, a first failure at the last rank still reveals all.
     """
 
     factor: float = 1.0
@@ -54,7 +54,7 @@ class Factor(Sampler):
 
 def near_best(scores: Scores, threshold: float) -> Indices:
     """Candidates with confidence >= min(threshold, best confidence - 1e-5) that do not propose the mask id: dInfer's
-    threshold rule, in which near-ties of the best go together."""
+    threshold rule, which reveals near-ties of the best together."""
     confidence = np.where(scores.proposes_mask, -1.0, scores.confidence)
     bar = min(threshold, float(confidence.max()) - 1e-5)
     return np.flatnonzero((confidence >= bar) & ~scores.proposes_mask)
@@ -62,8 +62,8 @@ def near_best(scores: Scores, threshold: float) -> Indices:
 
 @dataclass(frozen=True)
 class DInferThreshold(Sampler):
-    """As `Threshold` with the bar lowered to the best candidate's confidence - 1e-5; positions that propose the mask id
-    are no candidates (dInfer's threshold decoder)."""
+    """As `Threshold`, with the threshold lowered to at most the best confidence - 1e-5; positions that propose the mask
+    id are not candidates (dInfer's threshold decoder)."""
 
     threshold: float = 0.9
     name: ClassVar[str] = "dinfer_threshold"
@@ -97,8 +97,8 @@ class EntropyBound(Sampler):
 
 @dataclass(frozen=True)
 class Klass(Sampler):
-    """Candidates with confidence >= threshold whose distribution has moved by KL <= kl_threshold in each of the last
-    `history` steps of the block; where there is none, the best one (KLASS)."""
+    """Candidates with confidence >= threshold whose distribution moved by KL <= kl_threshold in each of the last
+    `history` steps of the block; if there are none, the best one (KLASS)."""
 
     threshold: float = 0.9
     kl_threshold: float = 0.01

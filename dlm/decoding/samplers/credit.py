@@ -13,14 +13,14 @@ from dlm.decoding.samplers.confident import near_best
 from dlm.decoding.types import Indices, LogitBias, Scores, StepContext
 
 Credits = dict[int, dict[int, float]]
-"""Credit by position and token; tokens that never won have none. In float64: numpy's float32 powers and logarithms
-differ in their last bits from one processor to another. Amounts are rounded once, where they are added to logits."""
+"""Credit by position and token; tokens that never won have no entry. In float64, because the last bits of numpy's
+float32 powers and logarithms differ between CPUs. Amounts are rounded once, when added to the logits."""
 
 
 @dataclass(frozen=True)
 class Credit(Sampler):
-    """Per block a table C: at each step C decays by `decay_beta` (not at the first), each masked position's most
-    probable token gains p ** `boost_gamma`, and dInfer's threshold rule sees logits + `credit_alpha` log(1 + C)."""
+    """A table C per block: each step multiplies C by `decay_beta` (except the first), adds p ** `boost_gamma` for each
+    masked position's most probable token, and applies dInfer's threshold rule to logits + `credit_alpha` log(1 + C)."""
 
     threshold: float = 0.9
     credit_alpha: float = 0.7

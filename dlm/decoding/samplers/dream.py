@@ -20,8 +20,8 @@ ALGS = {"origin": "random", "maskgit_plus": "low_confidence", "topk_margin": "ma
 
 @lru_cache(maxsize=64)
 def transfer_shares(steps: int, eps: float) -> npt.NDArray[np.float32]:
-    """1 - t_{i+1} / t_i of the times t from 1 to eps in `steps` equal parts; `[steps]` float32, the last is 1."""
-    import torch  # here alone, so that the values of a configuration can be checked without it
+    """1 - t_{i+1} / t_i for times t from 1 to eps in `steps` equal parts; `[steps]` float32, the last one 1."""
+    import torch  # local, so that a config can be validated without torch
 
     time = torch.linspace(1.0, eps, steps + 1)
     shares: npt.NDArray[np.float32] = (1 - time[1:] / time[:-1]).numpy()
@@ -31,14 +31,14 @@ def transfer_shares(steps: int, eps: float) -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Dream(Sampler):
-    """Dream's own time steps: step i reveals int(n (1 - t_{i+1} / t_i)) of n masks, the last step all.
+    """Dream's time steps: step i reveals int(n (1 - t_{i+1} / t_i)) of n masks, the last step all.
 
-    A step that reveals nothing makes no forward.
+    A step that reveals nothing runs no forward.
 
     Attributes:
-        alg: which come first: `maskgit_plus` (highest probability), `topk_margin`, `entropy`; or `origin`, where each
-            mask is revealed by an independent draw.
-        alg_temp: above 0 the positions are drawn with probabilities softmax(rank / alg_temp).
+        alg: which masks come first: `maskgit_plus` (highest probability), `topk_margin` or `entropy`; or `origin`,
+            which reveals each mask by an independent draw.
+        alg_temp: if above 0, positions are drawn with probabilities softmax(priority / alg_temp).
         eps: the last time.
     """
 
@@ -94,8 +94,9 @@ class Dream(Sampler):
 
 @dataclass(frozen=True)
 class FastDLLMDream(Sampler):
-    """Each step looks at the best `masks // steps` candidates and those it rejected before: the first goes, the others
-    if their confidence >= threshold. Rejections at the last step add one that looks at nothing new (Fast-dLLM)."""
+    """Each step considers the best `masks // steps` candidates plus as many as it rejected before: it reveals the
+    first, and the others with confidence >= threshold. Rejections at the last step add a step without new candidates
+    (Fast-dLLM)."""
 
     threshold: float = 0.9
     name: ClassVar[str] = "fastdllm_dream"

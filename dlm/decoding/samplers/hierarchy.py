@@ -1,4 +1,4 @@
-"""Hierarchical decoding (dInfer, arXiv 2510.08666): each run of neighbouring masks is cut in its middle, so to say."""
+"""Hierarchical decoding (dInfer, arXiv 2510.08666): reveals a position inside each run of masks, splitting it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlm.decoding.types import Flags, Floats, Indices, Scores, StepContext
 
 
 def best_of_runs(positions: Indices, confidence: Floats) -> Flags:
-    """Which of the candidates are the best in their run of neighbouring positions; ties go together."""
+    """Which candidates are the best in their run of adjacent positions; ties are all included."""
     starts = np.flatnonzero(np.diff(positions, prepend=-2) != 1)
     sizes = np.diff(starts, append=len(confidence))
     best: Flags = confidence == np.repeat(np.maximum.reduceat(confidence, starts), sizes)
@@ -22,13 +22,13 @@ def best_of_runs(positions: Indices, confidence: Floats) -> Flags:
 
 @dataclass(frozen=True)
 class Hierarchy(Sampler):
-    """In each run of neighbouring masks its best one; and all above a threshold; and always the block's best.
+    """The best mask of each run of adjacent masks, all above a threshold, and always the block's best.
 
-    Comparisons are strict, so that 1 and 0 are what dInfer's program calls None; ties inside a run go together.
+    Comparisons are strict, so that 1 and 0 mean None in dInfer's program; ties within a run are revealed together.
 
     Attributes:
-        threshold: candidates with confidence above this go too; 1: none do.
-        low_threshold: a run's best needs confidence above this; 0: it always goes.
+        threshold: candidates with confidence above this are revealed too; 1 disables this.
+        low_threshold: a run's best needs confidence above this; 0 always reveals it.
     """
 
     threshold: float = 0.9
@@ -49,10 +49,10 @@ class Hierarchy(Sampler):
 
 @dataclass(frozen=True)
 class RemaskHierarchy(Sampler):
-    """As `Hierarchy`, and decided positions of the block where the model's best token has probability below
-    `remask_threshold` are candidates again: chosen they are replaced, otherwise they become masks.
+    """As `Hierarchy`; in addition, decided positions of the block where the best token's probability is below
+    `remask_threshold` become candidates again: if chosen they are replaced, otherwise masked.
 
-    At least one more is chosen than there are such positions, so that every step leaves fewer masks.
+    At least one more candidate is chosen than there are such positions, so that every step leaves fewer masks.
     """
 
     threshold: float = 0.9

@@ -1,4 +1,4 @@
-"""Samplers that reveal a number known in advance: LLaDA's schedule (arXiv 2502.09992), and one after the other."""
+"""Samplers that reveal a fixed number per step: LLaDA's schedule (arXiv 2502.09992), and left to right."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ ORDERS = ("low_confidence", "random", "entropy", "margin")
 
 @dataclass(frozen=True)
 class Fixed(Sampler):
-    """n masks and s steps: the first n mod s steps reveal n // s + 1 candidates, the others n // s.
+    """With n masks and s steps, the first n mod s steps reveal n // s + 1 candidates, the others n // s.
 
-    A candidate that was due but proposed the mask id is made up for in the next steps.
+    Later steps make up for candidates that were due but proposed the mask id.
 
     Attributes:
         remasking: which candidates come first: `low_confidence` (highest probability), `random`, `entropy` (lowest) or

@@ -1,4 +1,4 @@
-"""`linear_spec`: autoregressive tokens, several a forward: draft a block at once, keep what a causal pass agrees with
+"""`linear_spec`: several autoregressive tokens per forward: drafts a block at once and keeps what a causal pass accepts
 (Nemotron-Labs-Diffusion's `linear_spec_generate`)."""
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dlm.decoding.types import NONE, Indices, Scores, StepContext
 from dlm.errors import RequestError
 
 DRAFTED = "drafted"
-"""Memory while drafts stand that no causal pass has seen."""
+"""Memory while there are drafts not yet verified by a causal pass."""
 
 
 @dataclass(frozen=True)
 class LinearSpec(Sampler):
     """With engine `linear_spec`: a forward that reveals every mask of its window drafts it; the next one verifies.
 
-    Drafts stay up to the first that the causal pass would not have chosen; that one is replaced, the rest are masked
-    again. Greedy, the answer is that of `ar`; with a temperature it has the same distribution.
+    Drafts are kept up to the first that the causal pass would not choose; that one is replaced and the rest are masked
+    again. Greedy decoding matches `ar`; with a temperature the distribution is the same.
     """
 
     name: ClassVar[str] = "linear_spec"
@@ -31,7 +31,9 @@ class LinearSpec(Sampler):
 
     def check(self, params: SamplingParams, num_blocks: int) -> None:
         if params.max_nfe is not None:
-            raise RequestError(f"max_nfe={params.max_nfe} cannot be kept by linear_spec, whose forwards depend on text")
+            raise RequestError(
+                f"max_nfe={params.max_nfe} is not supported by linear_spec: its number of forwards depends on the text"
+            )
 
     def select(self, scores: Scores, context: StepContext, memory: Any) -> tuple[Indices, Any]:
         if memory is None:

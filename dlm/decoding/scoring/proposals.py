@@ -1,11 +1,11 @@
-"""From hidden states to proposals: which token each candidate position would take, and how sure the model is.
+"""From hidden states to proposals: the token proposed at each candidate position, and its confidence.
 
-Only masked positions of active blocks come here; a vocabulary-sized row exists for no other position, and rows are
-taken in chunks that fit a budget. Confidence comes from the odds against the proposed token,
-d = sum over v != x0 of exp(l_v - l_x0), c = 1 / (1 + d): no second vocabulary-sized tensor.
+Only scored positions have a vocabulary-sized row, and rows are processed in chunks that fit a budget. Confidence is
+computed from the odds against the proposed token, d = sum over v != x0 of exp(l_v - l_x0), c = 1 / (1 + d), without a
+second vocabulary-sized tensor.
 
-Every operation here treats rows one by one, and none sees a lone row, which ATen would split among threads: rows are
-filled up to a multiple of `ROW_TILE` first. So a row's result does not depend on its neighbours.
+Every operation here is row-wise, and none sees a single row, which ATen would split among threads: rows are padded to a
+multiple of `ROW_TILE` first. So a row's result does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dlm.models.architecture import ROW_TILE
 from dlm.models.arithmetic import Arithmetic
 
 SLICE_BYTES = 4 << 20
-"""Rows are reduced in slices of about this size, so that the passes over a slice find it in the processor's cache."""
+"""Rows are reduced in slices of about this size, so that repeated passes over a slice hit the CPU cache."""
 
 
 STRETCH = 128
@@ -45,18 +45,18 @@ class Head(Protocol):
 
 @dataclass(frozen=True)
 class ScoreSpec:
-    """How the rows of a canvas are scored; rows with equal specs are scored together.
+    """How to score the rows of a canvas; rows with equal specs are scored together.
 
     Attributes:
-        ranks_by: what `priority` holds: `low_confidence`, `entropy`, `margin` or `random` (then the caller ranks).
+        ranks_by: quantity in `priority`: `low_confidence`, `entropy`, `margin` or `random` (then the caller ranks).
         temperature, top_k, top_p: as in SamplingParams.
         cfg_scale: guidance, 0 for none.
-        banned: ids whose logit becomes -inf before anything else.
-        deferred: ids whose logit becomes -inf once the proposal is made: positions proposing them get confidence 0.
-        record: the log-probability of the proposal under the raw logits is wanted too.
-        measured: and that under the logits that it was drawn from, and the entropy of the raw ones.
-        boosted: amounts are added to single logits first; they may depend on what is proposed without them.
-        observe: what else is wanted of the raw logits, a key of `OBSERVERS`; empty for nothing.
+        banned: ids whose logits are set to -inf first.
+        deferred: ids whose logits are set to -inf after proposing: positions that propose them get confidence 0.
+        record: also compute the log-probability of the proposal under the raw logits.
+        token_stats: also compute it under the logits it was drawn from, and the entropy of the raw logits.
+        boosted: a logit bias is added first; it may depend on the proposals without it.
+        observe: what else to compute from the raw logits, a key of `OBSERVERS`; empty for nothing.
     """
 
     ranks_by: str
@@ -78,13 +78,13 @@ class ScoreSpec:
 
     @property
     def unboosted(self) -> ScoreSpec:
-        """What the amounts depend on: the most probable tokens and their odds."""
+        """Spec of the proposals that the bias depends on: the most probable tokens and their odds."""
         return ScoreSpec(self.ranks_by, banned=self.banned, deferred=self.deferred)
 
     @property
     def greedy_odds(self) -> bool:
-        """Whether the most probable token and the odds against it, of the logits but for a few banned ids, are all that
-        is wanted."""
+        """Whether only the most probable token and the odds against it are needed, apart from at most a few banned
+        ids."""
         plain = self.temperature == 0 and not (self.boosted or self.deferred or self.observe or self.alters_logits)
         plain = plain and not self.token_stats
         return plain and self.ranks_by not in STATISTICS and len(self.banned) <= fused.MAX_BANNED
@@ -92,15 +92,15 @@ class ScoreSpec:
 
 @dataclass(frozen=True)
 class Proposals:
-    """What the rows of one canvas propose, on the host.
+    """Proposals for the rows of one canvas, on the host.
 
     Attributes:
-        tokens: `[m]` int64, the token each candidate would take.
-        priority: `[m]` float64, higher is surer, by the spec's `ranks_by`.
+        tokens: `[m]` int64, the token proposed at each candidate.
+        priority: `[m]` float64, higher is more confident, by the spec's `ranks_by`.
         log_odds: `[m]` float64, log((1 - c) / c) of the proposal's probability c; nan where the logits are not finite.
-        logprobs: `[m]` float64, log-probability under the raw logits; likewise.
-        token_stats: `[2, m]` float64, log-probability under the logits that it was drawn from and entropy of the raw ones
-            (`dlm.decoding.scoring.token_stats`); None where the spec does not ask for them.
+        logprobs: `[m]` float64, log-probability under the raw logits; nan likewise.
+        token_stats: `[2, m]` float64, log-probability under the logits it was drawn from, and entropy of the raw ones
+            (`dlm.decoding.scoring.token_stats`); None unless the spec requests them.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -111,9 +111,9 @@ class Proposals:
 
     @classmethod
     def from_table(cls, table: npt.NDArray[np.float64], spec: ScoreSpec) -> Proposals:
-        """Finish the columns `table [6 or 10, m]` that `score` made.
+        """Finish the columns `table [6 or 10, m]` computed by `score`.
 
-        The logarithms are taken here because numpy's do not depend on an element's place in the array; torch's do.
+        Logarithms are taken here because numpy's do not depend on an element's position in the array; torch's do.
         """
         tokens, priority, others, gap, raw_others, raw_gap, *sums = table
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -124,8 +124,8 @@ class Proposals:
 
     @property
     def unsound(self) -> npt.NDArray[np.bool_]:
-        """`[m]`, where a logit is nan or +inf, or all are -inf: nothing can be proposed there. A logit of -inf beside
-        finite ones is a token that cannot be taken."""
+        """`[m]`, where a logit is nan or +inf, or all are -inf, so that nothing can be proposed. A logit of -inf among
+        finite ones is a token that cannot be chosen."""
         return np.isnan(self.log_odds) | np.isnan(self.logprobs)
 
 
@@ -133,17 +133,17 @@ def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tens
     """Score the rows of one spec.
 
     Args:
-        model: gives logits.
-        rows: what to score.
-        spec: how.
-        max_rows: rows of logits that may exist at once, a multiple of `ROW_TILE`.
+        model: computes logits.
+        rows: rows to score.
+        spec: how to score them.
+        max_rows: most rows of logits at once, a multiple of `ROW_TILE`.
 
     Returns:
-        `[6, rows]` float64, to be finished by `Proposals.from_table`: proposed token; the quantity's statistic, else 0;
-        the sum of exp(l_v - max) over v other than the proposal; max - l_proposal, inf when deferred; and the same two
-        of the raw logits, when the spec alters them. When it is measured four more rows, of `draw_sums` and
-        `entropy_sums`. One of sum and difference is nan where a logit is nan or +inf, or all are -inf. Then
-        `[rows, ...]`, what the spec's observer made of the raw logits, or None.
+        A pair: the table `[6, rows]` float64 for `Proposals.from_table`, and the output `[rows, ...]` of the spec's
+        observer on the raw logits, or None. Table rows: proposed token; statistic of `ranks_by`, else 0; sum of
+        exp(l_v - max) over v other than the proposal; max - l_proposal, inf if deferred; the same two for the raw
+        logits if the spec alters them; with `token_stats`, four more of `draw_sums` and `entropy_sums`. The sum or the
+        difference is nan where a logit is nan or +inf, or all are -inf.
     """
     parts, observed = [], []
     count = rows.hidden.shape[0]
@@ -162,7 +162,7 @@ def score(model: Head, rows: Rows, spec: ScoreSpec, max_rows: int) -> tuple[Tens
 
 
 def _score_chunk(logits: Tensor, rows: Rows, spec: ScoreSpec, *, keep: bool = False) -> Tensor:
-    """As `score`'s table; `logits` are used up unless they are to be kept."""
+    """Table of `score` for one chunk; overwrites `logits` unless `keep`."""
     step = logits.shape[0]
     if logits.device.type == "cpu":
         step = slice_rows(logits)
@@ -177,13 +177,13 @@ def _score_chunk(logits: Tensor, rows: Rows, spec: ScoreSpec, *, keep: bool = Fa
 
 
 def rows_within(mib: float, vocab_size: int, dtype: torch.dtype) -> int:
-    """Rows of logits that `mib` MiB hold, at least float32 each; a multiple of `ROW_TILE`, and at least that."""
+    """Rows of logits, in at least float32, that fit in `mib` MiB; a multiple of `ROW_TILE`, and at least that."""
     row_bytes = vocab_size * max(4, dtype.itemsize)
     return max(1, int(mib * 2**20) // row_bytes // ROW_TILE) * ROW_TILE
 
 
 def slice_rows(logits: Tensor) -> int:
-    """Rows of `logits [rows, vocab]` that are reduced together on a CPU, a multiple of `ROW_TILE`."""
+    """Rows of `logits [rows, vocab]` to reduce together on a CPU, a multiple of `ROW_TILE`."""
     return max(1, SLICE_BYTES // (logits.shape[1] * logits.element_size()) // ROW_TILE) * ROW_TILE
 
 
@@ -197,7 +197,7 @@ def _logits(model: Head, rows: Rows, spec: ScoreSpec) -> Tensor:
 
 
 def _score_fused(logits: Tensor, spec: ScoreSpec) -> Tensor:
-    """As `_score_slice`, for specs of which the greatest logit and the odds against it are all that is wanted."""
+    """As `_score_slice`, for specs that need only the greatest logit and the odds against it."""
     token, others = fused.argmax(logits, spec.banned)
     table = torch.zeros(6, len(token), dtype=torch.float64, device=token.device)
     table[0], table[2] = token, others
@@ -224,7 +224,7 @@ def _score_slice(logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
     gap = (best - chosen).squeeze(1).double()
     for late in spec.deferred:
         gap.masked_fill_(token == late, torch.inf)
-    gap += (chosen - chosen).squeeze(1)  # nan where the proposal's logit is infinite
+    gap += (chosen - chosen).squeeze(1)  # nan if the proposal's logit is infinite
     others = logits.scatter_(1, at, -torch.inf).sub_(best).exp_().sum(-1)
     raw_others = raw_gap = nothing
     if raw is not None:
@@ -237,15 +237,15 @@ def _score_slice(logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
 
 
 def ban(logits: Tensor, tokens: tuple[int, ...]) -> None:
-    """Set the columns of `tokens` to -inf; one by one, since a list of them would have to be sent to the device."""
+    """Set the columns of `tokens` to -inf; one by one, as an index list would have to be copied to the device."""
     for token in tokens:
         logits[:, token] = -torch.inf
 
 
 def argmax(logits: Tensor) -> Tensor:
-    """Lowest index that holds each row's maximum, `[rows]`.
+    """Lowest index of each row's maximum, `[rows]`.
 
-    On a CPU `amax` runs at memory speed and `argmax` does not, so the latter only looks into the stretch that holds the
+    On a CPU `amax` runs at memory speed and `argmax` does not, so `argmax` only searches the stretch that holds the
     maximum (8 times faster on 126,464 columns).
     """
     rows, columns = logits.shape
@@ -258,8 +258,8 @@ def argmax(logits: Tensor) -> Tensor:
 
 
 def _draw(logits: Tensor, keys: Tensor, spec: ScoreSpec) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One draw for each row from softmax(logits / temperature), filtered, by the Gumbel-max trick in float64; and where
-    it is measured, its `draw_sums`."""
+    """One draw per row from the filtered softmax(logits / temperature), by the Gumbel-max trick in float64; and with
+    `token_stats`, its `draw_sums`."""
     warm = logits.double() / spec.temperature
     if spec.top_k:
         kth = warm.topk(min(spec.top_k, warm.shape[1]), dim=-1).values[:, -1:]
@@ -280,13 +280,13 @@ def _negative_entropy(logits: Tensor) -> Tensor:
 
 
 def _margin(logits: Tensor) -> Tensor:
-    """Lead of the first over the second probability, `[rows]`."""
+    """Difference between the two highest probabilities, `[rows]`."""
     top = logits.softmax(-1).topk(2, dim=-1).values
     return top[:, 0] - top[:, 1]
 
 
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {"entropy": _negative_entropy, "margin": _margin}
-"""Orders that rank by another quantity than the proposal's odds."""
+"""Values of `ranks_by` that use a quantity other than the proposal's odds."""
 
 
 def _divergence(model: Head, logits: Tensor, rows: Rows, spec: ScoreSpec) -> Tensor:
@@ -310,4 +310,4 @@ OBSERVERS: dict[str, Callable[[Head, Tensor, Rows, ScoreSpec], Tensor]] = {
     "divergence": _divergence,
     "expected_embedding": _expected_embedding,
 }
-"""What can be asked of the raw logits (after guidance) besides proposals."""
+"""What else can be computed from the raw logits (after guidance)."""

@@ -1,4 +1,4 @@
-"""The rows of a packed forward that are scored together, and what goes with each."""
+"""Rows of a packed forward that are scored together, with their per-row inputs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Rows:
 
     Attributes:
         hidden: `[rows, hidden]`.
-        uncond: the same positions of the unconditional pairs, when guided.
-        keys: `[rows]` int64 noise keys, when the temperature is above 0.
-        boosts: rows and tokens `[k]` int64 and amounts `[k]` float64, when boosted.
-        boosting: gives `biases` of some rows, from the first of them and what they propose without, `[6, rows]`.
-        before: the same positions in an earlier forward, when their divergence is observed.
+        uncond: the same positions of the unconditional pairs, if guided.
+        keys: `[rows]` int64 noise keys, if the temperature is above 0.
+        biases: rows and tokens `[k]` int64 and amounts `[k]` float64, if boosted.
+        boosting: computes the `biases` of a range of rows from its first row and its unbiased table `[6, rows]`.
+        before: the same positions in an earlier forward, if their divergence is observed.
     """
 
     hidden: Tensor
@@ -32,7 +32,7 @@ class Rows:
     before: Rows | None = None
 
     def filled(self, tile: int) -> Rows:
-        """The same with rows of zeros behind, so that their number is a multiple of `tile`."""
+        """Copy padded with zero rows to a multiple of `tile`."""
         spare = -self.hidden.shape[0] % tile
         if not spare:
             return self

@@ -1,4 +1,4 @@
-"""What is asked of the logits about one canvas in one forward, and what its sampler sees of the answer."""
+"""Scoring request for one canvas in one forward, and the scores passed to its sampler."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ NO_PROPOSALS = Proposals(NONE, *(np.zeros(0) for _ in range(3)))
 
 @dataclass
 class ScoreRequest:
-    """What is asked about one canvas in one forward, and what came back.
+    """Positions of one canvas to score in one forward, and the results.
 
     Attributes:
-        canvas: which.
-        positions: those to score, ascending.
-        ban_mask: the mask id may not be proposed.
-        raw: the most probable tokens of the logits as they are are wanted, and nothing else.
-        observe: also wanted of the raw logits.
-        boost: what its sampler adds to single logits; its rows are positions of the canvas. None until it is known.
-        memory: with a sampler that boosts what it remembers from here.
-        proposals, observed: the answer.
+        canvas: the canvas.
+        positions: positions to score, ascending.
+        ban_mask: do not propose the mask id.
+        raw: only the most probable tokens of the unmodified logits are needed.
+        observe: what else to compute from the raw logits.
+        boost: logit bias from its sampler; its rows are canvas positions. None until known.
+        memory: updated memory of a sampler that biases logits.
+        proposals, observed: the results.
     """
 
     canvas: Canvas
@@ -45,7 +45,7 @@ class ScoreRequest:
     observed: Tensor | None = None
 
     def spec(self, special: SpecialTokens) -> ScoreSpec:
-        """How its rows are scored."""
+        """How to score its rows."""
         params, sampler = self.canvas.request.params, self.canvas.request.sampler
         if self.raw:
             return ScoreSpec("low_confidence", cfg_scale=params.cfg_scale)
@@ -67,12 +67,12 @@ class ScoreRequest:
 
     @property
     def unsound(self) -> int | None:
-        """The first position whose logits are not finite; None where there is none."""
+        """The first position whose logits are not finite; None if there is none."""
         found = self.positions[: len(self.proposals.tokens)][self.proposals.unsound]
         return int(found[0]) if len(found) else None
 
     def scores(self, candidates: IntArray) -> Scores:
-        """What the sampler sees of `candidates`, which are among its positions."""
+        """Scores of `candidates`, a subset of its positions, for the sampler."""
         canvas, proposals = self.canvas, self.proposals
         where = np.searchsorted(self.positions, candidates)
         tokens, before = proposals.tokens[where], canvas.tokens[candidates]
@@ -90,15 +90,15 @@ class ScoreRequest:
         )
 
     def _divergence(self) -> npt.NDArray[np.float64]:
-        """KL(p_now || p_before) of each position against the forward before in the same block, where it is tracked."""
+        """KL(p_now || p_before) of each position against the previous forward in the same block, inf if not tracked."""
         track = track_of(self.canvas)
         if self.observe != "divergence" or track is None or self.observed is None:
             return np.full(len(self.positions), np.inf)
         return np.where(track.knows(self.positions), self.observed.double().cpu().numpy(), np.inf)
 
     def learn(self, first: int, proposals: Proposals) -> LogitBias:
-        """Let the sampler say what it adds to the logits of the positions from index `first` on, for which it is known
-        what they propose without. Its rows are positions of the canvas."""
+        """Query the sampler's logit bias for the positions from index `first` on, given their unbiased `proposals`. The
+        bias's rows are canvas positions."""
         part = ScoreRequest(self.canvas, self.positions[first : first + len(proposals.tokens)], proposals=proposals)
         scores = part.scores(np.intersect1d(self.canvas.candidates(), part.positions))
         boost, memory = self.canvas.request.sampler.logit_bias(scores, self.canvas.memory)
@@ -109,6 +109,6 @@ class ScoreRequest:
 
 
 def track_of(canvas: Canvas) -> Track | None:
-    """What was kept of the forward before, if that was in the same block."""
+    """Track of the previous forward, if that was in the same block."""
     track: Track | None = canvas.tensors.get("track")
     return None if track is None or track.block_index != canvas.block_index else track

@@ -1,4 +1,4 @@
-"""From hidden states to what each canvas writes: score the candidates, ask the samplers, keep the guarantees."""
+"""From hidden states to what each canvas writes: score candidates, run the samplers, enforce the guarantees."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from dlm.models.families import SpecialTokens
 
 @dataclass(frozen=True)
 class Selection:
-    """What one canvas writes: positions, tokens and, when recorded, log-probabilities; the positions that become masks
-    again; its sampler's memory; and `[2, m]` statistics of the tokens, when asked for. Nothing, where the logits of a
-    position are not finite: `unsound` is the first such."""
+    """What one canvas writes: positions, tokens and, if recorded, log-probabilities; the positions that become masks
+    again; its sampler's memory; and `[2, m]` statistics of the tokens, if requested. Empty if some logits are not
+    finite: `unsound` is then the first such position."""
 
     positions: IntArray
     tokens: IntArray
@@ -42,22 +42,22 @@ class Selection:
 
 
 class Selector:
-    """Chooses for all canvases of a step at once.
+    """Makes the selections of all canvases in a step.
 
     Args:
-        model: gives logits.
+        model: computes logits.
         special: the mask id and the ids that end an answer.
-        max_rows: rows of logits that may exist at once.
+        max_rows: most rows of logits at once.
     """
 
     def __init__(self, model: Head, special: SpecialTokens, max_rows: int) -> None:
         self.model, self.special, self.max_rows = model, special, max_rows
 
     def select(self, batch: Batch, canvases: Sequence[Canvas], hidden: Tensor) -> list[Selection]:
-        """What each canvas writes after a forward that gave `hidden [num_rows, hidden]`.
+        """What each canvas writes after a forward with output `hidden [num_rows, hidden]`.
 
-        One transfer from the device; one more where samplers boost logits, and one for canvases whose proposals are
-        mask ids only.
+        One transfer from the device; one more if samplers bias logits, and one more for canvases that proposed too many
+        mask ids.
         """
         asked = []
         for canvas in canvases:
@@ -92,7 +92,7 @@ class Selector:
         return choices
 
     def _track(self, batch: Batch, question: ScoreRequest, hidden: Tensor) -> Track:
-        """What the next forward is compared with."""
+        """Track for comparison with the next forward."""
         canvas, positions = question.canvas, question.positions
         rows, *unconds = (
             hidden[upload(batch.rows(canvas, positions, uncond=uncond), hidden.device)]
@@ -101,7 +101,7 @@ class Selector:
         return Track(canvas.block_index, positions, rows, unconds[0] if unconds else None)
 
     def _answer(self, batch: Batch, questions: Sequence[ScoreRequest], hidden: Tensor) -> None:
-        """Fill in proposals, scored together where the specs agree."""
+        """Fill in the proposals, scoring requests with equal specs together."""
         groups: dict[ScoreSpec, list[ScoreRequest]] = {}
         for question in questions:
             if len(question.positions):
@@ -126,7 +126,7 @@ class Selector:
                 first = last
 
     def _rows(self, batch: Batch, members: Sequence[ScoreRequest], spec: ScoreSpec, hidden: Tensor) -> Rows:
-        """The rows of questions that share a spec, on the device."""
+        """The rows of requests that share a spec, on the device."""
         device = hidden.device
         rows = np.concatenate([batch.rows(one.canvas, one.positions) for one in members])
         uncond = keys = before = None
@@ -152,8 +152,8 @@ class Selector:
 
 
 def learn(members: Sequence[ScoreRequest], firsts: Sequence[int], spec: ScoreSpec, start: int, table: Tensor) -> Boosts:
-    """What samplers add to rows `[start, start + rows)` of questions that are scored together, whose rows begin at
-    `firsts`, now that it is known what they propose without: `table [6, rows]` by `spec`."""
+    """Logit biases for rows `[start, start + rows)` of requests scored together, whose rows start at `firsts`, given
+    their unbiased `table [6, rows]` by `spec`."""
     plain, parts = table.cpu().numpy(), []
     for question, first in zip(members, firsts, strict=True):
         begin, end = max(start, first), min(start + plain.shape[1], first + len(question.positions))
@@ -164,7 +164,7 @@ def learn(members: Sequence[ScoreRequest], firsts: Sequence[int], spec: ScoreSpe
 
 
 def placed(parts: Sequence[tuple[ScoreRequest, LogitBias, int]], device: torch.device) -> Boosts:
-    """Boosts of questions whose rows begin where it says, as rows, tokens and amounts on the device."""
+    """Biases as rows, tokens and amounts on the device, from triples of request, bias and first row."""
     rows = [np.searchsorted(question.positions, boost.rows) + first for question, boost, first in parts]
     tokens, amounts = [boost.tokens for _, boost, _ in parts], [boost.amounts for _, boost, _ in parts]
     return (
@@ -175,7 +175,7 @@ def placed(parts: Sequence[tuple[ScoreRequest, LogitBias, int]], device: torch.d
 
 
 def needs_more(canvas: Canvas, choice: Selection) -> bool:
-    """Whether a choice decides too few masks."""
+    """Whether a selection decides too few masks."""
     if canvas.request.sampler.ignores_budget or choice.unsound is not None:
         return False
     decided = int((canvas.tokens[choice.positions] == canvas.mask_id).sum())
@@ -183,9 +183,9 @@ def needs_more(canvas: Canvas, choice: Selection) -> bool:
 
 
 def choose(question: ScoreRequest, scores: Scores) -> Selection:
-    """Ask the canvas's sampler; drop mask proposals; keep the budget of `max_nfe` and the guarantee of progress.
+    """Run the canvas's sampler, drop mask proposals, and enforce the `max_nfe` budget and the guarantee of progress.
 
-    Fewer masks than `canvas.min_reveals()` are decided only where mask proposals stand in the way.
+    Fewer than `canvas.min_reveals()` masks are decided only if mask proposals prevent it.
     """
     canvas = question.canvas
     memory = question.memory if canvas.request.sampler.biases else canvas.memory

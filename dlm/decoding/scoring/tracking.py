@@ -1,6 +1,6 @@
-"""What a canvas keeps of a forward, so that the next one can say how far each position's distribution has moved.
+"""Data kept from one forward, so that the next can measure how far each position's distribution moved.
 
-Hidden states are kept and their logits made once more: between two forwards there is no vocabulary-sized row.
+Hidden states are kept and their logits recomputed, so no vocabulary-sized row is held between forwards.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Track:
     """The scored positions of one forward.
 
     Attributes:
-        block_index: the block that they lie in; the track ends with it.
+        block_index: their block; the track is valid only within it.
         positions: `[m]` int64, ascending.
-        hidden: `[m, hidden]`, what their logits are made of.
-        uncond: the same of the unconditional pair, when guided.
+        hidden: `[m, hidden]`, inputs of the LM head.
+        uncond: the same for the unconditional pair, if guided.
     """
 
     block_index: int
@@ -34,15 +34,15 @@ class Track:
     uncond: Tensor | None
 
     def knows(self, positions: IntArray) -> npt.NDArray[np.bool_]:
-        """Which of `positions` it has."""
+        """Which of `positions` it holds."""
         return np.isin(positions, self.positions)
 
     def find(self, positions: IntArray) -> IntArray:
-        """Their rows; any row for those that it does not have."""
+        """Row of each position; an arbitrary row for those it does not hold."""
         return np.minimum(np.searchsorted(self.positions, positions), len(self.positions) - 1)
 
 
 def rows_of(tracks: Sequence[tuple[Track, Tensor]]) -> Rows:
-    """Rows of several tracks, each with the indices `[n]` int64 wanted of it, laid end to end."""
+    """Rows of several tracks, each at its indices `[n]` int64, concatenated."""
     unconds = [track.uncond[index] for track, index in tracks if track.uncond is not None]
     return Rows(torch.cat([track.hidden[index] for track, index in tracks]), torch.cat(unconds) if unconds else None)

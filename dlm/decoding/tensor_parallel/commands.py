@@ -1,4 +1,4 @@
-"""What rank 0 of a `ParallelDecoder` tells the others, besides None for a step."""
+"""Messages from rank 0 of a `ParallelDecoder` to the other ranks; None stands for a step."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from enum import Enum
 from dlm.decoding.request import Request
 
 GOES_ON, STOPS, FAILS = 0, 1, 2
-"""What `should_stop` said in rank 0."""
+"""Outcome of `should_stop` in rank 0."""
 
 
 class Command(Enum):
-    """That which has no content."""
+    """Messages without content."""
 
     DROP = "drop"
     CLOSE = "close"
@@ -20,12 +20,12 @@ class Command(Enum):
 
 @dataclass(frozen=True)
 class AddRequest:
-    """A request that came.
+    """A submitted request.
 
     Attributes:
         request: without `should_stop`, with its seed.
         stops: whether it has `should_stop`.
-        refusal: why it was refused; None where it was not.
+        refusal: why it was refused; None if accepted.
     """
 
     request: Request
@@ -35,7 +35,7 @@ class AddRequest:
 
 @dataclass(frozen=True)
 class Cancellation:
-    """A request that is to be forgotten."""
+    """A request to cancel."""
 
     request_id: str
 

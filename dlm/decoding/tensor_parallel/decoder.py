@@ -1,8 +1,8 @@
-"""One decoder over several processes, each with a part of the model.
+"""One decoder over several processes, each with a shard of the model.
 
-Rank 0 takes the requests; every process makes the same steps. What a step decides follows from sums that have the same
-bits everywhere, so the processes need to tell each other only what comes from outside: requests, seeds that were drawn,
-the answers of `should_stop`, and when to step, to drop everything and to close.
+Rank 0 accepts the requests; every process runs the same steps. All decisions follow from sums with the same bits
+everywhere, so rank 0 only broadcasts external input: requests, drawn seeds, results of `should_stop`, and when to step,
+drop everything or close.
 
     with ParallelDecoder.start(partial(load_checkpoint, folder), config, 2) as decoder:
         for completion in decoder.run(requests):
@@ -47,23 +47,23 @@ from dlm.models.sharding import Shard, check_divisible
 
 
 class Loader(Protocol):
-    """Loads a part of the model; picklable, such as a `functools.partial` of `load_checkpoint`."""
+    """Loads a shard of the model; picklable, such as a `functools.partial` of `load_checkpoint`."""
 
     def __call__(self, *, shard: Shard) -> Checkpoint:
-        """The part, on the process's device."""
+        """The shard, on the process's device."""
 
 
 class ParallelDecoder(Decoder):
-    """A process's part of the decoder; made by `start`.
+    """One process's part of the decoder; created by `start`.
 
-    In rank 0 it is used like any `Decoder`, and closed at the end. Under a launcher the other ranks call `run` and
-    `close` as rank 0 does: their `run` takes no requests of its own, yields what rank 0's yields, and ends with it.
+    In rank 0, use it like any `Decoder` and close it at the end. Under a launcher the other ranks call `run` and
+    `close` as rank 0 does: their `run` ignores its own requests, yields what rank 0's yields, and ends with it.
 
     Args:
-        group: the processes; each makes its decoder at the same time.
-        checkpoint: this process's part of the model.
+        group: the processes; each creates its decoder at the same time.
+        checkpoint: this process's shard of the model.
         options: limits, the same in all processes.
-        workers: the processes that this one started.
+        workers: the processes started by this one.
         backend: the attention to use; None chooses by device and dtype.
     """
 
@@ -94,21 +94,20 @@ class ParallelDecoder(Decoder):
         device: str = "cpu",
         collectives: str | None = None,
     ) -> Self:
-        """The decoder of this process, the others started or, under torchrun, joined.
+        """Create this process's decoder, starting the other processes or, under torchrun, joining them.
 
         Args:
-            load: gives the part of the model for a shard; on CUDA onto the device `cuda`, which is the current one of
-                each process.
+            load: loads a shard of the model; on CUDA onto the device `cuda`, the current one of each process.
             config: the whole model's architecture.
-            size: processes.
+            size: number of processes.
             options: limits of the decoder.
             device: `cpu` or `cuda`; without a launcher rank r takes the r-th CUDA device.
             collectives: `gloo` or `nccl` for the sums; None chooses by device.
 
         Raises:
-            ConfigError: `size` does not divide the model, or is not that of the launcher, or there are fewer devices;
-                no process was started then.
-            RunError: a process did not start; with its traceback.
+            ConfigError: `size` does not divide the model, differs from the launcher's, or exceeds the number of
+                devices; no process was started.
+            RunError: a process did not start; includes its traceback.
         """
         check_divisible(config, size)
         sums = collectives or default_backend(device)
@@ -132,8 +131,8 @@ class ParallelDecoder(Decoder):
             raise
 
     def _arena_tokens(self) -> int:
-        """As large as the process with the least room can have it; processes on a CPU share the machine's memory."""
-        self.group.smallest(0)  # when all have loaded their weights
+        """The size that fits the process with the least room; processes on a CPU share the machine's memory."""
+        self.group.smallest(0)  # barrier: all have loaded their weights
         tokens = super()._arena_tokens()
         config, device = self.backbone.config, self.backbone.device
         if self.options.arena_tokens is None and device.type == "cpu":
@@ -142,14 +141,14 @@ class ParallelDecoder(Decoder):
             tokens = max(config.max_positions, min(tokens, share))
         return self.group.smallest(tokens)
 
-    # What rank 0 does and tells
+    # Rank 0
 
     def check(self, request: Request) -> None:
-        """As `Decoder.check`; also refuses what needs all heads in one process."""
+        """As `Decoder.check`; also rejects requests that need all heads in one process."""
         super().check(request)
         if isinstance(request.engine, Sparse) and not request.engine.head_select:
             raise RequestError(
-                f"head_select=False chooses by all heads together, which lie in {self.group.size} processes; set "
+                f"head_select=False ranks by all heads together, but {self.group.size} processes share them; set "
                 "head_select=True or tensor_parallel_size=1"
             )
 
@@ -169,7 +168,7 @@ class ParallelDecoder(Decoder):
         super().add(bare if rule is None else replace(bare, should_stop=partial(self._ask, rule)))
 
     def step(self) -> tuple[list[Completion], StepReport]:
-        """One forward in all processes. When it fails in one the decoder is of no more use, and is closed."""
+        """One forward in all processes. If it fails in any of them, the decoder is unusable and is closed."""
         self._tell(None)
         try:
             done = super().step()
@@ -182,8 +181,8 @@ class ParallelDecoder(Decoder):
             raise
 
     def step_apart(self) -> list[Completion]:
-        """Not here: a step that failed in one process has left the others behind. Raises `RunError`."""
-        raise RunError("a step failed in one of several processes; make a new decoder")
+        """Not supported: after a step failed in one process, the others are out of sync. Raises `RunError`."""
+        raise RunError("a step failed in one of the tensor-parallel processes; create a new decoder")
 
     def cancel(self, request_id: str) -> bool:
         """As `Decoder.cancel`, in all processes."""
@@ -191,7 +190,7 @@ class ParallelDecoder(Decoder):
         return super().cancel(request_id)
 
     def drop_all(self) -> None:
-        """Forget every canvas, in all processes."""
+        """Drop every canvas, in all processes."""
         if not self.closed and not self.group.broken:
             self._tell(Command.DROP)
         super().drop_all()
@@ -209,7 +208,7 @@ class ParallelDecoder(Decoder):
             raise
 
     def _ask(self, rule: Callable[[Sequence[int]], bool], tokens: Sequence[int]) -> bool:
-        """The answer of `should_stop`, told to the others."""
+        """Result of `should_stop`, broadcast to the other ranks."""
         try:
             stops = bool(rule(tokens))
         except Exception as error:
@@ -220,13 +219,13 @@ class ParallelDecoder(Decoder):
         return stops
 
     def _break_off(self) -> None:
-        """End without a word: a process is gone, or this one is in the middle of a step."""
+        """Shut down without notifying the others: a process is gone, or this one is in the middle of a step."""
         self.closed = True
         self.group.leave()
         if self._workers is not None:
             self._workers.end(0)
 
-    # What the others do
+    # Other ranks
 
     def _hear_answer(self, tokens: Sequence[int]) -> bool:
         answer = self.group.number()
@@ -235,7 +234,7 @@ class ParallelDecoder(Decoder):
         return answer == STOPS
 
     def _follow(self, on_step: Callable[[StepReport], None] | None = None) -> Iterator[Completion]:
-        """Do as rank 0 says until it drops everything, as it does at the end of each run, or closes."""
+        """Follow rank 0 until it drops everything, as at the end of each run, or closes."""
         while True:
             message = self.group.message()
             if message is None:
@@ -260,7 +259,7 @@ class ParallelDecoder(Decoder):
                 return
 
     def serve(self) -> None:
-        """In a rank other than 0: follow it until it closes."""
+        """In ranks other than 0: follow rank 0 until it closes."""
         while not self.closed:
             for _ in self._follow():
                 pass
@@ -269,7 +268,7 @@ class ParallelDecoder(Decoder):
     def run(
         self, requests: Iterable[Request], *, on_step: Callable[[StepReport], None] | None = None
     ) -> Iterator[Completion]:
-        """As `Decoder.run`; in a rank other than 0 the completions of rank 0's run, whatever `requests` are."""
+        """As `Decoder.run`; in other ranks, yields the completions of rank 0's run and ignores `requests`."""
         if self.group.leads:
             yield from super().run(requests, on_step=on_step)
             return
@@ -277,17 +276,16 @@ class ParallelDecoder(Decoder):
         try:
             yield from following
         finally:
-            for _ in following:  # the caller may have enough; rank 0 needs this process until its own run ends
+            for _ in following:  # the caller may stop early; rank 0 needs this process until its own run ends
                 pass
 
     def close(self) -> None:
-        """End the processes that were started; in a rank other than 0 follow rank 0 until it closes. Never fails when
-        called again."""
+        """End the started processes; in other ranks, follow rank 0 until it closes. Safe to call again."""
         if self.closed or not self.group.leads:
             self.serve()
             return
         super().drop_all()
-        with suppress(RunError):  # a process that is gone has ended already, and `_tell` ended the others
+        with suppress(RunError):  # if a process is gone, `_tell` has ended the others
             self._tell(Command.CLOSE)
         self.closed = True
         if self._workers is not None:
@@ -304,5 +302,5 @@ class ParallelDecoder(Decoder):
 
 
 def _serve(load: Loader, options: DecoderOptions | None, group: ParallelGroup) -> None:
-    """The life of a worker that was started for a decoder."""
+    """Main function of a worker process started for a decoder."""
     ParallelDecoder(group, load(shard=Shard(group.rank, group.size)), options).serve()

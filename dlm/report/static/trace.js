@@ -1,4 +1,4 @@
-/** The page of a run: its answers in a list, and the canvas of the one that is looked at. */
+/** The page of a run: a list of its answers, and the canvas of the selected one. */
 
 import { Conversation } from "./conversation.js";
 import { find } from "./dom.js";
@@ -23,5 +23,5 @@ const turns = JSON.parse(find("answers").textContent).map((answer) =>
   conversation.add(answer.prompt, [finished(answer)]),
 );
 if (turns.length) showTurn(turns[0]);
-find("talk-scroll").scrollTop = 0; // each turn that was added came into view
+find("talk-scroll").scrollTop = 0; // adding a turn scrolls it into view
 scrollTo(0, 0);

@@ -8,20 +8,20 @@ from omegaconf import DictConfig
 
 from dlm.cli import command_line
 
-TITLE = "Train a diffusion language model with GRPO: answers that are better than their group become likelier."
+TITLE = "Train a diffusion language model with GRPO: make answers that beat their group more likely."
 KEYS = """\
   model=checkpoint model.path=folder       what to train
-  data=jsonl data.path=file                prompts, the last validation.prompts of them to measure with
-  reward=checker reward.checker=number     1 for a right answer (a checker of dlm.evaluate), else 0
-  reward=function reward.path=module:name  a function of yours, of the row and the answer's text
-  likelihood=d1_onestep                    what stands for log-probabilities: d1_onestep, coupled, step_map, ...
+  data=jsonl data.path=file                prompts; the last validation.prompts are held out
+  reward=checker reward.checker=number     1 for a correct answer (checkers of dlm.evaluate), else 0
+  reward=function reward.path=module:name  your own function of the row and the answer's text
+  likelihood=d1_onestep                    log-probability surrogate: d1_onestep, coupled, step_map, ...
   steps=200 prompts_per_step=8 group_size=8
-  generation.temperature=1.0               how answers are decoded; the parameters of dlm.SamplingParams
-  objective.kl=0.04                        holds the policy to where it came from
-  lora.rank=16 optimizer.lr=1e-3           train an adapter in place of the weights
-  rollout_dtype=bfloat16                   decode with a copy of the weights in it
+  generation.temperature=1.0               how answers are decoded: dlm.SamplingParams
+  objective.kl=0.04                        weight of the divergence from the initial policy
+  lora.rank=16 optimizer.lr=1e-3           train an adapter instead of the weights
+  rollout_dtype=bfloat16                   decode with a copy of the weights in this dtype
   trainer=ddp trainer.devices=2            several processes
-  run_dir=outputs/grpo/...                 go on with a run"""
+  run_dir=outputs/grpo/...                 resume a run"""
 EXAMPLES = """\
   python -m dlm.rl.grpo experiment=demo_grpo
   python -m dlm.rl.grpo -m experiment=demo_grpo seed=0,1,2
@@ -35,14 +35,14 @@ def main() -> None:
 
 
 def register() -> None:
-    """Make the schemas known; they are mirrored from what is built with torch, which is imported here."""
+    """Register the schemas; they mirror classes that need torch, so it is imported here."""
     from dlm.rl.grpo import config
 
     config.register()
 
 
 def run(config: DictConfig, overrides: Sequence[str]) -> int:
-    """Train what `config` asks for; returns the exit code."""
+    """Train as configured; returns the exit code."""
     from dlm.rl.grpo.config import check_grpo
 
     check_grpo(config)

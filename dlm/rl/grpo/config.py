@@ -1,4 +1,4 @@
-"""The schemas behind `conf/grpo.yaml`, `conf/reward/` and `conf/likelihood/`, and what they cannot see."""
+"""Schemas of `conf/grpo.yaml`, `conf/reward/` and `conf/likelihood/`, and cross-field checks they cannot express."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dlm.sampling_params import SamplingParams
 PRECISIONS = ("32-true", "bf16-mixed")
 DTYPES = ("float32", "bfloat16", "float16")
 LOOP = ("seed", "n", "record")
-"""Parameters of a prompt that the loop sets itself."""
+"""Sampling parameters that the training loop sets itself."""
 Generation = optional("RolledOut", SamplingParams, LOOP)
 ObjectiveConfig, OptimizerConfig, LoraConfig = mirror(Objective), mirror(PolicyOptimizerOptions), mirror(LoraOptions)
 
@@ -65,7 +65,7 @@ class GrpoConfig:
 
 
 def register() -> None:
-    """Make the schemas known to Hydra; calling it again changes nothing."""
+    """Register the schemas with Hydra; idempotent."""
     store = ConfigStore.instance()
     store.store(group="schema", name="grpo", node=GrpoConfig)
     for name, reward in {"function": FunctionReward, "checker": CheckerReward}.items():
@@ -76,12 +76,12 @@ def register() -> None:
 
 
 def check_grpo(config: DictConfig) -> None:
-    """Raise `ConfigError` with every missing value and every fault of `conf/grpo.yaml`, each with its remedy."""
+    """Raise `ConfigError` listing every missing value and fault of `conf/grpo.yaml`, each with its remedy."""
     check(config, {**{parts: CHECKS[parts] for parts in SHARED}, **OWN})
 
 
 def generation_of(config: DictConfig) -> SamplingParams:
-    """How answers are decoded. Raises `RequestError`."""
+    """The sampling parameters of the answers. Raises `RequestError`."""
     given = {name: value for name, value in config.generation.items() if value is not None}
     return SamplingParams(**given)
 
@@ -99,12 +99,12 @@ def _generation_faults(config: DictConfig) -> list[str]:
     if params.cfg_scale > 0.0:
         faults.append(f"generation.cfg_scale={params.cfg_scale}: guided answers are not the policy's own; leave it out")
     if params.align_blocks:
-        faults.append("generation.align_blocks=true: replays would not know of it; leave it out")
+        faults.append("generation.align_blocks=true: replays would ignore it; leave it out")
     return faults
 
 
 def _built_faults(key: str) -> Callable[[DictConfig], list[str]]:
-    """What a part says against its values when it is built."""
+    """Faults that a part raises when it is built."""
 
     def faults(config: DictConfig) -> list[str]:
         try:
@@ -119,7 +119,7 @@ def _built_faults(key: str) -> Callable[[DictConfig], list[str]]:
 
 
 def _own_faults(key: str) -> Callable[[DictConfig], list[str]]:
-    """What a part says of itself."""
+    """Faults that a part reports itself."""
 
     def faults(config: DictConfig) -> list[str]:
         found: list[str] = instantiate(config[key]).faults()
@@ -129,19 +129,19 @@ def _own_faults(key: str) -> Callable[[DictConfig], list[str]]:
 
 
 def _trained_faults(config: DictConfig) -> list[str]:
-    """What of a model cannot be trained, or not together."""
+    """Model options that cannot be trained, or not in combination."""
     faults, drafter = _own_faults("lora")(config), config.model.get("drafter_adapter_path")
     if drafter is not None:
-        faults.append(f"model.drafter_adapter_path={drafter}: a drafter is neither trained nor saved; leave it out")
+        faults.append(f"model.drafter_adapter_path={drafter}: a drafter would be neither trained nor saved; leave it out")
     deterministic = config.decoder.deterministic
     if config.lora.rank and deterministic is not None and config.rollout_dtype is None:
         faults.append(
-            f"decoder.deterministic={str(deterministic).lower()}: an adapter in training computes as its model does by "
-            "itself; leave it at null, or write rollout_dtype=float32, or another, for a copy in which it is merged"
+            f"decoder.deterministic={str(deterministic).lower()}: has no effect on an adapter in training; leave it "
+            "at null, or set rollout_dtype (e.g. float32) to decode with a copy in which the adapter is merged"
         )
     if config.lora.rank and config.model.get("adapter_path") is not None:
         faults.append(
-            f"model.adapter_path={config.model.adapter_path}: an adapter over another cannot be saved as one; merge it "
+            f"model.adapter_path={config.model.adapter_path}: stacked adapters cannot be saved as one; merge it "
             "first (python -m dlm.convert), or set lora.rank=0"
         )
     return faults
@@ -165,11 +165,11 @@ def _loop_faults(config: DictConfig) -> list[str]:
         if value is not None and value < least
     ]
     if config.validation.prompts == 1:
-        faults.append("validation.prompts=1: one tells no standard error; write 2 or more, or 0")
+        faults.append("validation.prompts=1: no standard error from one prompt; write 2 or more, or 0")
     if config.precision not in PRECISIONS:
-        faults.append(f"precision={config.precision}: one of {', '.join(PRECISIONS)}")
+        faults.append(f"precision={config.precision}: must be one of {', '.join(PRECISIONS)}")
     if config.rollout_dtype not in (None, *DTYPES):
-        faults.append(f"rollout_dtype={config.rollout_dtype}: null, or one of {', '.join(DTYPES)}")
+        faults.append(f"rollout_dtype={config.rollout_dtype}: must be null or one of {', '.join(DTYPES)}")
     return faults
 
 
@@ -178,7 +178,7 @@ LOOP_KEYS = (
     "precision", "rollout_dtype",
 )  # fmt: skip
 SHARED: tuple[tuple[str, ...], ...] = (("model",), ("data",), ("trainer",), ("decoder", "generation"))
-"""Parts whose checks are those of predict."""
+"""Parts that share their checks with predict."""
 OWN: dict[tuple[str, ...], Callable[[DictConfig], list[str]]] = {
     ("generation",): _generation_faults,
     ("objective",): _built_faults("objective"),
@@ -188,4 +188,4 @@ OWN: dict[tuple[str, ...], Callable[[DictConfig], list[str]]] = {
     ("lora", "model", "decoder", "rollout_dtype"): _trained_faults,
     LOOP_KEYS: _loop_faults,
 }
-"""Each check with the parts of the configuration that it reads."""
+"""Each check, keyed by the config parts that it reads."""

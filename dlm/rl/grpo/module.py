@@ -1,5 +1,5 @@
-"""One step of GRPO as a LightningModule: roll out, reward, score, update. Knows prompts as token ids, and texts only to
-have them rewarded."""
+"""One step of GRPO as a LightningModule: roll out, reward, score, update. Prompts are token ids; texts are only used for
+rewards."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from dlm.sampling_params import SamplingParams
 from dlm.text import TextCodec
 
 PARTS = ("rollout", "reward", "score", "update")
-"""What a step's time is spent on: decoding, judging, log-probabilities under older policies and the reference, and the
-gradient with the optimizer's step."""
+"""Timed parts of a step: decoding; rewarding; log-probabilities under older policies and the reference; gradients and
+optimizer steps."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ class Options:
     """How a policy is trained.
 
     Attributes:
-        generation: how answers are decoded; its seed stays None.
-        group_size: answers to each prompt.
-        updates: optimizer steps with the answers of one step.
-        objective: from rewards to a loss.
-        likelihood: what stands for the log-probability of a token.
-        optimizer: learning rate and the like.
-        lora: the adapter that is trained, or none.
-        decoder: its limits.
-        score_tokens: rows of one forward that scores.
-        seed: of everything that is drawn.
+        generation: sampling parameters of the answers; seed must be None.
+        group_size: answers per prompt.
+        updates: optimizer steps per step's answers.
+        objective: turns rewards into a loss.
+        likelihood: surrogate for a token's log-probability.
+        optimizer: learning rate and related settings.
+        lora: the adapter to train; rank 0 trains the weights.
+        decoder: decoder limits.
+        score_tokens: rows in one scoring forward.
+        seed: seed of all randomness.
     """
 
     generation: SamplingParams
@@ -69,7 +69,7 @@ class Options:
 
 @dataclass(frozen=True)
 class SampledAnswer:
-    """A rollout with its text and its worth."""
+    """A rollout with its text and its reward."""
 
     question: TrainingPrompt
     rollout: Rollout
@@ -81,11 +81,11 @@ class GRPO(LightningModule):
     """A policy in training.
 
     Args:
-        options: how.
-        load: makes the checkpoint to train on a device; called once more for the reference where there is one.
-        load_decoder: makes the copy that decodes; None decodes with the weights in training themselves.
-        codec: shows answers to the reward.
-        judge: the reward.
+        options: training options.
+        load: loads the checkpoint to train onto a device; called again for the reference if there is one.
+        load_decoder: loads a separate copy for decoding; None decodes with the trained weights themselves.
+        codec: turns answers into text for the reward.
+        judge: runs the reward.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class GRPO(LightningModule):
         self.measured: dict[str, float] = {}
 
     def configure_model(self) -> None:
-        """Load the weights to this process's own device; Lightning may call it twice."""
+        """Load the weights onto this process's device; Lightning may call it twice."""
         if hasattr(self, "learner"):
             return
         options = self.options
@@ -123,7 +123,7 @@ class GRPO(LightningModule):
 
     @property
     def rollouts(self) -> Rollouts:
-        """What decodes and scores."""
+        """The object that decodes and scores."""
         return self.learner.rollouts
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
@@ -131,7 +131,7 @@ class GRPO(LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs to go on."""
+        """The state that `restore` needs to resume."""
         optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         return {
             "step": self.steps_done,
@@ -141,7 +141,7 @@ class GRPO(LightningModule):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` was after its step."""
+        """Resume from the step at which `state` was taken."""
         self.learner.trained.load_state_dict(state["weights"])
         self.trainer.optimizers[0].load_state_dict(state["optimizer"])
         self.trainer.lr_scheduler_configs[0].scheduler.load_state_dict(state["schedule"])
@@ -149,7 +149,7 @@ class GRPO(LightningModule):
         self.rollouts.sync(version=self.steps_done)
 
     def check(self, questions: Sequence[TrainingPrompt]) -> None:
-        """Raise `DataError` that names a question that could not be rolled out, and `RequestError` where none could."""
+        """Raise `DataError` naming a question that cannot be rolled out, or `RequestError` if none can."""
         faults: dict[str, str] = {}
         for question in questions:
             try:
@@ -161,11 +161,11 @@ class GRPO(LightningModule):
         refuse(list(faults.items()))
 
     def transfer_batch_to_device(self, batch: Step, device: torch.device, dataloader_idx: int) -> Step:
-        """A step holds plain values, which stay on the host."""
+        """No-op: a step holds plain values, which stay on the host."""
         return batch
 
     def training_step(self, step: Step, batch_idx: int) -> None:
-        """Roll out a step's questions and update the weights; `measured` then has the step's figures."""
+        """Roll out a step's questions and update the weights; stores the step's metrics in `measured`."""
         self.seconds.clear()
         answers = self.answers(step.questions, self.options.group_size, f"step {step.number}")
         rewards = torch.tensor([answer.verdict.reward for answer in answers], dtype=torch.float64)
@@ -178,12 +178,12 @@ class GRPO(LightningModule):
         self.measured["not_judged"] *= self.trainer.world_size
 
     def answers(self, questions: Sequence[TrainingPrompt], samples: int, name: str) -> list[SampledAnswer]:
-        """Decode and reward `samples` answers to each question, those of one question together.
+        """Decode and reward `samples` answers to each question, grouped by question.
 
         Args:
-            questions: asked.
-            samples: to each.
-            name: of the occasion, from which with the question's own the noise comes.
+            questions: the questions.
+            samples: answers per question.
+            name: name of the call; seeds the noise together with the question's id.
         """
         with self._timed("rollout"):
             seeds = [seed_of(self.options.seed, f"{name}, {one.id}, turn {one.turn}") for one in questions]
@@ -197,12 +197,12 @@ class GRPO(LightningModule):
         return [SampledAnswer(*parts) for parts in zip(asked, rollouts, texts, verdicts, strict=True)]
 
     def _text(self, rollout: Rollout) -> str:
-        """What a reader sees of an answer: what stands before a stop string."""
+        """The visible text of an answer, cut before a stop string."""
         text, _, _ = self.codec.show(rollout.replay_token_ids[: self._counted(rollout)], self.options.generation.stop)
         return text
 
     def _update(self, number: int, answers: Sequence[SampledAnswer], rewards: Tensor) -> dict[str, float]:
-        """Take the step's updates; returns what they were like on average."""
+        """Run the step's updates; returns their mean metrics."""
         options, rollouts = self.options, [answer.rollout for answer in answers]
         counts = [self._counted(rollout) for rollout in rollouts]
         seeds = [self._mask_seeds(number, update, answers) for update in range(options.updates)]
@@ -210,7 +210,7 @@ class GRPO(LightningModule):
             weights, advantages = self._by_token(counts, rewards)
         with self._timed("score"), torch.no_grad():
             policy = self.rollouts.likelihood
-            # The first update is made by the policy that decoded, whose ratios are 1 whatever they are computed from.
+            # In the first update the policy is still the one that decoded, so its ratios are 1 by construction.
             before = [None, *(self._tokens(policy, rollouts, counts, masks) for masks in seeds[1:])]
             with self.learner.at_the_start() as first:
                 other = [None if first is None else self._tokens(first, rollouts, counts, masks) for masks in seeds]
@@ -227,7 +227,7 @@ class GRPO(LightningModule):
         return {name: total / options.updates for name, total in totals.items()}
 
     def _by_token(self, counts: Sequence[int], rewards: Tensor) -> tuple[Tensor, Tensor]:
-        """`[tokens]`, `[tokens]`: what each token weighs, and its answer's advantage."""
+        """`[tokens]`, `[tokens]`: each token's weight, and the advantage of its answer."""
         objective, generation, tokens = self.options.objective, self.options.generation, torch.tensor(counts)
         mean_tokens = self._over_processes({"tokens": float(sum(counts))})["tokens"]
         longest = min(generation.gen_length, generation.max_tokens or generation.gen_length)
@@ -236,7 +236,7 @@ class GRPO(LightningModule):
         return weights.to(self.device), advantages.to(self.device)
 
     def _mask_seeds(self, number: int, update: int, answers: Sequence[SampledAnswer]) -> list[int]:
-        """A seed for each answer's masks; the same for the policy, the one that decoded, and the reference."""
+        """A mask seed for each answer, shared by the policy, the policy that decoded, and the reference."""
         names = [
             f"masks of step {number}, update {update}, {answer.question.id}, turn {answer.question.turn}, "
             f"{answer.rollout.sample_index}"
@@ -252,27 +252,27 @@ class GRPO(LightningModule):
         seeds: Sequence[int],
         gradients: bool = False,
     ) -> Tensor:
-        """`[tokens]` log-probabilities of the tokens that count, those of the answers end to end."""
+        """`[tokens]` log-probabilities of the counted tokens, answers concatenated."""
         each = token_logprobs(self.options.likelihood, model, rollouts, seeds=seeds, gradients=gradients)
         return torch.cat([logprobs[:count] for logprobs, count in zip(each, counts, strict=True)])
 
     def _counted(self, rollout: Rollout) -> int:
-        """Tokens that a gradient goes to: the answer's, and what ended it."""
+        """Number of tokens that receive a gradient: the answer and its terminator."""
         return ended_length(rollout, self.options.generation.stop, self.codec, self.learner.checkpoint.special.end_ids)
 
     def _descend(self, loss: Tensor, number: int) -> float:
-        """One optimizer step; returns the gradient's norm before it was clipped. Raises `RunError` where there is none,
-        before the weights are spoilt."""
+        """Take one optimizer step; returns the gradient norm before clipping. Raises `RunError` if it is not finite,
+        before the weights are touched."""
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         self.manual_backward(loss)
         norm = clip_grad_norm_(self.learner.trained.parameters(), self.options.optimizer.clip_norm)
         if not torch.isfinite(norm):
             raise RunError(
-                f"the gradient of step {number} is not finite: {float(norm)}; lower optimizer.lr, or look at the reward"
+                f"the gradient norm of step {number} is {float(norm)}; lower optimizer.lr, or check the reward"
             )
-        optimizer.step()  # type: ignore[union-attr]  # no list: there is one
+        optimizer.step()  # type: ignore[union-attr]  # a single optimizer, not a list
         optimizer.zero_grad()  # type: ignore[union-attr]  # as above
-        schedule.step()  # type: ignore[union-attr]  # and one schedule
+        schedule.step()  # type: ignore[union-attr]  # a single schedule
         return float(norm)
 
     def _figures(self, answers: Sequence[SampledAnswer], rewards: Tensor) -> dict[str, float]:
@@ -289,7 +289,7 @@ class GRPO(LightningModule):
         }
 
     def _over_processes(self, figures: dict[str, float]) -> dict[str, float]:
-        """The mean of each figure over the processes, which have equally many answers."""
+        """The mean of each metric over the processes, which have equal numbers of answers."""
         values = torch.tensor(list(figures.values()), dtype=torch.float64, device=self.device)
         return dict(zip(figures, self.trainer.strategy.reduce(values, reduce_op="mean").tolist(), strict=True))
 

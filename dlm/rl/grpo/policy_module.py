@@ -1,4 +1,4 @@
-"""The model in training: its weights or an adapter, how it decodes, and what it was at the start."""
+"""The model in training: its weights or an adapter, its rollouts, and the initial model as the reference."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from dlm.text import TextCodec
 
 
 class PolicyModule(nn.Module):
-    """What an optimizer changes, and the same weights where answers come from.
+    """The trained parameters, and the rollouts that decode with them.
 
     Args:
-        load: makes the checkpoint to train on a device; called once more for the reference where that is another model.
-        load_decoder: makes the copy that decodes; None decodes with the weights in training themselves.
-        device: where all of them go.
-        lora: the adapter that is trained; of rank 0 all weights are.
-        seed: of the adapter.
+        load: loads the checkpoint to train onto a device; called again for the reference if that is a separate model.
+        load_decoder: loads a separate copy for decoding; None decodes with the trained weights themselves.
+        device: device for all of them.
+        lora: the adapter to train; rank 0 trains all weights.
+        seed: seed of the adapter's initialization.
         codec: the tokenizer.
-        options: limits of the decoder.
-        score_tokens: rows of one forward that scores.
-        compared: divergences from the model as it was at the start will be asked for.
+        options: decoder limits.
+        score_tokens: rows in one scoring forward.
+        compared: whether divergences from the initial model are needed.
 
     Attributes:
         trained: the module whose parameters are trained.
-        rollouts: decodes with the weights as they were at its last `sync`, and scores with those that are trained.
+        rollouts: decodes with the weights of its last `sync`, and scores with the trained weights.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class PolicyModule(nn.Module):
 
     @contextmanager
     def at_the_start(self) -> Iterator[Likelihood | None]:
-        """The model as it was before training; None where no divergence from it is asked for."""
+        """The model as it was before training; None if no divergence from it is needed."""
         if self.lora is None or not self.compared:
             yield self._reference
             return
@@ -80,7 +80,7 @@ class PolicyModule(nn.Module):
             yield self.rollouts.likelihood
 
     def save(self, folder: Path, tokenizer: Any, base: str | None) -> None:
-        """What was trained, into a new folder: the adapter of the model `base`, or the model in its family's format."""
+        """Save into a new folder: the adapter for the model `base`, or the model in its family's format."""
         if self.lora is not None:
             self.lora.save(folder, base)
             return

@@ -1,7 +1,7 @@
-"""What a run leaves in its folder: `training.jsonl`, `answers.jsonl`, `summary.json`, and the state to go on from.
+"""The files of a run folder: `training.jsonl`, `answers.jsonl`, `summary.json`, and the state to resume from.
 
-`training.jsonl` begins with a line that says what was run. Then come a line for each step and one for each measurement
-(`validation_reward`); `answers.jsonl` holds the answers of the measurements.
+`training.jsonl` starts with a header line that says what was run, followed by one line per step and one per validation
+(`validation_reward`); `answers.jsonl` holds the answers of the validations.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dlm.runs.whole_files import publish, replace
 
 @dataclass(frozen=True)
 class Record:
-    """Paths and files of a run; one process writes them."""
+    """Paths and files of a run; only one process writes them."""
 
     folder: Path
 
@@ -52,11 +52,11 @@ class Record:
 
     @property
     def adapter(self) -> Path:
-        """Folder of the trained adapter, in PEFT's format, where one was trained instead of the weights."""
+        """Folder of the trained adapter, in PEFT's format, if one was trained instead of the weights."""
         return self.folder / "adapter"
 
     def begin(self, header: dict[str, Any], step: int | None) -> None:
-        """Write the first line, or take back what was written after `step`, or all of it: it will be done again."""
+        """Write the header, and drop all lines after `step` (all lines if None), because those steps will be repeated."""
         publish(self.training, json.dumps(header) + "\n")
         for path in (self.training, self.answers):
             if path.exists():
@@ -64,7 +64,7 @@ class Record:
                 replace(path, kept)
 
     def append(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
-        """Rows at the end of a file. Raises `RunError` when the disk is full."""
+        """Append rows to a file. Raises `RunError` if it cannot be written."""
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -72,19 +72,19 @@ class Record:
             raise RunError(f"cannot write {path}: {error.strerror}; make room") from error
 
     def keep(self, state: dict[str, Any]) -> None:
-        """The state in place of the last one, whole or not at all. Raises `RunError` when the disk is full."""
+        """Atomically replace the last state. Raises `RunError` if it cannot be written."""
         draft = self.state.with_suffix(".draft")
         try:
             torch.save(state, draft)
             with draft.open("rb") as file:
                 os.fsync(file.fileno())
             draft.replace(self.state)
-        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
             draft.unlink(missing_ok=True)
             raise RunError(f"cannot write {self.state} ({error}); make room") from error
 
     def kept(self) -> dict[str, Any] | None:
-        """The state to go on from, on the host; None for a new run. Its tensors are read when they are used.
+        """The state to resume from, on the host; None for a new run. Its tensors are memory-mapped and read on use.
 
         Raises:
             RunError: it cannot be read.
@@ -93,29 +93,28 @@ class Record:
             return None
         try:
             state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch's reader raises whatever its bytes lead it to
+        except Exception as error:  # torch's reader can raise anything on corrupt bytes
             raise RunError(
-                f"{self.state} cannot be read ({type(error).__name__}: {error}); remove it to begin again"
+                f"{self.state} cannot be read ({type(error).__name__}: {error}); remove it to start over"
             ) from error
         return state
 
     def steps_kept(self) -> int:
-        """The step of the state; 0 for a new run. Raises `RunError` when it cannot be read."""
+        """The step of the state; 0 for a new run. Raises `RunError` if it cannot be read."""
         state = self.kept()
         return 0 if state is None else int(state["step"])
 
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of `training.jsonl` behind the first."""
+        """The lines of `training.jsonl` after the header."""
         return [json.loads(line) for line in self.training.read_text(encoding="utf-8").splitlines()[1:]]
 
     def through(self, steps: int) -> bool:
-        """Whether a run of so many steps was concluded."""
+        """Whether a run of at least this many steps was completed."""
         made = read_summary(self.summary).get("steps")
         return isinstance(made, int) and made >= steps
 
     def save(self, path: Path, write: Callable[[Path], None]) -> None:
-        """What `write` makes of a folder in place of an earlier `path`, whole or not at all. Raises `RunError` on a
-        full disk."""
+        """Have `write` fill a draft folder, then replace `path` with it. Raises `RunError` if it cannot be written."""
         draft = path.with_name(f".{path.name}")
         try:
             shutil.rmtree(draft, ignore_errors=True)
@@ -127,18 +126,18 @@ class Record:
             raise RunError(f"cannot write {path} ({error}); make room") from error
 
     def conclude(self, seconds: float) -> dict[str, Any]:
-        """Write `summary.json`; returns what it holds."""
+        """Write `summary.json` and return its contents."""
         summary = summary_of(self.rows(), seconds)
         replace(self.summary, [json.dumps(summary, indent=2).encode() + b"\n"])
         return summary
 
 
 def summary_of(rows: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """A run in figures: what was measured first and last, how long it took, and on what.
+    """Summary of a run: first and last validation, duration, and how the time was spent.
 
     Args:
-        rows: of `training.jsonl`, behind the first.
-        seconds: that the run took, loading and measurements among them.
+        rows: lines of `training.jsonl` after the header.
+        seconds: duration of the run, including loading and validation.
     """
     measured = [row for row in rows if "validation_reward" in row]
     steps = [row for row in rows if "reward" in row]
@@ -157,7 +156,7 @@ def summary_of(rows: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]
 
 
 def _stands(line: bytes, step: int | None) -> bool:
-    """Whether a line was written up to `step`: the first is of no step, and half a line is what a kill leaves."""
+    """Whether a line is kept: the header, or one up to `step`. A killed process can leave half a line, which is not."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,3 +1,3 @@
-"""The trainers of others: TRL and NeMo-RL."""
+"""Integrations with third-party trainers: TRL and NeMo-RL."""
 
 __all__ = ["nemo", "rollout_func", "trl"]

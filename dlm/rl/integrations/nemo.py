@@ -1,12 +1,12 @@
-"""NeMo-RL's generation contract over `Rollouts`: padded batches of token ids in and out, and weights from its trainer.
+"""NeMo-RL's generation interface on top of `Rollouts`: padded token-id batches in and out, weights from its trainer.
 
     generation = NemoGeneration(rollouts, SamplingParams(gen_length=256), pad_token_id=tokenizer.pad_token_id)
     generation.prepare_refit_info(info)
     out = generation.generate(data, greedy=False)
 
-It has the methods of `nemo_rl.models.generation.interfaces.GenerationInterface` and does not need the package. All work
-is done when a method returns; where the interface returns futures the list is empty, which `ray.get` takes too. Padding
-ends here: the decoder sees prompts without it.
+Implements `nemo_rl.models.generation.interfaces.GenerationInterface` without needing the package. All work is done when
+a method returns; where the interface returns futures, the list is empty, which `ray.get` accepts. Padding is removed
+here: the decoder sees unpadded prompts.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ Connect = Callable[[str, int, int, int, torch.device], Broadcasts]
 
 
 class NemoGeneration:
-    """What NeMo-RL's training loop calls a generation backend.
+    """A generation backend for NeMo-RL's training loop.
 
     Args:
-        rollouts: decodes; with a tokenizer where stop strings are sent.
-        params: of every prompt; the batch's stop strings are added. With `seed`, row r of call c draws its noise from
-            (seed, c, r), since a batch holds the prompts of a group several times; without, from a new seed each.
-        pad_token_id: stands behind the sequences.
-        logprobs: which log-probabilities are given, `raw` or `processed` ones of `Rollout`. Either are those of the
-            forwards that revealed the tokens, and not an autoregressive likelihood.
-        refit_address: of ZMQ, where the training worker on the same device sends weights; None: it is not used.
-        packed_bytes: of a broadcast of weights (see `dlm.rl.weights.refit.from_broadcasts`).
-        connect: makes the group for broadcasts from ip, port, rank, world size and device; `TorchGroup` by default.
-        worker_index: which of several backends this is: its rank in the group is that behind the trainer's.
+        rollouts: decodes; needs a tokenizer if stop strings are used.
+        params: parameters of every prompt; the batch's stop strings are added. With `seed`, row r of call c draws its
+            noise from (seed, c, r), because a batch repeats the prompts of a group; without, each row gets a new seed.
+        pad_token_id: pads the sequences on the right.
+        logprobs: log-probabilities to return, `raw` or `processed` as in `Rollout`. Both are those of the forwards that
+            revealed the tokens, not an autoregressive likelihood.
+        refit_address: ZMQ address where the training worker on the same device sends weights; None if unused.
+        packed_bytes: size of one weight broadcast (see `dlm.rl.weights.refit.from_broadcasts`).
+        connect: creates the broadcast group from ip, port, rank, world size and device; `TorchGroup` by default.
+        worker_index: index among several backends; its rank in the group follows the trainer's ranks.
 
     Raises:
-        ConfigError: an unknown kind of log-probabilities.
+        ConfigError: `logprobs` is unknown.
     """
 
     def __init__(
@@ -79,17 +79,17 @@ class NemoGeneration:
 
         Args:
             data: `input_ids` `[B, S]` right-padded, `input_lengths` `[B]`, and `stop_strings`: None, one list of texts
-                for all, or for each row a list of them or None.
-            greedy: at temperature 0, whatever `params` say.
+                for all rows, or a list of texts or None per row.
+            greedy: decode at temperature 0, overriding `params`.
 
         Returns:
-            Of the type of `data`, on the device of `input_ids`: `output_ids` `[B, S']` int64, prompt and answer,
-            right-padded, the answer with the end token or through the stop string that ended it; `generation_lengths`
-            and `unpadded_sequence_lengths` `[B]` int64; `logprobs` `[B, S']` float32, 0 on the prompt and the padding;
-            `truncated` `[B]` bool, nothing ended the answer but its length.
+            Same type as `data`, on the device of `input_ids`: `output_ids` `[B, S']` int64, prompt and answer,
+            right-padded, the answer including the end token or stop string that ended it; `generation_lengths` and
+            `unpadded_sequence_lengths` `[B]` int64; `logprobs` `[B, S']` float32, 0 on the prompt and the padding;
+            `truncated` `[B]` bool, true if the answer ended only because of its length.
 
         Raises:
-            RequestError: a batch that is not of this shape, or prompts that cannot be decoded.
+            RequestError: the batch has another shape, or prompts cannot be decoded.
             RunError: shut down, asleep, or a forward failed.
         """
         if self._closed:
@@ -130,28 +130,28 @@ class NemoGeneration:
         }
 
     def prepare_for_generation(self, *args: Any, tags: Sequence[str] | None = None, **kwargs: Any) -> bool:
-        """Be awake. `tags` wakes a part: `weights` before an update, `kv_cache` before decoding. What else the trainer
-        says here is for other backends."""
+        """Wake up. `tags` selects parts: `weights` before an update, `kv_cache` before decoding. Other arguments
+        are for other backends."""
         self._refuse_closed()
         self.rollouts.wake(tags)
         return True
 
     def finish_generation(self, *args: Any, release_gpu: bool = True, **kwargs: Any) -> bool:
-        """Give the device's memory to the trainer, but for weights that are the trainer's own; not where
-        `release_gpu` is False. What else the trainer says here is for other backends."""
+        """Free the device memory for the trainer, except weights shared with it; a no-op if `release_gpu` is False.
+        Other arguments are for other backends."""
         if release_gpu and not self._closed:
             self.rollouts.sleep()
         return True
 
     def shutdown(self) -> bool:
-        """Let go of the group and the device's memory, once."""
+        """Release the group and the device memory; later calls do nothing."""
         if not self._closed:
             self.rollouts.sleep()
             self._closed, self._group = True, None
         return True
 
     def invalidate_kv_cache(self) -> bool:
-        """Forget keys and values."""
+        """Free the KV cache."""
         self._refuse_closed()
         self.rollouts.flush_cache()
         return True
@@ -159,10 +159,10 @@ class NemoGeneration:
     # Weights
 
     def init_collective(self, ip: str, port: int, world_size: int, *, train_world_size: int) -> list[Any]:
-        """Join the group whose first `train_world_size` ranks train; rank 0 keeps the store at `ip:port`.
+        """Join the group whose first `train_world_size` ranks are trainers; rank 0 hosts the store at `ip:port`.
 
         Raises:
-            ConfigError: there is no such rank.
+            ConfigError: the group has no rank for this backend.
         """
         self._refuse_closed()
         rank = train_world_size + self.worker_index
@@ -176,14 +176,14 @@ class NemoGeneration:
         return []
 
     def prepare_refit_info(self, state_dict_info: Mapping[str, tuple[Sequence[int], torch.dtype]]) -> None:
-        """Hear what updates will hold, `{name: (shape, dtype)}`, in their order. Raises `CheckpointError`, which names
-        what is not the model's."""
+        """Set what updates will contain, `{name: (shape, dtype)}`, in order. Raises `CheckpointError` naming tensors
+        that do not fit the model."""
         if not self.rollouts.shared:
             self.rollouts.check_shapes(state_dict_info)
         self._info = dict(state_dict_info)
 
     def update_weights_from_collective(self) -> list[Any]:
-        """Take weights from rank 0 of the group. Raises as `Rollouts.update_weights_from_stream`."""
+        """Receive weights from rank 0 of the group. Raises as `Rollouts.update_weights_from_stream`."""
         if self._group is None:
             raise RunError("update_weights_from_collective: call init_collective first")
         device = self.rollouts.checkpoint.backbone.device
@@ -191,10 +191,10 @@ class NemoGeneration:
         return self._update(info, from_broadcasts(info, self._group, device, self.packed_bytes))
 
     def update_weights_via_ipc_zmq(self) -> list[Any]:
-        """Take weights from the training worker on the same device. Raises as `Rollouts.update_weights_from_stream`."""
+        """Receive weights from the local training worker. Raises as `Rollouts.update_weights_from_stream`."""
         address = self.refit_address
         if address is None:
-            raise RunError("update_weights_via_ipc_zmq: give refit_address=, where the training worker sends")
+            raise RunError("update_weights_via_ipc_zmq: pass refit_address=, the worker's ZMQ address")
         device = self.rollouts.checkpoint.backbone.device
         info = self._announced()
         return self._update(info, from_shared_memory(info, address, device))
@@ -218,12 +218,12 @@ def _prompts(data: Mapping[str, Any]) -> tuple[Tensor, list[list[int]]]:
     """`input_ids`, and its rows without padding. Raises `RequestError`."""
     missing = [name for name in ("input_ids", "input_lengths") if name not in data]
     if missing:
-        raise RequestError(f"the batch lacks {', '.join(missing)}; it has {', '.join(data)}")
+        raise RequestError(f"the batch is missing {', '.join(missing)}; it has {', '.join(data)}")
     input_ids, lengths = data["input_ids"], data["input_lengths"]
     if input_ids.dim() != 2 or input_ids.is_floating_point() or lengths.shape != input_ids.shape[:1]:
         raise RequestError(
-            f"input_ids has shape {list(input_ids.shape)} and input_lengths {list(lengths.shape)}; they are [B, S] and "
-            "[B], whole numbers"
+            f"input_ids has shape {list(input_ids.shape)} and input_lengths {list(lengths.shape)}; expected integer "
+            "tensors [B, S] and [B]"
         )
     counts = lengths.tolist()
     wrong = [row for row, count in enumerate(counts) if not 1 <= count <= input_ids.shape[1]]
@@ -237,5 +237,5 @@ def _stops(given: Any, rows: int) -> list[tuple[str, ...]]:
     if given is None or (isinstance(given, Sequence) and all(isinstance(one, str) for one in given)):
         return [tuple(given or ())] * rows
     if len(given) != rows:
-        raise RequestError(f"{len(given)} stop_strings for {rows} rows; give one list for all, or one for each")
+        raise RequestError(f"{len(given)} stop_strings for {rows} rows; pass one list for all rows, or one per row")
     return [tuple(one or ()) for one in given]

@@ -1,4 +1,4 @@
-"""The rollout function of TRL's `GRPOTrainer`, from 1.0 on: `rollout_func(prompts, trainer)`. Needs no TRL itself."""
+"""The rollout function for TRL's `GRPOTrainer` (1.0 or later): `rollout_func(prompts, trainer)`. Needs no TRL."""
 
 from __future__ import annotations
 
@@ -21,47 +21,47 @@ FIELDS = (
     "replay_token_ids", "replay_step_map", "logprobs_processed", "entropies", "nfe", "finish_reason", "block_length",
     "mask_id", "seed", "weight_version",
 )  # fmt: skip
-"""Of `Rollout`, handed on under their names."""
+"""Fields of `Rollout` returned under the same names."""
 
 UNUSED = {"min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None, "chat_template_kwargs": None}
-"""Options of `GRPOConfig` for answers that transformers or vLLM generates, and the values that ask for nothing."""
+"""Options of `GRPOConfig` that only apply to transformers or vLLM generation, and their neutral values."""
 
 
 def make_rollout_func(rollouts: Rollouts, params: SamplingParams | None = None, *, sleeps: bool = False) -> RolloutFunc:
-    """What `GRPOTrainer(rollout_func=...)` wants: a function of a process's prompts and the trainer that decodes one
-    answer for each.
+    """Make the function for `GRPOTrainer(rollout_func=...)`: given a process's prompts and the trainer, it decodes one
+    answer per prompt.
 
-    Before it decodes it takes the trainer's weights if there was an optimizer's step since: by `rollouts.sync` where
-    `rollouts` has a trainer's module, else by `rollouts.update_weights` with the parameters of the trainer's model.
-    Their version is the number of optimizer's steps.
+    Before decoding it takes the trainer's weights if there was an optimizer step since the last call: with
+    `rollouts.sync` if `rollouts` has a trainer module, else with `rollouts.update_weights` and the parameters of the
+    trainer's model. Their version is the number of optimizer steps.
 
-    Prompts are texts or lists of chat messages. Both go through `rollouts.codec`: a text too is put into the chat
-    template where there is one. Equal prompts get different noise, and so does every call. It is a function of the
-    seed, the process, training or evaluation, the optimizer's step, the call within it and the place in the batch.
+    Prompts are texts or lists of chat messages. Both go through `rollouts.codec`: texts are formatted with the chat
+    template too, if there is one. Equal prompts get different noise, and so does every call. The noise is a function of
+    the seed, the process, training or evaluation, the optimizer step, the call within it and the index in the batch.
 
-    The function returns lists with an entry for each prompt: `prompt_ids`; `completion_ids` with the end token, or
-    through the stop string, that ended the answer, so never empty; `logprobs`, which are `Rollout.logprobs_raw` of
-    these and no autoregressive likelihood. Reward functions also get `step_map` of these, the fields of `FIELDS`, and
-    the `Rollout` itself as `rollout`.
+    The function returns lists with one entry per prompt: `prompt_ids`; `completion_ids` including the end token or stop
+    string that ended the answer, so never empty; `logprobs`, their `Rollout.logprobs_raw`, which are not an
+    autoregressive likelihood. Reward functions also get their `step_map`, the fields in `FIELDS`, and the `Rollout`
+    itself as `rollout`.
 
     Args:
-        rollouts: decodes, with a tokenizer.
-        params: of every prompt. Temperature, top_p, top_k and the length must be those of the trainer's `GRPOConfig`.
-            None: those, and the family's defaults for the rest. Without a seed the trainer's is used.
-        sleeps: after each call the memory is given back that is not the trainer's own (`Rollouts.sleep`).
+        rollouts: decodes; must have a tokenizer.
+        params: parameters of every prompt. Temperature, top_p, top_k and the length must match the trainer's
+            `GRPOConfig`. None: those, and the family's defaults for the rest. Without a seed the trainer's is used.
+        sleeps: after each call, free all memory not shared with the trainer (`Rollouts.sleep`).
 
     Raises:
-        ConfigError: no tokenizer, or parameters that no trainer can use. From the function also where the trainer's
-            `GRPOConfig` says something else than `params`.
-        RequestError: from the function, prompts that cannot be decoded.
-        RunError: from the function, the trainer trains another model than `rollouts.trainer`.
+        ConfigError: no tokenizer, or parameters that no trainer can use. The function raises it too if the trainer's
+            `GRPOConfig` contradicts `params`.
+        RequestError: (from the function) prompts cannot be decoded.
+        RunError: (from the function) the trainer trains a different model than `rollouts.trainer`.
     """
     if rollouts.codec is None:
-        raise ConfigError("the rollouts have no tokenizer; give them codec=")
+        raise ConfigError("the rollouts have no tokenizer; create them with codec=")
     if params is not None and params.n != 1:
         raise ConfigError(f"n={params.n} in the parameters; write GRPOConfig(num_generations={params.n})")
     if params is not None and params.align_blocks:
-        raise ConfigError("align_blocks=True in the parameters: replays would not know of it; leave it out")
+        raise ConfigError("align_blocks=True in the parameters: replays would ignore it; leave it out")
     if params is not None and params.cfg_scale > 0:
         raise ConfigError(f"cfg_scale={params.cfg_scale}: guided answers are not the policy's own; leave it out")
     return _Answers(rollouts, params, sleeps)
@@ -90,16 +90,16 @@ class _Answers:
         return self._columns(found, params.stop)
 
     def _prompt(self, index: int, prompt: Any) -> Prompt:
-        """A text as it is, messages as token ids."""
+        """Texts unchanged, messages as token ids."""
         if isinstance(prompt, str):
             return prompt
         if not all(isinstance(one, dict) and isinstance(one.get("content"), str) for one in prompt):
-            raise RequestError(f"prompts[{index}] must be a text or messages whose contents are texts: {prompt!r:.80}")
-        assert self.rollouts.codec is not None  # rollouts without one were refused when this was made
+            raise RequestError(f"prompts[{index}] must be a text or messages with text contents: {prompt!r:.80}")
+        assert self.rollouts.codec is not None  # checked in make_rollout_func
         return self.rollouts.codec.encode(list(prompt))
 
     def _occasion(self, trainer: Any) -> str:
-        """A name for this call that no other has, and that a resumed run gives again."""
+        """A name unique to this call, and the same in a resumed run."""
         mode, step = "train" if trainer.model.training else "eval", trainer.state.global_step
         last, calls = self._calls.get(mode, (step, 0))
         calls = calls + 1 if last == step else 1
@@ -116,7 +116,7 @@ class _Answers:
         elif any(part is rollouts.trainer for part in model.modules()):
             rollouts.sync(version=step)
         else:
-            raise RunError("the trainer trains another module than Rollouts(trainer=...); give both the same one")
+            raise RunError("the trainer trains another module than Rollouts(trainer=...); pass the same one to both")
         self._taken = step
 
     def _columns(self, found: Sequence[Rollout], stop: Sequence[str]) -> dict[str, list[Any]]:
@@ -134,7 +134,7 @@ class _Answers:
 
 
 def _agreed(params: SamplingParams | None, args: Any) -> SamplingParams:
-    """The parameters of answers for a trainer with `args`, with a seed. Raises `ConfigError` with every fault."""
+    """Decoding parameters that match the trainer's `args`, with a seed. Raises `ConfigError` listing every fault."""
     told = {"temperature": args.temperature, "top_p": args.top_p, "top_k": max(0, args.top_k or 0)}
     length = args.max_completion_length
     if params is None:
@@ -148,9 +148,9 @@ def _agreed(params: SamplingParams | None, args: Any) -> SamplingParams:
     if shown != length:
         faults.append(f"answers of {shown} tokens in the parameters and max_completion_length={length} in GRPOConfig")
     if params.stop and args.mask_truncated_completions:
-        faults.append("mask_truncated_completions=True takes answers that a stop string ended for truncated ones")
+        faults.append("mask_truncated_completions=True would treat answers ended by a stop string as truncated")
     faults += [
-        f"{name}={getattr(args, name)} in GRPOConfig has no meaning for these answers; leave it out"
+        f"{name}={getattr(args, name)} in GRPOConfig has no effect here; leave it out"
         for name, nothing in UNUSED.items()
         if getattr(args, name, nothing) not in (nothing, None, {})
     ]

@@ -1,4 +1,4 @@
-"""TRL's `GRPOTrainer` with a diffusion model: answers from our decoder, and log-probabilities that mean something.
+"""TRL's `GRPOTrainer` with a diffusion model: answers from our decoder, and log-probabilities suited to it.
 
     policy = Policy.from_pretrained(folder)
     rollouts = Rollouts(policy.checkpoint, trainer=policy.backbone, codec=TextCodec.load(folder))
@@ -13,7 +13,7 @@
     )
     trainer.train()
 
-Needs TRL: `pip install 'dlm[rl]'`. docs/rl.md says what has no meaning here and is refused.
+Needs TRL: `pip install 'dlm[rl]'`. docs/rl.md lists the options that are rejected.
 """
 
 from __future__ import annotations
@@ -44,47 +44,46 @@ __all__ = ["DiffusionGRPOTrainer", "make_rollout_func"]
 STEP_MAP = "step_map"
 
 DECODED = "answers come from rollout_func"
-RECORDED = "entropies are those that the decoder recorded, without gradients"
+RECORDED = "entropies are those recorded by the decoder, without gradients"
 WHOLE = "each process holds the whole model"
 REFUSED = {
     "use_vllm": DECODED,
     "use_transformers_continuous_batching": DECODED,
     "tools": DECODED,
     "environment_factory": DECODED,
-    "cast_lm_head_to_fp32": "log-probabilities are taken in float32 already",
-    "use_liger_kernel": "the model is none of transformers' own",
-    "peft_config": "adapters are not trained; merge one with dlm.convert",
-    "quantization_config": "the model is loaded already",
-    "sync_ref_model": "the reference stays what the model was at first",
+    "cast_lm_head_to_fp32": "log-probabilities are already computed in float32",
+    "use_liger_kernel": "the model is not one of transformers' own",
+    "peft_config": "adapters cannot be trained here; merge one with dlm.convert",
+    "quantization_config": "the model is already loaded",
+    "sync_ref_model": "the reference stays the initial model",
     "entropy_coef": RECORDED,
     "use_adaptive_entropy": RECORDED,
-    "load_best_model_at_end": "read the one that you want with Policy.read_weights",
+    "load_best_model_at_end": "load the one you want with Policy.read_weights",
     "fsdp": WHOLE,
     "deepspeed": WHOLE,
 }
-"""What has no meaning here, of the options of `GRPOConfig` and of `GRPOTrainer`, and why."""
+"""Options of `GRPOConfig` and `GRPOTrainer` that are rejected, and why."""
 
 
 class DiffusionGRPOTrainer(GRPOTrainer):
-    """`GRPOTrainer` whose log-probabilities are those of a masked diffusion model, or what stands for them.
+    """`GRPOTrainer` with the surrogate log-probabilities of a masked diffusion model.
 
     TRL scores an answer from left to right, each token given those before it. Here the hook that does so
-    (`_get_per_token_logps_and_entropies`) asks `likelihood` instead, through the model's forward, with gradients where
-    the loss wants them. Each answer's masks are the same in all of its scores, so that ratios and
-    divergences compare like with like. The logged entropy is that of the recorded
-    distributions.
+    (`_get_per_token_logps_and_entropies`) uses `likelihood` instead, through the model's forward, with gradients where
+    the loss needs them. An answer gets the same masks in all of its scores, so that ratios and divergences compare like
+    with like. The logged entropy is that of the recorded distributions.
 
     Args:
         model: the policy.
-        reward_funcs: as TRL has them; they get the extra columns of `make_rollout_func`.
+        reward_funcs: as in TRL; they also get the extra columns of `make_rollout_func`.
         args: TRL's configuration; `beta` above 0 keeps a copy of the model as the reference.
-        rollout_func: of `make_rollout_func`, or a function around it that keeps its columns.
-        likelihood: `d1_onestep`, `coupled` or another name in `dlm.likelihood.SCHEMES`; `step_map` for the replay of
-            the decoder's own steps; or a scheme, or `dlm.rl.likelihoods.StepMap`, with other settings.
-        others: `train_dataset`, `processing_class` and the rest that `GRPOTrainer` takes.
+        rollout_func: from `make_rollout_func`, or a wrapper that keeps its columns.
+        likelihood: `d1_onestep`, `coupled` or another name in `dlm.likelihood.SCHEMES`; `step_map` to replay the
+            decoder's own steps; or a scheme or `dlm.rl.likelihoods.StepMap` object.
+        others: `train_dataset`, `processing_class` and the other arguments of `GRPOTrainer`.
 
     Raises:
-        ConfigError: an unknown likelihood, a model that is no `Policy`, an option in `REFUSED`.
+        ConfigError: an unknown likelihood, a model that is not a `Policy`, or an option in `REFUSED`.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class DiffusionGRPOTrainer(GRPOTrainer):
         self.likelihood = _choice(likelihood)
         self._decode, self._rollouts = rollout_func, list[Rollout]()
         _check(model, args, others, self.likelihood)
-        beta, args.beta = args.beta, 0.0  # TRL would load the reference by name, with transformers
+        beta, args.beta = args.beta, 0.0  # else TRL loads the reference by name with transformers
         try:
             super().__init__(model, reward_funcs, args, rollout_func=self._remember, **others)
         finally:
@@ -109,22 +108,22 @@ class DiffusionGRPOTrainer(GRPOTrainer):
         if beta:
             self.ref_model = self.accelerator.prepare_model(model.frozen_copy(), evaluation_mode=True)
 
-    # Which rollouts a batch is made of
+    # The rollouts of a batch
 
     def _remember(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, list[Any]]:
         found = self._decode(prompts, trainer)
         if "rollout" not in found:
-            raise RunError(f"rollout_func gave {', '.join(found)}; the column 'rollout' of make_rollout_func is needed")
+            raise RunError(f"rollout_func returned {', '.join(found)}; keep the column 'rollout' of make_rollout_func")
         self._rollouts = found["rollout"]
         return found
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        return {**batch, "rollouts": self._rollouts}  # which TRL shuffles and splits with the rest
+        return {**batch, "rollouts": self._rollouts}  # TRL shuffles and splits them with the rest
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._rollouts = inputs["rollouts"]
-        loss: Tensor = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]  # TRL leaves it untyped
+        loss: Tensor = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]  # untyped in TRL
         return loss
 
     # Their log-probabilities
@@ -140,7 +139,7 @@ class DiffusionGRPOTrainer(GRPOTrainer):
         compute_aux_loss: bool = False,
         **of_images: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Of the completions that are the last `logits_to_keep` columns of `input_ids` `[B, S]`.
+        """Score the completions in the last `logits_to_keep` columns of `input_ids` `[B, S]`.
 
         `batch_size` bounds TRL's memory; here `Policy(score_tokens=...)` does.
 
@@ -149,7 +148,7 @@ class DiffusionGRPOTrainer(GRPOTrainer):
         """
         rollouts, gradients = self._rollouts, torch.is_grad_enabled()
         if len(rollouts) != len(input_ids):
-            raise RunError(f"{len(input_ids)} rows are scored, and there are {len(rollouts)} rollouts")
+            raise RunError(f"{len(input_ids)} rows to score, but {len(rollouts)} rollouts")
         seeds = [
             seed_of(rollout.seed, f"masks of sample {rollout.sample_index}, version {rollout.weight_version}") or 0
             for rollout in rollouts
@@ -168,7 +167,7 @@ class DiffusionGRPOTrainer(GRPOTrainer):
     # Checkpoints
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """TRL's would look for the parameters' own names, find none and go on with the weights as they are."""
+        """Load our own format: TRL would find none of its parameter names and silently keep the current weights."""
         self.accelerator.unwrap_model(self.model if model is None else model).read_weights(resume_from_checkpoint)
 
 
@@ -183,14 +182,14 @@ def _choice(likelihood: Choice | str) -> Choice:
 
 
 def _check(model: Any, args: GRPOConfig, others: dict[str, Any], likelihood: Choice) -> None:
-    """Raise `ConfigError` with every fault."""
+    """Raise `ConfigError` listing every fault."""
     faults = [
-        f"{name}={value!r:.40} has no meaning here: {reason}"
+        f"{name}={value!r:.40} is not supported here: {reason}"
         for name, reason in REFUSED.items()
         if (value := others.get(name, getattr(args, name, None)))
     ]
     if not isinstance(model, Policy):
-        faults.append(f"model is a {type(model).__name__}; give a dlm.rl.policy.Policy")
+        faults.append(f"model is a {type(model).__name__}; pass a dlm.rl.policy.Policy")
     if args.off_policy_mask_threshold is not None and not isinstance(likelihood, StepMap):
         faults.append(
             f"off_policy_mask_threshold={args.off_policy_mask_threshold} compares with what the decoder recorded; set "

@@ -1,12 +1,12 @@
-"""Weights from TRL's `VLLMClient` to a server of ours, over torch.distributed on the host.
+"""Sends weights from TRL's `VLLMClient` to a dlm server, over torch.distributed on the host.
 
-The client itself sends over vLLM's wrapper of NCCL, which a server without vLLM cannot join. In the training program
+The client itself uses vLLM's NCCL wrapper, which a server without vLLM cannot join. In the training program, run
 
     from trl.generation.vllm_client import VLLMClient
     from dlm.rl.weights.communicator import join
     VLLMClient.init_communicator = join
 
-before the trainer is made; everything else of the client stays as it is.
+before creating the trainer; the rest of the client is unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from dlm.rl.weights.refit import TorchGroup
 
 BACKEND = "gloo"
-"""What the client tells the server that it will speak."""
+"""The backend that the client announces to the server."""
 HOST = torch.device("cpu")
 TIMEOUT = 120.0
 """Seconds for one HTTP request."""
@@ -29,8 +29,8 @@ class Communicator(TorchGroup):
     """The group of the server (rank 0) and the client (rank 1), as `VLLMClient` uses one.
 
     Args:
-        host, port: where the server keeps the store.
-        rank, world_size: which process this is, of how many.
+        host, port: address of the server's store.
+        rank, world_size: this process's rank, and the size of the group.
     """
 
     def __init__(self, host: str, port: int, rank: int, world_size: int) -> None:
@@ -39,11 +39,11 @@ class Communicator(TorchGroup):
 
     @property
     def group(self) -> Self:
-        """The client says `communicator.group.barrier()`."""
+        """Self, because the client calls `communicator.group.barrier()`."""
         return self
 
     def broadcast(self, tensor: Tensor, src: int) -> None:
-        """Send `tensor`, from whichever device, or fill it where this process is not `src`."""
+        """Send `tensor`, which may be on any device, or fill it if this process is not `src`."""
         on_host = tensor.detach().to(HOST).contiguous()
         super().broadcast(on_host, src)
         if src != self._rank:
@@ -51,9 +51,9 @@ class Communicator(TorchGroup):
 
 
 def join(client: Any, device: torch.device | str | int = 0) -> None:
-    """What `VLLMClient.init_communicator` does, with a group that the server can join; `device` may be any.
+    """Replacement for `VLLMClient.init_communicator` with a group that the server can join; `device` is ignored.
 
-    Raises `RuntimeError` with what the server says where it refuses.
+    Raises `RuntimeError` with the server's response if it refuses.
     """
     size = _answer(client.session.get(f"{client.base_url}/get_world_size/", timeout=TIMEOUT))["world_size"] + 1
     client.rank = size - 1

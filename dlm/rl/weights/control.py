@@ -1,4 +1,4 @@
-"""What a rollout's model is besides decoding: its weights and their version, who may use it now, and sleep."""
+"""Weight management for rollouts: updates and versions, exclusive access, and sleep."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from dlm.rl.weights.update import NamedTensors, Shapes, WeightWriter, folder_sou
 
 WEIGHTS, KV_CACHE = "weights", "kv_cache"
 TAGS = (WEIGHTS, KV_CACHE)
-"""What can sleep."""
+"""Parts that can be put to sleep."""
 
 
 class WeightControl:
-    """A model whose weights can be replaced and can sleep.
+    """A model whose weights can be updated and put to sleep.
 
-    One thing is done at a time: a call while another is in progress, from a callback or from another thread, is refused
-    with a `RunError` and changes nothing. So weights never change in the middle of a generation.
+    Only one call runs at a time: a call made while another is in progress, from a callback or another thread, raises
+    `RunError` and changes nothing. So weights never change in the middle of a generation.
 
     Args:
         checkpoint: the model that decodes.
-        trainer: the module that is being trained, of the same architecture; `checkpoint.backbone` itself where the
-            weights are shared; None where there is none.
-        weight_version: of the weights as they are.
+        trainer: the module being trained, of the same architecture; `checkpoint.backbone` itself if the weights are
+            shared; None if there is none.
+        weight_version: version of the current weights.
 
     Raises:
-        ConfigError: the trainer's module is no `Backbone`, or one of another architecture.
+        ConfigError: the trainer's module is not a `Backbone`, or has a different architecture.
     """
 
     def __init__(self, checkpoint: Checkpoint, trainer: Backbone | None, weight_version: int) -> None:
         check_whole("weight_version", weight_version, 0)
         if trainer is not None and not isinstance(trainer, Backbone):
-            raise ConfigError(f"trainer is a {type(trainer).__name__}; give the Backbone inside it")
+            raise ConfigError(f"trainer is a {type(trainer).__name__}; pass the Backbone inside it")
         if trainer is not None and trainer.config != checkpoint.backbone.config:
-            raise ConfigError("trainer has another architecture than the model that decodes; load both from one folder")
+            raise ConfigError("trainer and checkpoint have different architectures; load both from one folder")
         self.checkpoint, self.trainer = checkpoint, trainer
         self._decoder: Decoder | None = None
         self._version = weight_version
@@ -59,7 +59,7 @@ class WeightControl:
 
     @property
     def weight_version(self) -> int:
-        """Of the weights that the next rollout is decoded with."""
+        """Version of the weights that the next rollout is decoded with."""
         return self._version
 
     @property
@@ -69,37 +69,38 @@ class WeightControl:
 
     @property
     def asleep(self) -> frozenset[str]:
-        """What sleeps, of `TAGS`."""
+        """The parts of `TAGS` that are asleep."""
         return frozenset(self._asleep)
 
     @property
     def torn(self) -> str | None:
-        """Why the weights are a mixture that must not be used; None where they are whole."""
+        """Why the weights are a mix of two versions and must not be used; None if they are consistent."""
         return self._torn
 
     # Weights
 
     def update_weights(self, named_tensors: NamedTensors, *, version: int) -> None:
-        """Take new weights, written into the memory that the model has.
+        """Update the weights in place.
 
         Args:
-            named_tensors: all of the model's, under the names of the family's checkpoints or of `Backbone`'s
-                parameters; prefixes of wrappers and trainers, an optimizer's tensors and copies of a tied weight may be
-                there. In any floating-point dtype, on any device.
-            version: what rollouts made with them say.
+            named_tensors: all of the model's tensors, named as in the family's checkpoints or as `Backbone`'s
+                parameters; wrapper and trainer prefixes, optimizer tensors and copies of a tied weight are allowed.
+                Any floating-point dtype, any device.
+            version: version reported by rollouts made with them.
 
         Raises:
-            CheckpointError: missing, unknown, misshapen, twice or not numbers: named, and nothing was changed.
-            RunError: another call is in progress, the weights sleep or are the trainer's own; nothing was changed.
+            CheckpointError: missing, unknown, misshapen, duplicate or non-numeric tensors (named); nothing was changed.
+            RunError: another call is in progress, or the weights are asleep or shared with the trainer; nothing was
+                changed.
         """
         tensors = gathered(named_tensors)
         with self._rewriting(shapes_of(tensors), version) as writer:
             writer.write_all(tensors)
 
     def update_weights_from_disk(self, folder: str | Path, *, version: int) -> None:
-        """Take the weights of a folder of safetensors or of `torch.distributed.checkpoint`, which are read into memory
-        before the first is written. Raises as `update_weights`; `CheckpointError` also for a folder that cannot be read
-        or whose config.json is of another architecture."""
+        """Update the weights from a safetensors or `torch.distributed.checkpoint` folder, read completely before the
+        first is written. Raises as `update_weights`; `CheckpointError` also for a folder that cannot be read or whose
+        config.json has a different architecture."""
         source = folder_source(folder, self.checkpoint.backbone)
         with self._rewriting(source_shapes(source), version) as writer:
             source.verify(writer.names)
@@ -108,45 +109,45 @@ class WeightControl:
     def update_weights_from_stream(
         self, shapes: Shapes, named_tensors: Iterable[tuple[str, Tensor]], *, version: int
     ) -> None:
-        """Take weights that come one by one; each is written when it comes and may be forgotten then.
+        """Update the weights from a stream; each tensor is written on arrival and may be freed afterwards.
 
         Args:
-            shapes: shape and dtype of everything that will come.
-            named_tensors: what comes, each once, in any order.
+            shapes: shape and dtype of every tensor in the stream.
+            named_tensors: the stream, each tensor once, in any order.
             version: as in `update_weights`.
 
         Raises:
-            As `update_weights`, and whatever `named_tensors` raises. When something had been written then, the weights
-            are a mixture: every later call says so until an update succeeds.
+            As `update_weights`, and whatever `named_tensors` raises. If something had been written by then, the weights
+            are a mix of two versions: later calls raise `RunError` until an update succeeds.
         """
         with self._rewriting(shapes, version) as writer:
             writer.write_stream(named_tensors)
 
     def update_weights_from_group(self, group: Any = None, *, src: int = 0) -> None:
-        """Take weights and their version from the process `src` of a torch.distributed group, which calls
+        """Receive weights and their version from process `src` of a torch.distributed group, which calls
         `dlm.rl.send_weights`.
 
         Args:
-            group: None is the default one.
+            group: None is the default group.
             src: rank of the sender in the default group.
 
         Raises:
-            CheckpointError: one of the group's processes cannot take them; all raise it and nothing was changed.
-            As `update_weights_from_stream`, when the group breaks off.
+            CheckpointError: one of the group's processes cannot take them; all of them raise and nothing was changed.
+            As `update_weights_from_stream`, if the group fails partway.
         """
         news = broadcast.announced(src, group)
         with self._rewriting(news.shapes, news.version, partial(broadcast.agree, group=group)) as writer:
             writer.write_stream(broadcast.received(news, src, group))
 
     def sync(self, *, version: int) -> None:
-        """The trainer's module has new weights: shared ones are only given their version, else they are copied, with
-        what an adapter in training adds to them.
+        """Take over the trainer's current weights. Shared weights only get the new version; otherwise they are copied,
+        with an adapter in training merged in.
 
         Raises:
-            RunError: there is no trainer's module; or as `update_weights`.
+            RunError: there is no trainer module; or as `update_weights`.
         """
         if self.trainer is None:
-            raise RunError("sync: there is no trainer's module; use update_weights")
+            raise RunError("sync: there is no trainer module; use update_weights")
         if not self.shared:
             self._take_over(self.trainer, version)
             return
@@ -163,12 +164,11 @@ class WeightControl:
         self.update_weights_from_stream(shapes, lora.merged(), version=version)
 
     def check_disk(self, folder: str | Path) -> None:
-        """Raise `CheckpointError` unless an update from this folder can be taken, as far as names and shapes tell;
-        asleep too."""
+        """Raise `CheckpointError` unless the names and shapes in this folder fit the model; works while asleep."""
         self.check_shapes(source_shapes(folder_source(folder, self.checkpoint.backbone)))
 
     def check_shapes(self, shapes: Shapes) -> None:
-        """Raise `CheckpointError` unless an update of these names, shapes and dtypes can be taken; asleep too."""
+        """Raise `CheckpointError` unless these names, shapes and dtypes fit the model; works while asleep."""
         with torch.device("meta"):
             like = Backbone(self.checkpoint.backbone.config)
         WeightWriter(shapes, self.checkpoint.family, like)
@@ -177,9 +177,9 @@ class WeightControl:
     def _rewriting(
         self, shapes: Shapes, version: int, agree: Callable[[str | None], None] = lambda fault: None
     ) -> Iterator[WeightWriter]:
-        """Everything is checked at the start; what goes wrong after the first write is remembered.
+        """Check everything up front; remember a failure after the first write.
 
-        `agree` is told what was found before anything is written; it raises where the update must not go on.
+        `agree` is called with the fault (or None) before anything is written, and raises if the update must not go on.
         """
         with ExitStack() as held:
             try:
@@ -194,45 +194,45 @@ class WeightControl:
                 writer.finish()
             except BaseException as error:
                 if writer.begun:
-                    self._torn = f"the update to version {version} broke off ({type(error).__name__}: {error})"
+                    self._torn = f"the update to version {version} failed partway ({type(error).__name__}: {error})"
                 raise
             self._version, self._torn = version, None
 
     def _writer(self, shapes: Shapes, version: int) -> WeightWriter:
         check_whole("version", version, 0)
         if self.shared:
-            raise RunError("the weights are the trainer's own; change them there and call sync(version=)")
+            raise RunError("the weights are shared with the trainer; change them there and call sync(version=)")
         if WEIGHTS in self._asleep:
-            raise RunError("the weights sleep; call wake(['weights']) before an update")
+            raise RunError("the weights are asleep; call wake(['weights']) before an update")
         return WeightWriter(shapes, self.checkpoint.family, self.checkpoint.backbone)
 
     # Sleep
 
     def sleep(self, tags: Sequence[str] | None = None) -> None:
-        """Give memory back to the device: the decoder's key/value memory and recordings (`kv_cache`), and the weights,
-        which go to the host (`weights`). What sleeps already goes on sleeping.
+        """Free device memory: drop the decoder's KV cache and CUDA graphs (`kv_cache`), move the weights to the host
+        (`weights`). Parts already asleep stay asleep.
 
         Args:
-            tags: which; None is all that is not the trainer's own.
+            tags: parts to put to sleep; None is all, except weights shared with the trainer.
 
         Raises:
             RequestError: an unknown tag.
-            RunError: another call is in progress, or the weights are the trainer's own and stay.
+            RunError: another call is in progress, or `weights` was given for shared weights.
         """
         chosen = _checked(tags, [KV_CACHE] if self.shared else TAGS)
         with self._alone("sleep"):
             if WEIGHTS in chosen and self.shared:
-                raise RunError("the weights are the trainer's own and stay where they are; sleep(['kv_cache'])")
+                raise RunError("weights shared with the trainer cannot be offloaded; use sleep(['kv_cache'])")
             self._drop_decoder()
             if WEIGHTS in chosen:
                 self._residence.leave()
             self._asleep |= chosen
 
     def wake(self, tags: Sequence[str] | None = None) -> None:
-        """Undo `sleep`: the weights are bit for bit what they were. What is awake stays so.
+        """Undo `sleep`; the weights are restored bit for bit. Parts already awake stay awake.
 
         Args:
-            tags: which; None is all.
+            tags: parts to wake; None is all.
 
         Raises:
             RequestError: an unknown tag.
@@ -245,13 +245,13 @@ class WeightControl:
             self._asleep -= chosen
 
     def flush_cache(self) -> None:
-        """Free the key/value memory. No key and no value outlives a call in any case, so that nothing stale is read
-        after an update. Raises `RunError` while another call is in progress."""
+        """Free the KV cache. Its contents never outlive a call, so nothing stale is read after an update either way.
+        Raises `RunError` while another call is in progress."""
         with self._alone("flush_cache"):
             self._drop_decoder()
 
     def _drop_decoder(self) -> None:
-        """Let go of the key/value memory and of recordings, which know where the weights were."""
+        """Release the KV cache and CUDA graphs, which hold the addresses of the weights."""
         self._decoder = None
         if self.checkpoint.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -261,7 +261,7 @@ class WeightControl:
     @contextmanager
     def _alone(self, what: str) -> Iterator[None]:
         if not self._lock.acquire(blocking=False):
-            raise RunError(f"{what}: {self._doing} is in progress; wait until it has returned")
+            raise RunError(f"{what}: {self._doing} is in progress; wait until it returns")
         self._doing = what
         try:
             yield
@@ -269,12 +269,12 @@ class WeightControl:
             self._lock.release()
 
     def _refuse_without(self, *tags: str) -> None:
-        """Raise `RunError` while one of them sleeps, and where the weights are no version's."""
+        """Raise `RunError` if one of them is asleep, or the weights are a mix of two versions."""
         asleep = [tag for tag in tags if tag in self._asleep]
         if asleep:
             raise RunError(f"asleep: {', '.join(asleep)}; call wake() first")
         if self._torn is not None:
-            raise RunError(f"the weights are a mixture, since {self._torn}; update them again")
+            raise RunError(f"the weights are a mix of two versions: {self._torn}; update them again")
 
 
 def _checked(tags: Sequence[str] | None, default: Sequence[str]) -> set[str]:

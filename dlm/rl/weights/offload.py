@@ -1,4 +1,4 @@
-"""Where a model's weights are: in its own memory, or set aside on the host, so that a trainer may have the device."""
+"""Offloads a model's weights to the host, so that a trainer can use the device memory."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dlm.models.backbone import Backbone
 
 
 class WeightOffload:
-    """Moves the weights of one model out of the device's memory and back, bit for bit.
+    """Moves one model's weights out of device memory and back, bit for bit.
 
-    On a CPU they are already on the host: they only leave the model.
+    On a CPU they are already on the host and are only detached from the model.
 
     Args:
-        backbone: whose parameters; buffers (tables of a few MiB) stay.
+        backbone: the model; its parameters move, its buffers (tables of a few MiB) stay.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -22,15 +22,15 @@ class WeightOffload:
 
     @property
     def away(self) -> bool:
-        """Whether the model has no weights now."""
+        """Whether the weights are offloaded."""
         return bool(self._aside)
 
     @torch.no_grad()
     def leave(self) -> None:
-        """Set the weights aside; nothing is done when they are."""
+        """Offload the weights; a no-op if they already are."""
         if self.away:
             return
-        # Everything is on the host before the first parameter lets go of its memory.
+        # Copy everything to the host before releasing the memory of any parameter.
         aside = {name: parameter.data.to("cpu") for name, parameter in self.backbone.named_parameters()}
         for parameter in self.backbone.parameters():
             parameter.data = parameter.data.new_empty(0)
@@ -40,7 +40,7 @@ class WeightOffload:
 
     @torch.no_grad()
     def come_back(self) -> None:
-        """Give the model its weights again, with the strides that they had; nothing is done when it has them."""
+        """Restore the weights with their original strides; a no-op if the model has them."""
         if not self.away:
             return
         back = {name: values.to(self.device) for name, values in self._aside.items()}

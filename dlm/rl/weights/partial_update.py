@@ -1,5 +1,5 @@
-"""Tensors of one update that come a few at a time: each is checked when it comes, and kept on the host until the model
-is complete. Nothing is written before, so that a sender that is gone leaves the model as it was."""
+"""An update whose tensors arrive a few at a time: each is checked on arrival and kept on the host until the model is
+complete. Nothing is written before then, so a sender that disappears leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Naming:
-    """One way to call a model's tensors.
+    """One naming scheme for a model's tensors.
 
     Attributes:
-        head: what all names have in front; senders often leave it out, and so do the other attributes.
-        shapes: of all, those among them that may be copies of a tied weight.
-        needed: names without which the model is not complete.
+        head: common prefix of all names; senders often omit it, and the other attributes do too.
+        shapes: shape of every tensor by name, including possible copies of a tied weight.
+        needed: names required for the model to be complete.
     """
 
     head: str
@@ -34,26 +34,26 @@ class Naming:
 
     @classmethod
     def of(cls, shapes: Mapping[str, Shape], needed: Collection[str]) -> Naming:
-        """From whole names."""
+        """Build from full names."""
         head = common_head(needed)
         short = {name.removeprefix(head): shape for name, shape in shapes.items()}
         return cls(head, short, frozenset(name.removeprefix(head) for name in needed))
 
     def find(self, name: str) -> str | None:
-        """Which tensor `name` is, whatever wrappers and trainers have put before and into it."""
+        """Resolve `name` to a known tensor name, ignoring prefixes and infixes added by wrappers and trainers."""
         parts = [part for part in name.split(".") if part not in WRAPPERS]
         endings = (".".join(parts[start:]) for start in range(len(parts)))
         return next((ending for ending in endings if ending in self.shapes), None)
 
 
 class PartialUpdate:
-    """What has come of an update.
+    """The tensors of an update received so far.
 
     Args:
-        family, config: of the model.
+        family, config: the model's family and config.
 
     Attributes:
-        tensors: by the name under which each came, on the host.
+        tensors: received tensors by the name they arrived under, on the host.
     """
 
     def __init__(self, family: Family, config: BackboneConfig) -> None:
@@ -66,7 +66,7 @@ class PartialUpdate:
         self.tensors: dict[str, Tensor] = {}
 
     def check(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
-        """Raise `CheckpointError` unless such a tensor is one of the model's and has not come yet."""
+        """Raise `CheckpointError` unless the model has such a tensor and it has not arrived yet."""
         if name in self.tensors:
             raise CheckpointError(f"{LABEL}: {name} is given twice")
         if not dtype.is_floating_point:
@@ -78,7 +78,7 @@ class PartialUpdate:
             raise CheckpointError(f"{LABEL}: {name} has shape {list(shape)}, the model's has {list(found[0])}")
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Keep a tensor. Raises as `check`."""
+        """Check and store a tensor. Raises as `check`."""
         self.check(name, tensor.shape, tensor.dtype)
         self.tensors[name] = tensor.detach().to("cpu")
         for naming, found in zip(self._namings, self._found, strict=True):
@@ -88,11 +88,11 @@ class PartialUpdate:
 
     @property
     def complete(self) -> bool:
-        """Whether all of the model's tensors are here, under one of their namings."""
+        """Whether all of the model's tensors have arrived, under one of the naming schemes."""
         return any(naming.needed <= found for naming, found in zip(self._namings, self._found, strict=True))
 
     def check_complete(self) -> None:
-        """Raise `CheckpointError` that names what is missing."""
+        """Raise `CheckpointError` naming the missing tensors, if any."""
         if self.complete:
             return
         naming, found = max(zip(self._namings, self._found, strict=True), key=lambda pair: len(pair[1]))

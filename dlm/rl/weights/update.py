@@ -1,7 +1,7 @@
-"""New weights for a model that is in use: every name and shape is checked before the first number is written.
+"""Weight updates for a model in use: every name and shape is checked before anything is written.
 
-Names are those of the family's checkpoints or those of `Backbone`'s parameters, with or without what wrappers and
-trainers put before and into them (`dlm.models.io.naming`).
+Names are those of the family's checkpoints or of `Backbone`'s parameters, with or without the prefixes and infixes that
+wrappers and trainers add (`dlm.models.io.naming`).
 """
 
 from __future__ import annotations
@@ -24,53 +24,53 @@ from dlm.models.io.sources import SafetensorsSource, TensorSource
 
 LABEL = "update_weights"
 NAMED = 8
-"""Tensors that a message names."""
+"""Maximum number of tensors listed in a message."""
 
 Shapes = Mapping[str, tuple[Sequence[int], torch.dtype]]
 NamedTensors = Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
 
 
 def gathered(named_tensors: NamedTensors) -> dict[str, Tensor]:
-    """Names and tensors as a dictionary. `CheckpointError` names what is given twice or is no plain tensor."""
+    """Names and tensors as a dictionary. Raises `CheckpointError` for a duplicate name or an unusable tensor."""
     pairs = named_tensors.items() if isinstance(named_tensors, Mapping) else named_tensors
     tensors: dict[str, Tensor] = {}
     for name, tensor in pairs:
         if not isinstance(name, str):
-            raise CheckpointError(f"{LABEL}: {name!r} is no name; give pairs of a name and a tensor")
+            raise CheckpointError(f"{LABEL}: {name!r} is not a name; pass (name, tensor) pairs")
         if name in tensors:
             raise CheckpointError(f"{LABEL}: {name} is given twice")
         if not isinstance(tensor, Tensor) or tensor.is_meta:
             what = "on the meta device" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
-            raise CheckpointError(f"{LABEL}: {name} is {what}; give a tensor that holds numbers")
+            raise CheckpointError(f"{LABEL}: {name} is {what}; pass a tensor with data")
         if tensor.layout != torch.strided:
-            raise CheckpointError(f"{LABEL}: {name} is of layout {tensor.layout}; give its to_dense()")
+            raise CheckpointError(f"{LABEL}: {name} has layout {tensor.layout}; pass its to_dense()")
         if hasattr(tensor, "full_tensor"):
-            raise CheckpointError(f"{LABEL}: {name} is sharded over processes; give its full_tensor()")
+            raise CheckpointError(f"{LABEL}: {name} is sharded over processes; pass its full_tensor()")
         tensors[name] = tensor
     return tensors
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
-    """Shape and dtype of each."""
+    """Shape and dtype of each tensor."""
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
 def folder_source(path: str | Path, backbone: Backbone) -> TensorSource:
-    """The tensors of a folder of safetensors or of `torch.distributed.checkpoint`; none is read.
+    """The tensors of a safetensors or `torch.distributed.checkpoint` folder, without reading them.
 
-    Raises `CheckpointError`: unreadable, or its config.json is of another architecture than `backbone`.
+    Raises `CheckpointError`: unreadable, or its config.json has a different architecture than `backbone`.
     """
     try:
         folder = Path(path).expanduser()
         if not folder.is_dir():
-            raise CheckpointError(f"{folder!s:.200}: no such folder; it holds safetensors or a distributed checkpoint")
+            raise CheckpointError(f"{folder!s:.200}: no such folder; give one with safetensors or a DCP checkpoint")
         file = folder / "config.json"
         if file.exists():
             config = read_json(file)
             if family_of(config, file).read_config(config, file) != backbone.config:
-                raise CheckpointError(f"{file} is of another architecture than the model in use")
+                raise CheckpointError(f"{file} has a different architecture than the model in use")
         return DcpSource(folder) if (folder / METADATA).exists() else SafetensorsSource(folder)
-    except (OSError, RuntimeError) as error:  # RuntimeError: "~name" of a user that there is not
+    except (OSError, RuntimeError) as error:  # RuntimeError: "~name" of a user that does not exist
         raise CheckpointError(f"{path!s:.200} cannot be read ({error!s:.200}); give another folder") from error
 
 
@@ -80,7 +80,7 @@ def source_shapes(source: TensorSource) -> Shapes:
 
 
 def own_parameters(backbone: Backbone) -> dict[str, Tensor]:
-    """The model's own parameters by name. A drafter and an adapter stay as they are, whatever weights are given."""
+    """The model's own parameters by name. Updates never touch a drafter or an adapter."""
     return {
         name: values.detach() for name, values in backbone.named_parameters()
         if not {"drafter", "lora"} & set(name.split("."))
@@ -89,7 +89,7 @@ def own_parameters(backbone: Backbone) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _Names:
-    """Names alone, for `find_names`."""
+    """Bare names, as a source for `find_names`."""
 
     given: Sequence[str]
     label: str = LABEL
@@ -99,19 +99,18 @@ class _Names:
 
 
 class WeightWriter:
-    """Where the tensors of one complete update belong.
+    """Writes the tensors of one complete update into the model.
 
     Args:
-        shapes: what is going to be given.
-        family: of the model.
+        shapes: shape and dtype of each announced tensor.
+        family: the model's family.
         backbone: the model.
 
     Attributes:
-        begun: something was written.
+        begun: whether anything was written.
 
     Raises:
-        CheckpointError: names every tensor of a wrong shape or kind, or those that are missing or unknown; nothing was
-            written.
+        CheckpointError: tensors are missing, unknown, or of a wrong shape or dtype (named); nothing was written.
     """
 
     def __init__(self, shapes: Shapes, family: Family, backbone: Backbone) -> None:
@@ -133,11 +132,11 @@ class WeightWriter:
 
     @property
     def names(self) -> Sequence[str]:
-        """Those of the given names that are the model's; what a trainer keeps beside its weights is not."""
+        """The given names that belong to the model, without other state that a trainer sends along."""
         return [*self._places, *self._copies]
 
     def write_all(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write tensors that are all there; copies of a tied weight are compared with it before the first is."""
+        """Write tensors that are all in memory; copies of a tied weight are compared with it first."""
         for name in self._copies:
             weight = tensors[self._embedding]
             if not torch.equal(tensors[name].to(weight.device, weight.dtype), weight):
@@ -148,33 +147,34 @@ class WeightWriter:
             self.write(name, tensors[name])
 
     def write_stream(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Write tensors as they come; those announced that are not the model's are passed over."""
+        """Write tensors as they arrive; announced tensors that are not the model's are skipped."""
         for name, tensor in named_tensors:
             if name in self._left or name not in self._foreign:
                 self.write(name, tensor)
 
     @torch.no_grad()
     def write(self, name: str, tensor: Tensor) -> None:
-        """Copy a tensor to its place, into the memory and the dtype that the model has there.
+        """Copy a tensor into the model's own memory, converting to its dtype.
 
-        Raises `CheckpointError` for one that was not announced, or was announced with another shape.
+        Raises `CheckpointError` if it was not announced, or was announced with a different shape.
         """
         if name not in self._left:
-            raise CheckpointError(f"{LABEL}: {name} was not announced, or came twice")
+            raise CheckpointError(f"{LABEL}: {name} was not announced, or arrived twice")
         place = self._places[name] if name in self._places else self._copies[name]
         if tensor.shape != place.shape:
-            raise CheckpointError(f"{LABEL}: {name} was announced as {list(place.shape)} and is {list(tensor.shape)}")
+            raise CheckpointError(f"{LABEL}: {name} was announced as {list(place.shape)} but is {list(tensor.shape)}")
         self._left.discard(name)
         if name in self._copies:
-            self._late[name] = tensor.clone()  # what it came in may be used again
+            self._late[name] = tensor.clone()  # the receive buffer may be reused
             return
         self.begun = True
         place.copy_(tensor)
 
     def finish(self) -> None:
-        """Raise `CheckpointError` unless everything came."""
+        """Raise `CheckpointError` unless everything arrived."""
         if self._left:
-            raise CheckpointError(f"{LABEL}: {len(self._left)} did not come ({', '.join(sorted(self._left)[:NAMED])})")
+            missing = ", ".join(sorted(self._left)[:NAMED])
+            raise CheckpointError(f"{LABEL}: {len(self._left)} tensors did not arrive ({missing})")
         for name, tensor in self._late.items():
             place = self._copies[name]
             if not torch.equal(tensor.to(place.device, place.dtype), place):
@@ -183,8 +183,8 @@ class WeightWriter:
 
 @torch.no_grad()
 def _places(given: Sequence[str], family: Family, backbone: Backbone) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
-    """For each given name the model's memory that it is for; the given name of the embedding; and those of copies of a
-    weight that is tied to it. Raises `CheckpointError`."""
+    """The model's tensor for each given name; the given name of the embedding; and the given names of copies of a
+    weight tied to it. Raises `CheckpointError`."""
     config = backbone.config
     theirs = family_places(family, backbone)
     own = own_parameters(backbone)
@@ -200,6 +200,6 @@ def _places(given: Sequence[str], family: Family, backbone: Backbone) -> tuple[d
 
 
 def _hits(given: Sequence[str], known: Mapping[str, Tensor]) -> int:
-    """How many of the given names end in a known one."""
+    """Number of given names that end in a known one."""
     parts = [name.split(".") for name in given]
     return sum(any(".".join(part[start:]) in known for start in range(len(part))) for part in parts)

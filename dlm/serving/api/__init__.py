@@ -1,4 +1,4 @@
-"""Routes by whose clients they serve, and what they answer."""
+"""Routes, grouped by client, and their responses."""
 
 __all__ = [
     "admin",

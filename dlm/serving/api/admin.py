@@ -1,4 +1,4 @@
-"""How the server is: health, readiness, models, algorithms, figures of the batch, of the fleet and for Prometheus."""
+"""State of the server: health, readiness, models, algorithms, batch and fleet statistics, Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def admin_routes(service: Service, state: ServerState, algorithms: dict[str, Any
         }
 
     async def ask(index: int, key: str | None) -> dict[str, Any]:
-        """Another worker's figures; where it does not answer, that it is not healthy."""
+        """Another worker's statistics; reports it as unhealthy if it does not respond."""
         url = settings.peers[index]
         try:
             async with httpx.AsyncClient(timeout=PEER_TIMEOUT, trust_env=False) as client:

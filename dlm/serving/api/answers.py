@@ -1,4 +1,4 @@
-"""Completions in the shapes of the protocols: OpenAI's objects and chunks, and what `dlm` adds to them."""
+"""Completions in protocol shapes: OpenAI's objects and chunks, with the `dlm` extensions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dlm.text import TextCodec
 
 @dataclass(frozen=True)
 class Header:
-    """What an answer and all its chunks begin with.
+    """Common first fields of an answer and its chunks.
 
     Attributes:
         chat: chat completion, else text completion.
@@ -41,15 +41,15 @@ class Header:
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer, cut where the client asked.
+    """One answer, truncated at the client's stop strings and token limit.
 
     Attributes:
-        text, token_ids: shown.
+        text, token_ids: returned to the client.
         finish_reason: `stop` or `length`.
-        prompt_tokens: of its prompt.
+        prompt_tokens: number of tokens of its prompt.
         nfe, seconds, seed: of the completion.
         weight_version: of the weights that it was decoded with.
-        logprobs: of `token_ids` at reveal time; None where they were not recorded.
+        logprobs: of `token_ids` at reveal time; None if not recorded.
     """
 
     text: str
@@ -64,13 +64,13 @@ class Sample:
 
     @classmethod
     def none(cls, prepared: PreparedRequest, weight_version: int) -> Sample:
-        """That of a request that asks for no token (`max_tokens=0`)."""
+        """The empty sample of a request for no tokens (`max_tokens=0`)."""
         seed = prepared.params.seed or 0
         return cls("", (), "length", len(prepared.request.prompt_ids), 0, 0.0, seed, weight_version, ())
 
     @classmethod
     def of(cls, completion: Completion, prepared: PreparedRequest, codec: TextCodec, weight_version: int) -> Sample:
-        """The sample that a completion shows."""
+        """The sample of a completion."""
         shown = sample_of(completion, prepared.params, codec)
         count = len(shown["token_ids"])
         logprobs = None if completion.logprobs is None else tuple(completion.logprobs[:count])
@@ -89,11 +89,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class EchoPrefix:
-    """What goes before an answer: the prompt, where it is echoed.
+    """An echoed prompt, prepended to the answer.
 
     Attributes:
         text: of the prompt.
-        logprobs: of its tokens, in OpenAI's shape of plain completions; None where they were not asked for.
+        logprobs: of its tokens, in OpenAI's shape of text completions; None if not requested.
     """
 
     text: str = ""
@@ -104,8 +104,8 @@ class EchoPrefix:
 
         Args:
             answer: OpenAI's shape of its tokens.
-            ended: an answer was asked for, and is over. One without a token then has its end for one: clients that ask
-                for a token more than they score take the last one away (lm-eval's API model).
+            ended: an answer was requested, and has ended. If it is empty, an empty token stands for its end: clients
+                that request one token more than they score drop the last one (lm-eval's API model).
         """
         if self.logprobs is None:
             return answer
@@ -121,15 +121,15 @@ class EchoPrefix:
 
 
 def usage(samples: Sequence[Sequence[Sample]]) -> dict[str, int]:
-    """Tokens of the prompts, each counted once, and of all answers as they are shown."""
+    """Tokens of the prompts, each counted once, and of all answers as returned."""
     prompt = sum(each[0].prompt_tokens for each in samples)
     completion = sum(len(one.token_ids) for each in samples for one in each)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def figures(samples: Sequence[Sample], prepared: PreparedRequest) -> dict[str, Any]:
-    """`dlm` of an answer: forwards of all its samples, and what it was made with; of several versions of the weights
-    (prompts of one body between which an update came) the oldest."""
+    """`dlm` of an answer: forwards of all its samples, and how it was decoded. If the weights were updated between
+    prompts of one body, `weight_version` is the oldest one."""
     nfe, tokens = sum(one.nfe for one in samples), sum(len(one.token_ids) for one in samples)
     return {
         "nfe": nfe,
@@ -170,7 +170,7 @@ def text_answer(
     with_logprobs: bool,
     leads: Sequence[EchoPrefix] | None = None,
 ) -> dict[str, Any]:
-    """A `text_completion` for one or several prompts, with what goes before the answers to each."""
+    """A `text_completion` for one or several prompts; `leads` are prepended to the answers of each."""
     everything = [one for each in samples for one in each]
     each_lead = [lead for lead, each in zip(leads or [EchoPrefix()] * len(samples), samples, strict=True) for _ in each]
     choices = [
@@ -191,7 +191,7 @@ def text_answer(
 
 
 def chat_logprobs(sample: Sample, codec: TextCodec) -> dict[str, Any]:
-    """OpenAI's shape; log-probabilities at reveal time, which are no autoregressive likelihood."""
+    """OpenAI's shape; log-probabilities at reveal time, which are not an autoregressive likelihood."""
     content = []
     for token_id, value in zip(sample.token_ids, sample.logprobs or (), strict=True):
         text = codec.piece(token_id)
@@ -200,7 +200,7 @@ def chat_logprobs(sample: Sample, codec: TextCodec) -> dict[str, Any]:
 
 
 def text_logprobs(sample: Sample, codec: TextCodec) -> dict[str, Any]:
-    """OpenAI's shape of plain completions."""
+    """OpenAI's shape of text completions."""
     tokens = [codec.piece(token_id) for token_id in sample.token_ids]
     starts = [len(codec.decode(sample.token_ids[:count])) for count in range(len(tokens))]
     return {
@@ -212,7 +212,7 @@ def text_logprobs(sample: Sample, codec: TextCodec) -> dict[str, Any]:
 
 
 def finite(value: float) -> float | None:
-    """A number that JSON has; None for others."""
+    """The value, or None if JSON cannot represent it."""
     return value if math.isfinite(value) else None
 
 

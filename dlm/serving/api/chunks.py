@@ -1,4 +1,4 @@
-"""A streamed answer: settled text for any client, and for those who ask what each forward revealed."""
+"""A streamed answer: final text for any client, and optionally what each forward revealed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ DONE = "[DONE]"
 
 
 class Chunks:
-    """Makes the chunks of one answer.
+    """Builds the chunks of one answer.
 
     Args:
-        service: whose answer it is.
+        service: answers the request.
         header: of all chunks.
         prepared: its prompts.
-        events: tell what each forward revealed.
-        usage: tell the usage at the end.
+        events: report what each forward revealed.
+        usage: report the usage at the end.
         logprobs: the last chunk of each sample has its log-probabilities.
     """
 
@@ -51,7 +51,7 @@ class Chunks:
         }
 
     async def of(self, call: Call) -> AsyncIterator[str]:
-        """The data of each event. An error is an event too, and the last."""
+        """The data of each event. An error is sent as the last event."""
         begun, first = time.perf_counter(), True
         for piece in self._opening():
             yield piece
@@ -81,7 +81,7 @@ class Chunks:
         yield DONE
 
     def _opening(self) -> list[str]:
-        """The role of every choice, and what the canvas is."""
+        """The role of every choice, and its initial canvas."""
         pieces = []
         for key in self._texts:
             if self.header.chat:

@@ -1,4 +1,4 @@
-"""Log-probabilities of given texts: plain completions with `echo` and `logprobs`."""
+"""Log-probabilities of given texts: text completions with `echo` and `logprobs`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dlm.serving.api.answers import finite
 from dlm.serving.engine.call import RETRY_AFTER
 from dlm.serving.engine.decoder_thread import DecoderThread
 from dlm.serving.engine.defaults import refused
-from dlm.serving.engine.tickets import Aborted, Draining, QueueFull, Unavailable
+from dlm.serving.engine.queued import Aborted, Draining, QueueFull, Unavailable
 from dlm.serving.http.errors import (
     SERVER,
     ApiError,
@@ -33,7 +33,7 @@ from dlm.serving.schemas.requests import ScoringRequest
 from dlm.text import TextCodec
 
 MOST_DRAWS = 1024
-"""`mc_num` of one request."""
+"""Maximum `mc_num` of a request."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Scoring:
     """How texts are scored.
 
     Attributes:
-        scheme: of `dlm.likelihood.schemes`.
-        context_tokens: so many tokens of each text are given, and those behind them scored.
+        scheme: from `dlm.likelihood.schemes`.
+        context_tokens: leading tokens of each text that are context; those after them are scored.
         seed: of the masks.
     """
 
@@ -52,17 +52,17 @@ class Scoring:
 
     @classmethod
     def of(cls, asked: ScoringRequest) -> Scoring:
-        """Raises `ApiError` (400) for settings that cannot be, or that would change nothing."""
+        """Raises `ApiError` (400) for invalid settings, or settings without effect."""
         scheme, draws = asked.scheme or Ar.name, asked.mc_num
         if scheme not in SCHEMES:
             raise ApiError(400, f"dlm.scheme={scheme!r} is unknown; known: {', '.join(SCHEMES)}", param="dlm.scheme")
         if draws is not None and scheme != LladaMC.name:
-            raise ApiError(400, f"dlm.mc_num goes with scheme={LladaMC.name} alone; leave it out", param="dlm.mc_num")
+            raise ApiError(400, f"dlm.mc_num requires scheme={LladaMC.name}; leave it out", param="dlm.mc_num")
         if draws is not None and not 1 <= draws <= MOST_DRAWS:
             raise ApiError(400, f"dlm.mc_num={draws} must be 1..{MOST_DRAWS}", param="dlm.mc_num")
         if scheme != Ar.name and asked.context_tokens is None:
             raise ApiError(
-                400, f"dlm.scheme={scheme}: how many tokens are the context? give dlm.context_tokens",
+                400, f"dlm.scheme={scheme} needs dlm.context_tokens, the number of context tokens",
                 param="dlm.context_tokens",
             )  # fmt: skip
         seed = asked.seed or 0
@@ -73,15 +73,13 @@ class Scoring:
         return cls(chosen, 1 if asked.context_tokens is None else asked.context_tokens, seed)
 
     def slices(self, score: Any, token_ids: Sequence[int]) -> Iterator[Scored | None]:
-        """What `Likelihood.score_in_slices` makes of a text. Raises `ApiError` (400)."""
+        """The slices of `Likelihood.score_in_slices` for a text. Raises `ApiError` (400)."""
         if len(token_ids) < 2:
-            raise ApiError(
-                400, "the text has one token and nothing before it; there is nothing to score", param="prompt"
-            )
+            raise ApiError(400, "the text has fewer than two tokens; there is nothing to score", param="prompt")
         if not 1 <= self.context_tokens < len(token_ids):
             raise ApiError(
                 400, f"context_tokens={self.context_tokens} must be 1..{len(token_ids) - 1}: the text has "
-                f"{len(token_ids)} tokens, and one is scored at least",
+                f"{len(token_ids)} tokens, and at least one must be scored",
                 param="dlm.context_tokens",
             )  # fmt: skip
         try:
@@ -95,12 +93,12 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Echo:
-    """A text that is given back with its log-probabilities.
+    """A text that is returned with its log-probabilities.
 
     Attributes:
-        token_ids: the text's.
-        context_tokens: those that are not scored.
-        scored: of the others.
+        token_ids: of the text.
+        context_tokens: number of leading tokens that are not scored.
+        scored: scores of the others.
         weight_version: of the weights that it was scored with.
     """
 
@@ -110,8 +108,8 @@ class Echo:
     weight_version: int
 
     def logprobs(self, codec: TextCodec, *, best: bool) -> dict[str, Any]:
-        """OpenAI's shape; null where nothing is scored. With `best` the most probable tokens are told too, by schemes
-        that know them."""
+        """OpenAI's shape; null for tokens that are not scored. `best` adds the most probable tokens, for schemes that
+        provide them."""
         pieces = [codec.piece(token_id) for token_id in self.token_ids]
         starts = [0]
         for piece in pieces[:-1]:
@@ -136,8 +134,8 @@ class Echo:
 
 
 def estimates(scoring: Scoring, echoes: Sequence[Echo]) -> dict[str, Any]:
-    """What an answer says of the scheme, and its estimate for each text: the sum of the terms, with its standard error
-    where masks are drawn (null where one draw cannot tell)."""
+    """The scheme, and its estimate for each text: the sum of the terms, with its standard error if masks are drawn
+    (null for a single draw)."""
     return {
         "scheme": scoring.scheme.name,
         "logprobs": [finite(each.scored.mean) for each in echoes],
@@ -146,11 +144,11 @@ def estimates(scoring: Scoring, echoes: Sequence[Echo]) -> dict[str, Any]:
 
 
 class Scorings:
-    """Texts of one request that are scored between the decoder's forwards.
+    """Texts of one request, scored between the decoder's forwards.
 
     Args:
-        thread: has the model.
-        slices: of `Scoring.slices`, one for each text.
+        thread: runs the model.
+        slices: from `Scoring.slices`, one per text.
 
     Attributes:
         weight_versions: of the weights that each text was scored with.
@@ -164,10 +162,10 @@ class Scorings:
         self.weight_versions: list[int] = []
 
     async def results(self, timeout: float) -> list[Scored]:
-        """What was found, in order. When it is cancelled, what is not done is forgotten.
+        """The scores, in order. On cancellation, what is not done is dropped.
 
-        Raises `ApiError`: 429 with too much other work, 503 while draining, without memory or while nothing is
-        computed, 504 after `timeout` seconds, 500 for what failed.
+        Raises `ApiError`: 429 if too much other work is queued, 503 while draining, if out of memory or while decoding
+        is unavailable, 504 after `timeout` seconds, 500 for a failure.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -179,7 +177,7 @@ class Scorings:
         except Unavailable as error:
             raise unavailable(str(error)) from None
         except QueueFull:
-            raise overloaded("many texts are being scored; try again later", RETRY_AFTER) from None
+            raise overloaded("too many texts are queued for scoring; try again later", RETRY_AFTER) from None
         except TimeoutError:
             raise timed_out(timeout) from None
         finally:
@@ -192,7 +190,7 @@ class Scorings:
             yield found
 
     def _tell(self, index: int, found: Scored | None, error: Exception | None) -> None:
-        """Called in the decoder's thread."""
+        """Called in the decoder thread."""
         self.weight_versions.append(self._thread.weight_version)
         self._loop.call_soon_threadsafe(self._settle, self._results[index], found, error)
 
@@ -210,6 +208,4 @@ class Scorings:
             result.set_exception(not_finite(str(error)))
         else:
             name = type(error).__name__
-            result.set_exception(
-                ApiError(500, f"this text could not be scored ({name}); the server's log says why", SERVER)
-            )
+            result.set_exception(ApiError(500, f"scoring this text failed ({name}); see the server's log", SERVER))

@@ -20,7 +20,7 @@ from dlm.serving.schemas.responses import ChatAnswer, TextAnswer
 from dlm.serving.schemas.unsupported_params import refuse_foreign
 
 ROLES = {"developer": "system"}
-"""Roles that chat templates know by another name."""
+"""Roles to rename for chat templates."""
 
 
 def openai_routes(service: Service) -> APIRouter:
@@ -37,7 +37,7 @@ def openai_routes(service: Service) -> APIRouter:
         if body.tools or body.functions:
             raise ApiError(400, "tools and functions are not supported; leave them out", param="tools")
         if body.top_logprobs:
-            raise ApiError(400, "top_logprobs: only the chosen token's is known; leave it out", param="top_logprobs")
+            raise ApiError(400, "top_logprobs: only chosen tokens are recorded; leave it out", param="top_logprobs")
         limit = one_limit(body.max_tokens, body.max_completion_tokens)
         messages = [plain(index, message) for index, message in enumerate(body.messages)]
         if not messages:
@@ -56,18 +56,18 @@ def openai_routes(service: Service) -> APIRouter:
         name = service.check_model(body.model)
         refuse_unsupported(body)
         if body.suffix:
-            raise ApiError(400, "suffix is not supported; give token ids with mask ids to fill in", param="suffix")
+            raise ApiError(400, "suffix is not supported; send token ids with mask ids to fill in", param="suffix")
         if body.best_of not in (None, 1, body.sampling().get("n")):
-            raise ApiError(400, f"best_of={body.best_of} is not supported; use n and choose", param="best_of")
+            raise ApiError(400, f"best_of={body.best_of} is not supported; use n instead", param="best_of")
         if body.logprobs is not None and not 0 <= body.logprobs <= 1:
-            raise ApiError(400, f"logprobs={body.logprobs} must be 0 or 1: one token is known", param="logprobs")
+            raise ApiError(400, f"logprobs={body.logprobs} must be 0 or 1 (chosen token)", param="logprobs")
         scoring = scoring_of(body)
         if body.stream and body.echo:
-            raise ApiError(400, "echo goes with stream=false alone; leave one of them out", param="echo")
+            raise ApiError(400, "echo does not work with stream=true; leave one of them out", param="echo")
         prompts = several(body.prompt)
         header = Header(False, name)
         given, limit, silent = service.given(body), body.max_tokens, scoring is not None and body.max_tokens == 0
-        if silent:  # the text alone is wanted: the least that is checked as any request is
+        if silent:  # only the prompt is wanted: prepare the smallest valid request
             given, limit = {**given, "gen_length": 1, "n": 1}, 1
         record = body.logprobs is not None or bool(body.stream and body.dlm_events)
         params = service.defaults.params(given, limit, record=record)
@@ -94,18 +94,18 @@ def openai_routes(service: Service) -> APIRouter:
 
 
 def scoring_of(body: CompletionRequest) -> Scoring | None:
-    """How the prompt is scored; None where that is not asked for. Raises `ApiError` (400)."""
+    """How the prompt is scored; None if scoring is not requested. Raises `ApiError` (400)."""
     if body.echo and body.logprobs is not None:
         return Scoring.of(body.dlm or ScoringRequest.model_validate({}))
     if body.dlm is not None:
-        raise ApiError(400, "dlm goes with echo and logprobs alone; leave it out", param="dlm")
+        raise ApiError(400, "dlm requires echo and logprobs; leave it out", param="dlm")
     return None
 
 
 async def echoed(
     service: Service, request: Request, prepared: Sequence[PreparedRequest], scoring: Scoring
 ) -> list[Echo]:
-    """The prompts with their log-probabilities, unless the client leaves before."""
+    """The prompts with their log-probabilities; cancelled if the client disconnects."""
     texts = [one.request.prompt_ids for one in prepared]
     score = service.likelihood.score_in_slices
     slices = [await service.in_text_thread(scoring.slices, score, text) for text in texts]
@@ -120,7 +120,7 @@ async def echoed(
 def leading(
     service: Service, prepared: Sequence[PreparedRequest], echoes: Sequence[Echo] | None, *, best: bool
 ) -> list[EchoPrefix]:
-    """What goes before the answers."""
+    """The echoed prompts to prepend to the answers."""
     texts = [service.codec.decode(one.request.prompt_ids) for one in prepared]
     if echoes is None:
         return [EchoPrefix(text) for text in texts]
@@ -128,7 +128,7 @@ def leading(
 
 
 async def answers(service: Service, request: Request, prepared: Sequence[PreparedRequest]) -> list[list[Sample]]:
-    """The samples of each prompt, unless the client leaves before."""
+    """The samples of each prompt; cancelled if the client disconnects."""
     with service.call(prepared) as call:
         completions = await until_gone(request, call.completions())
     found = [
@@ -144,7 +144,7 @@ async def answers(service: Service, request: Request, prepared: Sequence[Prepare
 def stream(
     service: Service, body: OpenAIBody, header: Header, prepared: Sequence[PreparedRequest], *, with_logprobs: bool
 ) -> Response:
-    """The answer in chunks. Raises `ApiError` where nothing can be sent at all."""
+    """The answer in chunks. Raises `ApiError` if the requests cannot be submitted."""
     options = body.stream_options
     call = service.call(prepared, watched=True)
     chunks = Chunks(
@@ -161,7 +161,7 @@ def stream(
 
 
 def refuse_unsupported(body: OpenAIBody) -> None:
-    """Raise `ApiError` (400) for a wish that cannot be honoured."""
+    """Raise `ApiError` (400) for unsupported options."""
     refuse_foreign(body.unknown)
     for name in ("frequency_penalty", "presence_penalty"):
         if getattr(body, name):
@@ -170,15 +170,15 @@ def refuse_unsupported(body: OpenAIBody) -> None:
         raise ApiError(400, "logit_bias is not supported; leave it out", param="logit_bias")
     if body.response_format is not None and body.response_format.type != "text":
         kind = body.response_format.type
-        raise ApiError(400, f"response_format={kind!r} is not supported; text is", param="response_format")
+        raise ApiError(400, f"response_format={kind!r} is not supported; use text", param="response_format")
     if body.stream_options is not None and not body.stream:
-        raise ApiError(400, "stream_options goes with stream=true alone; leave it out", param="stream_options")
+        raise ApiError(400, "stream_options requires stream=true; leave it out", param="stream_options")
     if body.dlm_events and not body.stream:
-        raise ApiError(400, "dlm_events goes with stream=true alone; leave it out", param="dlm_events")
+        raise ApiError(400, "dlm_events requires stream=true; leave it out", param="dlm_events")
 
 
 def one_limit(first: int | None, second: int | None) -> int | None:
-    """`max_tokens`, or `max_completion_tokens` where that is given. Raises `ApiError` when they disagree."""
+    """`max_completion_tokens` if given, else `max_tokens`. Raises `ApiError` if they disagree."""
     if first is not None and second is not None and first != second:
         raise ApiError(
             400, f"max_tokens={first} and max_completion_tokens={second} disagree; give one of them",
@@ -188,21 +188,21 @@ def one_limit(first: int | None, second: int | None) -> int | None:
 
 
 def plain(index: int, message: Message) -> dict[str, str]:
-    """A message whose content is one text. Raises `ApiError` (400) for parts that are none."""
+    """The message with its content as a single text. Raises `ApiError` (400) for parts that are not text."""
     where = f"messages[{index}].content"
     if message.content is None:
-        raise ApiError(400, f"{where} is missing; give a text", param=where)
+        raise ApiError(400, f"{where} is missing; send a text", param=where)
     text = message.content
     if not isinstance(text, str):
         for part in text:
             if part.type != "text" or part.text is None:
-                raise ApiError(400, f"{where}: parts of type {part.type!r} are not supported; text is", param=where)
+                raise ApiError(400, f"{where}: parts of type {part.type!r} are not supported; use text", param=where)
         text = "".join(part.text or "" for part in text)
     return {"role": ROLES.get(message.role, message.role), "content": text}
 
 
 def several(prompt: Any) -> list[str | list[int]]:
-    """The prompts of a request. Raises `ApiError` (400) for none, or an empty one."""
+    """The prompts of a request. Raises `ApiError` (400) if there are none, or an empty one."""
     one = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
     prompts: list[str | list[int]] = [prompt] if one else prompt
     if not prompts or not all(prompts):

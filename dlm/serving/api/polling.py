@@ -1,8 +1,7 @@
 """Submit and poll: `/v1/generate`, `/v1/generate_batch`, `/v1/result/{id}`, `/v1/health`.
 
-Ids are drawn, so that nobody can read what another client has submitted. They are whole numbers whose remainder by the
-number of workers is the index of the worker that has the result; a worker asked for another's fetches it, so that
-polling works through a router.
+Ids are random, so that clients cannot read each other's results. An id modulo the number of workers is the index of the
+worker that has the result; other workers fetch it from there, so that polling works through a router.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from dlm.serving.schemas.unsupported_params import refuse_foreign
 log = logging.getLogger("dlm.serving")
 
 ID_BITS = 128
-"""Drawn for each id."""
+"""Random bits per id."""
 PEER_TIMEOUT = 10.0
 
 
@@ -40,16 +39,16 @@ class Results:
     """Results of one worker.
 
     Args:
-        index, workers: which worker this is, and of how many.
-        ttl: seconds that a result is kept.
+        index, workers: index of this worker, and the number of workers.
+        ttl: seconds a result is kept.
     """
 
     def __init__(self, index: int, workers: int, ttl: float) -> None:
         self._index, self._workers, self._ttl = index, workers, ttl
         self._kept: dict[int, dict[str, Any]] = {}
-        """What a poll is told."""
+        """Responses to polls, by id."""
         self._ended: deque[tuple[float, int]] = deque()
-        """Results in the order in which they came, each with the `time.monotonic()` after which it is forgotten."""
+        """Ids in order of completion, each with the `time.monotonic()` after which it expires."""
 
     def open(self) -> int:
         """A new id."""
@@ -59,17 +58,17 @@ class Results:
         return request_id
 
     def close(self, request_id: int, **outcome: Any) -> None:
-        """The request is `finished` or `failed`."""
+        """Store the outcome of a request: `finished` or `failed`."""
         self._kept[request_id] = {"request_id": request_id, "text": None, **outcome}
         self._ended.append((time.monotonic() + self._ttl, request_id))
 
     def get(self, request_id: int) -> dict[str, Any] | None:
-        """What a poll is told; None for an id that is unknown or has expired."""
+        """The response to a poll; None if the id is unknown or has expired."""
         self._sweep()
         return self._kept.get(request_id)
 
     def owner(self, request_id: int) -> int:
-        """Index of the worker that has it."""
+        """Index of the worker that has the result."""
         return request_id % self._workers
 
     def _sweep(self) -> None:
@@ -88,9 +87,9 @@ def polling_routes(service: Service) -> APIRouter:
     async def submit(body: SubmitRequest | SubmitBatchRequest, prompts: list[Any]) -> dict[str, Any]:
         refuse_foreign(body.unknown)
         if body.sampling().get("n", 1) != 1:
-            raise ApiError(400, "n: a submitted request has one sample; submit it several times", param="n")
+            raise ApiError(400, "n: a submitted request has one sample; submit it n times", param="n")
         if not all(prompts):
-            raise ApiError(400, "an empty prompt; give a text or token ids", param="prompt")
+            raise ApiError(400, "prompt is empty; send a text or token ids", param="prompt")
         params = service.defaults.params(service.given(body), body.max_tokens)
         prepared = [await service.in_text_thread(service.prepare, prompt, params) for prompt in prompts]
         calls = [service.call([one]) for one in prepared]
@@ -108,8 +107,8 @@ def polling_routes(service: Service) -> APIRouter:
         return {"request_ids": ids, "status": "submitted"}
 
     async def follow(request_id: int, call: Call, prepared: PreparedRequest) -> None:
-        """Wait for a request to end, however it does."""
-        outcome = failed(draining())  # where this task is cancelled
+        """Wait for a request and store its outcome."""
+        outcome = failed(draining())  # if this task is cancelled
         try:
             [[completion]] = await call.completions()
             sample = Sample.of(completion, prepared, service.codec, call.weight_versions[0])
@@ -144,7 +143,7 @@ def polling_routes(service: Service) -> APIRouter:
         return found
 
     async def fetch(peer: str, request_id: int, request: Request, unknown: ApiError) -> dict[str, Any]:
-        """From the worker that has it."""
+        """Fetch the result from the worker that has it."""
         headers = {"Authorization": request.headers["Authorization"]} if "Authorization" in request.headers else {}
         try:
             async with httpx.AsyncClient(timeout=PEER_TIMEOUT, trust_env=False) as client:
@@ -154,7 +153,7 @@ def polling_routes(service: Service) -> APIRouter:
             found: dict[str, Any] = answer.raise_for_status().json()
         except (httpx.HTTPError, ValueError) as error:
             raise ApiError(
-                503, f"the worker that has request_id={request_id} does not answer; try again", SERVER
+                503, f"the worker that has request_id={request_id} does not respond; try again", SERVER
             ) from error
         return found
 
@@ -166,7 +165,7 @@ def polling_routes(service: Service) -> APIRouter:
 
 
 def finished(sample: Sample) -> dict[str, Any]:
-    """What is kept of an answer."""
+    """Stored outcome of an answered request."""
     return {
         "status": "finished",
         "text": sample.text,
@@ -180,5 +179,5 @@ def finished(sample: Sample) -> dict[str, Any]:
 
 
 def failed(error: ApiError) -> dict[str, Any]:
-    """What is kept of a request without an answer."""
+    """Stored outcome of a failed request."""
     return {"status": "failed", "error": error.body["error"]}

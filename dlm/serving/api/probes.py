@@ -1,4 +1,4 @@
-"""Whether the server lives and takes requests: what every route that is asked for it answers."""
+"""Liveness and readiness: the common responses of all probe routes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from dlm.serving.engine.state import ServerState
 from dlm.serving.schemas.responses import Status
 
 PROBES: dict[int | str, dict[str, Any]] = {
-    200: {"model": Status, "description": "It is."},
+    200: {"model": Status, "description": "The server is healthy or ready."},
     503: {"model": Status, "description": "It is not."},
 }
-"""`responses` of such a route."""
+"""`responses` of a probe route."""
 
 
 def health_of(service: Service) -> JSONResponse:
-    """200 while the decoder's thread lives, and can answer."""
+    """200 while the decoder thread is alive."""
     alive = service.thread.alive
     return _probe("ok" if alive else "decoder ended", good=alive)
 
 
 def readiness_of(service: Service, state: ServerState) -> JSONResponse:
-    """200 while requests are taken."""
+    """200 while requests are accepted."""
     load = service.thread.load()
     name = state.name
     if state.ready and not load.alive:

@@ -1,4 +1,4 @@
-"""Log-probabilities of given sequences in TRL's shapes: of each token with all later ones masked, and the best."""
+"""Log-probabilities of given sequences in TRL's shapes: each token with all later ones masked, and the best one."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from dlm.serving.schemas.unsupported_params import refuse_foreign
 
 
 def check_sequences(service: Service, body: SequencesRequest) -> None:
-    """Raise `ApiError` (400) for what cannot be scored."""
+    """Raise `ApiError` (400) if the sequences cannot be scored."""
     refuse_foreign(body.unknown)
     if body.top_logprobs != 1:
         raise ApiError(
-            400, f"top_logprobs={body.top_logprobs} must be 1: the most probable token alone is told",
+            400, f"top_logprobs={body.top_logprobs} must be 1: only the most probable token is returned",
             param="top_logprobs",
         )  # fmt: skip
     if body.temperature not in (None, 1):
         raise ApiError(400, f"temperature={body.temperature} must be 1", param="temperature")
     if len(body.sequences) != len(body.prompt_lengths) or not body.sequences:
         raise ApiError(
-            400, f"{len(body.sequences)} sequences and {len(body.prompt_lengths)} prompt_lengths; as many of each, and "
-            "one at least",
+            400, f"got {len(body.sequences)} sequences and {len(body.prompt_lengths)} prompt_lengths; send the same "
+            "number of each, at least one",
             param="prompt_lengths",
         )  # fmt: skip
     vocabulary = service.architecture.vocab_size
@@ -55,8 +55,8 @@ class SequenceRow:
     """The completion of one sequence.
 
     Attributes:
-        best, own: `[length]` int32, its most probable tokens and its own.
-        best_logprobs, own_logprobs: `[length]` float32, of them; -inf where nothing comes before.
+        best, own: `[length]` int32, the most probable tokens and the given ones.
+        best_logprobs, own_logprobs: `[length]` float32, their log-probabilities; -inf for a token without context.
     """
 
     def __init__(self, own: Sequence[int], scored: Scored | None) -> None:
@@ -72,12 +72,12 @@ class SequenceRow:
 
     @classmethod
     def of(cls, ids: Sequence[int], prompt_length: int, scored: Scored | None) -> SequenceRow:
-        """That of a sequence whose first token nothing predicts."""
+        """The row of a sequence; its first token has no context and is not scored."""
         return cls(ids[prompt_length:], scored)
 
 
 def lists(rows: Sequence[SequenceRow]) -> dict[str, Any]:
-    """TRL's answer in JSON; a token that nothing predicts has empty lists."""
+    """TRL's response as JSON lists; a token without context has empty lists."""
     known = [np.isfinite(row.best_logprobs).tolist() for row in rows]
     return {
         "logprobs": [
@@ -92,7 +92,7 @@ def lists(rows: Sequence[SequenceRow]) -> dict[str, Any]:
 
 
 def arrays(rows: Sequence[SequenceRow]) -> dict[str, Any]:
-    """TRL's answer as arrays in base64."""
+    """TRL's response as base64 arrays."""
     lengths = [len(row.own) for row in rows]
     longest = max(lengths)
 

@@ -1,4 +1,4 @@
-"""SGLang's way to control a server: pause, new weights from disk or in the body, sleep."""
+"""SGLang's control routes: pause, weight updates from disk or in the body, sleep."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from dlm.serving.schemas.control_responses import Changed, Paused
 from dlm.serving.schemas.openapi import OF_CHANGES, responses
 
 FORMATS = (None, "auto", "safetensors")
-ABORTED = "given up, since {}; send it again"
+ABORTED = "aborted because {}; send it again"
 PICKLE = b"\x80"
-"""What pickles begin with."""
+"""First byte of a pickle."""
 
 
 def sglang_routes(service: Service, weights: ServedWeights) -> APIRouter:
@@ -44,8 +44,8 @@ def sglang_routes(service: Service, weights: ServedWeights) -> APIRouter:
         mode = (body and body.mode) or "abort"
         if mode == "retract":
             raise ApiError(
-                400, "mode='retract' is not supported: a canvas cannot be put back; in_place lets it stand still, "
-                "abort gives it up",
+                400, "mode='retract' is not supported: a canvas cannot be requeued; use in_place to pause requests, "
+                "or abort to abort them",
                 param="mode",
             )  # fmt: skip
         thread.pause()
@@ -71,7 +71,7 @@ def sglang_routes(service: Service, weights: ServedWeights) -> APIRouter:
         tensors = await asyncio.to_thread(read_all, body.serialized_named_tensors)
         last = body.flush_cache is not False
         done = await weights.add(tensors, last=last, version=version, **wishes)
-        return changed("The weights were updated." if done else f"{weights.waiting} tensors wait for the others.")
+        return changed("The weights were updated." if done else f"{weights.waiting} tensors received so far.")
 
     @router.get("/flush_cache", response_model=None, responses=responses(Changed, *OF_CHANGES))
     @router.post("/flush_cache", response_model=None, responses=responses(Changed, *OF_CHANGES))
@@ -94,30 +94,30 @@ def sglang_routes(service: Service, weights: ServedWeights) -> APIRouter:
 
 
 def how(body: ChangeRequest) -> dict[str, Any]:
-    """Arguments of `ServedWeights.change`. Raises `ApiError` (400) for a format that is not read."""
+    """Arguments for `ServedWeights.change`. Raises `ApiError` (400) for an unsupported format."""
     if body.load_format not in FORMATS:
         raise ApiError(
-            400, f"load_format={body.load_format!r:.40} is not supported; safetensors is", param="load_format"
+            400, f"load_format={body.load_format!r:.40} is not supported; use safetensors", param="load_format"
         )
     return {"abort": ABORTED.format("the weights were updated") if body.abort_all_requests else None}
 
 
 def version_of(body: ChangeRequest) -> int | None:
-    """The version as a number. Raises `ApiError` (400) for another text."""
+    """The version as a number. Raises `ApiError` (400) for any other text."""
     given = body.weight_version
     if given is None or (isinstance(given, int) and 0 <= given < 2**63):
         return given
     text = str(given)
     if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise ApiError(
-            400, f"weight_version={given!r:.40} must be a whole number from 0; leave it out for the next one",
+            400, f"weight_version={given!r:.40} must be a whole number of at least 0; leave it out for the next one",
             param="weight_version",
         )  # fmt: skip
     return int(text)
 
 
 def read_all(texts: Iterable[str]) -> list[tuple[str, Tensor]]:
-    """The tensors of safetensors files in base64. Raises `ApiError` (400) for anything else; nothing is unpickled."""
+    """Tensors of base64-encoded safetensors files. Raises `ApiError` (400) for anything else; nothing is unpickled."""
     found: list[tuple[str, Tensor]] = []
     for index, text in enumerate(texts):
         where, data = f"serialized_named_tensors[{index}]", b""
@@ -127,10 +127,11 @@ def read_all(texts: Iterable[str]) -> list[tuple[str, Tensor]]:
         except (ValueError, KeyError, SafetensorError) as error:
             wanted = "base64 of safetensors.torch.save({name: tensor, ...})"
             if data.startswith(PICKLE):
-                message = f"{where} is a pickle, which could run any code here, and is not read; send {wanted}"
+                message = f"{where} is a pickle, which could run arbitrary code, and is not loaded; send {wanted}"
             else:
                 message = (
-                    f"{where} is no safetensors file in base64 ({type(error).__name__}: {error!s:.200}); send {wanted}"
+                    f"{where} is not base64 of a safetensors file ({type(error).__name__}: {error!s:.200}); "
+                    f"send {wanted}"
                 )
             raise ApiError(400, message, param=where) from error
     return found

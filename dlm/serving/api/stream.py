@@ -1,4 +1,4 @@
-"""Text that has settled, piece by piece: what is sent is never taken back."""
+"""Incremental text that is final: nothing sent is ever revised."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 class SettledText:
-    """The text of one sample as its blocks are done.
+    """The text of one sample as its blocks finish.
 
-    Held back are a character whose bytes are not all there, and what may be the beginning of a stop string.
+    Holds back incomplete UTF-8 characters and what may be the beginning of a stop string.
 
     Args:
         codec: detokenizes.
         stop: strings before which the text ends.
-        limit: tokens that are shown at most.
+        limit: maximum number of tokens shown.
     """
 
     def __init__(self, codec: TextCodec, stop: Sequence[str], limit: int | None) -> None:
@@ -30,7 +30,7 @@ class SettledText:
         return self._advance(text if stopped else text[: len(text) - self._open(text)])
 
     def finish(self, text: str) -> str:
-        """The rest, when the whole answer is `text`."""
+        """The rest of the complete answer `text`."""
         return self._advance(text)
 
     def _advance(self, text: str) -> str:

@@ -1,4 +1,4 @@
-"""What TRL's `VLLMClient` asks a server for: samples, log-probabilities of sequences, and new weights."""
+"""The routes of TRL's `VLLMClient`: samples, log-probabilities of sequences, and weight updates."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ PATHS = (
     "/get_world_size/", "/generate/", "/chat/", "/get_sequence_logprobs/", "/init_communicator/",
     "/update_named_param/", "/reset_prefix_cache/", "/close_communicator/",
 )  # fmt: skip
-"""Those that want the key."""
+"""Paths that require the key."""
 DEFAULTS = {"temperature": 1.0}
 MAX_TOKENS = 16
-"""TRL's, where a field is left out."""
+"""TRL's default."""
 FOREIGN = {
     **NEUTRAL, "images": ([],), "structured_outputs_regex": (), "guided_decoding_regex": (), "tools": ([],),
     "chat_template_kwargs": ({},), "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},),
 }  # fmt: skip
-"""By field: values that change nothing."""
+"""By field: values without effect."""
 
 
 def trl_routes(service: Service, weights: ServedWeights) -> APIRouter:
@@ -74,7 +74,7 @@ def trl_routes(service: Service, weights: ServedWeights) -> APIRouter:
         body: Sampled, request: Request, prompts: Sequence[Any], field: str, *, chat: bool
     ) -> dict[str, Any]:
         if not prompts or not all(prompts):
-            raise ApiError(400, f"{field}: none, or an empty one; give at least one, with something in it", param=field)
+            raise ApiError(400, f"{field} is empty or contains an empty one; send at least one", param=field)
         given, limit, logprobs = wishes(service, body)
         params = service.defaults.params(given, limit, record=logprobs)
         prepared = [await service.in_text_thread(service.prepare, prompt, params, chat=chat) for prompt in prompts]
@@ -145,9 +145,9 @@ def trl_routes(service: Service, weights: ServedWeights) -> APIRouter:
 
 
 def wishes(service: Service, body: Sampled) -> tuple[dict[str, Any], int, bool]:
-    """What a body asks for: fields of `SamplingParams`, the most tokens, and whether log-probabilities are wanted.
+    """Options of a body: fields of `SamplingParams`, the token limit, and whether to return log-probabilities.
 
-    Raises `ApiError` (400) that names what cannot be honoured.
+    Raises `ApiError` (400) naming the unsupported option.
     """
     given, limit, logprobs = {**DEFAULTS, **service.given(body)}, body.max_tokens, body.logprobs
     refuse_foreign({**body.unknown, "tools": body.tools}, FOREIGN)
@@ -162,7 +162,7 @@ def wishes(service: Service, body: Sampled) -> tuple[dict[str, Any], int, bool]:
         logprobs = over.logprobs if "logprobs" in over.model_fields_set else logprobs
     if logprobs not in (None, 0):
         raise ApiError(
-            400, f"logprobs={logprobs} must be 0 or null: the chosen token's alone is known", param="logprobs"
+            400, f"logprobs={logprobs} must be 0 or null: only the chosen token's is recorded", param="logprobs"
         )
     return given, MAX_TOKENS if limit is None else limit, logprobs is not None
 
@@ -170,7 +170,7 @@ def wishes(service: Service, body: Sampled) -> tuple[dict[str, Any], int, bool]:
 def shown(
     completion: Completion, sample: Sample, prepared: PreparedRequest, end_ids: Sequence[int]
 ) -> tuple[list[int], list[float]]:
-    """The tokens of a sample with the end token that stopped it, as TRL expects, and their log-probabilities."""
+    """The tokens of a sample, including the end token that stopped it, as TRL expects, and their log-probabilities."""
     count, limit = len(sample.token_ids), prepared.params.max_tokens
     tokens = list(sample.token_ids)
     ended = count == len(completion.token_ids) < len(completion.canvas_ids) and sample.finish_reason == "stop"

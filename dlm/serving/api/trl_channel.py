@@ -1,4 +1,4 @@
-"""Weights from TRL's client, which sends tensor after tensor over a process group and says over HTTP what comes."""
+"""Weights from TRL's client, which sends them tensor by tensor over a process group and announces each over HTTP."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from dlm.serving.http.errors import CONFLICT, SERVER, ApiError, timed_out
 log = logging.getLogger("dlm.serving")
 
 RANK = 0
-"""Of the server in the group; the client is the only other process."""
+"""The server's rank in the group; the client is the only other process."""
 SIZE = 2
 
 Result = TypeVar("Result")
 
 
 class Channel:
-    """The group, and what is received over it in the order in which it is told.
+    """The process group, and the tensors received over it in the order announced.
 
     Args:
-        weights: take what comes.
+        weights: updated with the received tensors.
     """
 
     def __init__(self, weights: ServedWeights) -> None:
@@ -40,7 +40,7 @@ class Channel:
         self._fault: str | None = None
 
     async def open(self, host: str, port: int, world_size: int, backend: str | None) -> None:
-        """Begin to wait for the client, which joins once it is told that it may. Raises `ApiError`: 400, 409."""
+        """Start waiting for the client, which joins when this returns. Raises `ApiError`: 400, 409."""
         if backend != BACKEND:
             raise ApiError(
                 400, f"backend={backend!r:.40}: this server cannot join vLLM's NCCL group; in the trainer set "
@@ -48,33 +48,33 @@ class Channel:
                 param="backend",
             )  # fmt: skip
         if world_size != SIZE:
-            raise ApiError(400, f"world_size={world_size} must be {SIZE}: a server and a client", param="world_size")
+            raise ApiError(400, f"world_size={world_size} must be {SIZE}: one server, one client", param="world_size")
         if self._opened:
-            raise ApiError(409, "there is a group already; POST /close_communicator/ first", CONFLICT)
+            raise ApiError(409, "a group already exists; POST /close_communicator/ first", CONFLICT)
         self._opened, self._fault = True, None
         try:
-            await asyncio.to_thread(check_free, host, port)  # a name is looked up, which may take long
+            await asyncio.to_thread(check_free, host, port)  # a DNS lookup may take long
         except BaseException:
             self._opened = False
             raise
         self._follow(self._join(host, port))
 
     async def expect(self, name: str, dtype: str, shape: Sequence[int]) -> None:
-        """Receive a tensor, which the client sends once it is told that it may. Raises `ApiError`: 400, 409, 503."""
+        """Receive a tensor, which the client sends once this has returned. Raises `ApiError`: 400, 409, 503."""
         kind = getattr(torch, dtype.removeprefix("torch."), None)
         if not isinstance(kind, torch.dtype):
-            raise ApiError(400, f"dtype={dtype!r:.40} is unknown; write torch.bfloat16 and the like", param="dtype")
+            raise ApiError(400, f"dtype={dtype!r:.40} is unknown; write e.g. torch.bfloat16", param="dtype")
         await self._weights.check(name, shape, kind)
         if not self._opened:
             raise ApiError(409, "there is no group to receive weights over; POST /init_communicator/ first", CONFLICT)
         await self.settled()
-        await self._weights.check(name, shape, kind)  # it may be what has come meanwhile
+        await self._weights.check(name, shape, kind)  # it may have arrived meanwhile
         self._follow(self._receive(name, kind, shape))
 
     async def settled(self) -> None:
-        """Wait until all that was told has come, and has been written if the model was complete.
+        """Wait until all announced tensors are received, and written if the model is complete.
 
-        Raises `ApiError`: 503 where something did not come, 504 when it takes too long.
+        Raises `ApiError`: 503 if an update failed, 504 after the timeout.
         """
         if self._last is not None:
             _, late = await asyncio.wait({self._last}, timeout=self._weights.timeout)
@@ -82,13 +82,13 @@ class Channel:
                 raise timed_out(self._weights.timeout)
         if self._fault is not None:
             raise ApiError(
-                503, f"{self._fault}; the weights are those of before. POST /close_communicator/ and "
-                "/init_communicator/, and send all of them again",
+                503, f"{self._fault}; the weights are unchanged. POST /close_communicator/ and "
+                "/init_communicator/, and send all weights again",
                 SERVER, code="update_failed",
             )  # fmt: skip
 
     async def close(self) -> None:
-        """Let go of the group, and of an update that is not complete."""
+        """Leave the group and drop a partial update."""
         if self._last is not None:
             self._last.cancel()
         self._group, self._opened, self._last, self._fault = None, False, None, None
@@ -101,8 +101,8 @@ class Channel:
         try:
             await job
         except Exception as error:
-            log.warning("weights did not come (%s)", type(error).__name__, exc_info=True)
-            self._fault = f"an update of the weights failed: {error!s:.500}"
+            log.warning("receiving weights failed (%s)", type(error).__name__, exc_info=True)
+            self._fault = f"a weight update failed: {error!s:.500}"
             await self._weights.forget()
 
     async def _join(self, host: str, port: int) -> None:
@@ -110,7 +110,7 @@ class Channel:
 
     async def _receive(self, name: str, dtype: torch.dtype, shape: Sequence[int]) -> None:
         group = self._group
-        assert group is not None  # what is told before it is there waits for it
+        assert group is not None  # announcements wait for the join before them
 
         def receive() -> Tensor:
             tensor = torch.empty(tuple(shape), dtype=dtype, device=HOST)
@@ -122,13 +122,13 @@ class Channel:
 
 
 def check_free(host: str, port: int) -> None:
-    """Raise `ApiError` unless something can listen there: 400 for what is no name of a host, else 409."""
+    """Raise `ApiError` unless the address can be bound: 400 for an invalid host name, else 409."""
     try:
         with socket.socket() as found:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             found.bind((host, port))
     except (TypeError, ValueError) as error:
-        raise ApiError(400, f"host={host!r:.80} is no name or address of a host ({error})", param="host") from error
+        raise ApiError(400, f"host={host!r:.80} is not a valid host name or address ({error})", param="host") from error
     except OSError as error:
         raise ApiError(
             409, f"cannot listen on {host:.80}:{port} ({error}); choose another group_port", CONFLICT
@@ -136,7 +136,7 @@ def check_free(host: str, port: int) -> None:
 
 
 async def apart(function: Callable[[], Result]) -> Result:
-    """What `function` returns, which waits for another program: in a thread that keeps no process alive."""
+    """Run `function`, which waits for another process, in a daemon thread, and return its result."""
     loop = asyncio.get_running_loop()
     found: asyncio.Future[Result] = loop.create_future()
 

@@ -1,4 +1,4 @@
-"""One HTTP request's decoding as the event loop sees it: requests go to the decoder's thread, news come back."""
+"""The event loop's side of decoding one HTTP request: requests go to the decoder thread, results come back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Self
 
 from dlm.decoding.request import Completion, Progress, Request
 from dlm.serving.engine.decoder_thread import DecoderThread
-from dlm.serving.engine.tickets import Draining, QueueFull, Unavailable
+from dlm.serving.engine.queued import Draining, QueueFull, Unavailable
 from dlm.serving.http.errors import (
     SERVER,
     ApiError,
@@ -26,13 +26,13 @@ from dlm.serving.http.errors import (
 )
 
 RETRY_AFTER = 1
-"""Seconds after which a client that was turned away may try again."""
+"""Seconds after which a rejected client may retry."""
 
 News = Progress | Completion
 
 
 class Call:
-    """Decoder requests that one client waits for; leaving the context forgets those that are not done.
+    """Decoder requests that one client waits for; leaving the context cancels those that are not done.
 
         with Call(thread, requests, timeout=300.0) as call:
             async for index, news in call.news():
@@ -40,12 +40,12 @@ class Call:
 
     Args:
         thread: decodes them.
-        requests: with ids that nobody else uses.
+        requests: with unique ids.
         timeout: seconds for all of them together.
-        watched: progress is told too.
+        watched: report progress too.
 
     Attributes:
-        weight_versions: by index of a request, of the weights that it was decoded with.
+        weight_versions: by request index, version of the weights it was decoded with.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class Call:
         ]
 
     def _tell(self, index: int, news: News) -> None:
-        """Called in the decoder's thread."""
+        """Called in the decoder thread."""
         if isinstance(news, Completion):
             self.weight_versions[index] = self._thread.weight_version
         self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, news))
 
     def submit(self) -> None:
-        """Hand the requests in, all or none. Raises `ApiError`: 429 with a full queue, 503 while draining or while
-        nothing is decoded."""
+        """Submit the requests, all or none. Raises `ApiError`: 429 if the queue is full, 503 while draining or while
+        decoding is unavailable."""
         try:
             with ExitStack() as submitted:
                 for index, request in enumerate(self._requests):
@@ -84,7 +84,7 @@ class Call:
             raise overloaded(f"{waiting} sequences are waiting; try again later", RETRY_AFTER) from None
 
     def cancel(self) -> None:
-        """Forget what is not done; its place is free before the next forward."""
+        """Cancel what is not done; its batch slots are free before the next forward."""
         for name in self._left:
             self._thread.cancel(name)
 
@@ -98,9 +98,9 @@ class Call:
         self.cancel()
 
     async def news(self) -> AsyncIterator[tuple[int, News]]:
-        """Index of the request and what happened to it, until every sample of every request is done.
+        """Yield the request's index and its progress or completion, until every sample of every request is done.
 
-        Raises `ApiError`: 504 after the timeout, and what `failure_of` says of a request that failed.
+        Raises `ApiError`: 504 after the timeout, or that of `failure_of` if a request failed.
         """
         until = self._loop.time() + self._timeout
         while self._left:
@@ -119,7 +119,7 @@ class Call:
             yield index, news
 
     async def completions(self) -> list[list[Completion]]:
-        """The samples of each request, in order. Raises as `news`."""
+        """The samples of each request, in order. Raises the errors of `news`."""
         found: list[list[Completion]] = [[] for _ in self._requests]
         async for index, news in self.news():
             if isinstance(news, Completion):
@@ -128,7 +128,7 @@ class Call:
 
 
 def failure_of(completion: Completion) -> ApiError:
-    """What a client is told of a completion with `error`; the log has the rest."""
+    """The error a client gets for a completion with `error`; details are in the log."""
     if completion.fault == "refused":
         return ApiError(400, str(completion.error))
     if completion.fault == "draining":
@@ -142,4 +142,4 @@ def failure_of(completion: Completion) -> ApiError:
     name = str(completion.error).partition(":")[0]
     if completion.fault == "out_of_memory":
         return out_of_memory()
-    return ApiError(500, f"this request failed in the decoder ({name}); the server's log says why", SERVER)
+    return ApiError(500, f"this request failed in the decoder ({name}); see the server's log", SERVER)

@@ -1,4 +1,4 @@
-"""From what a body asks for and what the server was told to the parameters of one request."""
+"""Merges a body's fields with the server's defaults into the parameters of one request."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dlm.sampling_params import BLOCK_LENGTH, OPTION_NAMES, SamplingParams
 from dlm.serving.http.errors import ApiError
 
 MOST_SAMPLES = 128
-"""`n` of one request, as OpenAI bounds it."""
+"""Upper bound of `n`, as in OpenAI's API."""
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What requests get that do not say otherwise.
+    """Default parameters of requests.
 
     Attributes:
         family: of the model.
         algorithm: canonical name of the server's algorithm.
         values: by field name of `SamplingParams`, without None.
-        block_length: of requests that name none, where neither does `values`.
+        block_length: used if neither the request nor `values` sets one.
     """
 
     family: Family
@@ -35,7 +35,7 @@ class Defaults:
 
     @classmethod
     def of(cls, family: Family, block_length: int | None, algorithm: str, values: Mapping[str, Any]) -> Defaults:
-        """Raises `RequestError` when the family cannot run the algorithm, or a value is out of range."""
+        """Raises `RequestError` if the family cannot run the algorithm or a value is out of range."""
         name = resolve(algorithm, family)
         given = {key: value for key, value in values.items() if value is not None}
         SamplingParams(**given)
@@ -44,14 +44,14 @@ class Defaults:
     def params(self, given: Mapping[str, Any], limit: int | None, *, record: bool = False) -> SamplingParams:
         """Parameters of a request.
 
-        The canvas is `gen_length` where that is given, else `limit` rounded up to whole blocks, else the server's.
+        The canvas length is `gen_length` if given, else `limit` rounded up to whole blocks, else the server's default.
 
         Args:
             given: fields of the body.
-            limit: at most so many tokens are shown.
-            record: log-probabilities are wanted.
+            limit: maximum number of tokens returned.
+            record: record log-probabilities.
 
-        Raises `ApiError` (400) with every fault and the field of the first.
+        Raises `ApiError` (400) listing every fault, with the field of the first.
         """
         try:
             name = resolve(given.get("algorithm") or self.algorithm, self.family)
@@ -73,7 +73,7 @@ class Defaults:
             raise refused(error) from error
 
     def _applies(self, key: str, algorithm: str, given: Mapping[str, Any]) -> bool:
-        """Whether a default is one for this request: parameters of the server's algorithm are none of another's, and
+        """Whether a default applies to this request: parameters of the server's algorithm do not apply to another, and
         `threshold` and `factor` exclude each other."""
         if key in (*OPTION_NAMES, "remasking") and algorithm != self.algorithm:
             return False
@@ -81,6 +81,6 @@ class Defaults:
 
 
 def refused(error: RequestError) -> ApiError:
-    """A request that cannot be decoded as asked, as an answer that names the field where the message begins with it."""
+    """The 400 error for a request that cannot be decoded; names the field if the message begins with one."""
     head = str(error).partition("=")[0]
     return ApiError(400, str(error), param=head if head.isidentifier() else None)

@@ -1,4 +1,4 @@
-"""New weights and sleep for the model that is being served. Every change waits for its turn in the decoder's thread."""
+"""Weight updates and sleep for the served model. Every change waits for its turn in the decoder thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dlm.rl.weights.control import WEIGHTS, WeightControl
 from dlm.rl.weights.partial_update import PartialUpdate
 from dlm.serving.engine.decoder_thread import DecoderThread
 from dlm.serving.engine.defaults import refused
-from dlm.serving.engine.tickets import Draining, EnginePaused
+from dlm.serving.engine.queued import Draining, EnginePaused
 from dlm.serving.http.errors import CONFLICT, SERVER, ApiError, draining, out_of_memory, timed_out
 
 log = logging.getLogger("dlm.serving")
@@ -28,7 +28,7 @@ Change = Callable[["ThreadControl"], None]
 
 
 class ThreadControl(WeightControl):
-    """What can be changed of the model of a decoder's thread; used in tasks of that thread alone.
+    """Weight control for the model of a decoder thread; used only in tasks of that thread.
 
     Args:
         checkpoint: the model.
@@ -40,24 +40,24 @@ class ThreadControl(WeightControl):
         self._thread = thread
 
     def _drop_decoder(self) -> None:
-        if WEIGHTS in self.asleep:  # nothing was decoded since it was made, and a new one would look at the weights
+        if WEIGHTS in self.asleep:  # nothing was decoded since it was built, and a new one would read the weights
             return
         old = self._thread.decoder
         self._thread.decoder = Decoder(old.backbone, old.special, old.options, backend=old.backend)
         self._thread.decoder.stats = old.stats
-        del old  # its memory is given back now
+        del old  # frees its memory now
         super()._drop_decoder()
 
     def check_awake(self) -> None:
-        """Raise `ApiError` (409) while the weights sleep."""
+        """Raise `ApiError` (409) while the weights are asleep."""
         if WEIGHTS in self.asleep:
             raise ApiError(
-                409, 'the weights sleep; POST /resume_memory_occupation with {"tags": ["weights"]} before an update',
+                409, 'the weights are asleep; POST /resume_memory_occupation with {"tags": ["weights"]} first',
                 CONFLICT,
             )  # fmt: skip
 
     def tell_thread(self) -> None:
-        """Let the thread know of the weights that it has now, and whether they can be used."""
+        """Update the thread's weight version, and whether the weights can be used."""
         self._thread.weight_version = self.weight_version
         reason = None
         if self.torn is not None:
@@ -73,7 +73,7 @@ class ServedWeights:
     Args:
         checkpoint: the model.
         thread: decodes with it.
-        timeout: seconds that a change may wait for its turn.
+        timeout: seconds a change may wait for its turn.
     """
 
     def __init__(self, checkpoint: Checkpoint, thread: DecoderThread, timeout: float) -> None:
@@ -83,20 +83,19 @@ class ServedWeights:
         self._turn = asyncio.Lock()
 
     async def change(self, change: Change, *, abort: str | None = None, keep_pause: bool = False) -> None:
-        """Have something changed once nothing is in mid-generation, as `DecoderThread.exclusively` says.
+        """Run `change` while no request is in mid-generation; see `DecoderThread.exclusively`.
 
         Args:
             change: what to do.
-            abort: why all requests are given up first; None waits for those that have begun.
-            keep_pause: nothing is decoded afterwards until somebody says so.
+            abort: reason to abort all requests first; None waits for those in progress.
+            keep_pause: leave decoding paused afterwards.
 
-        Raises `ApiError`: 400 for what cannot be taken, 409 where it cannot be done now, 500 for what failed, 503 while
-        draining or without memory, 504 when it had no turn within `timeout` seconds. Then nothing
-        was changed, but for a 500.
+        Raises `ApiError`: 400 for invalid input, 409 if not possible now, 500 for a failure, 503 while draining or if
+        out of memory, 504 if it had no turn within `timeout` seconds. Nothing was changed then, except after a 500.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        turn = threading.Lock()  # whoever takes it first: the task, which then runs to its end, or the timeout
+        turn = threading.Lock()  # taken by the task, which then runs to completion, or by the timeout
 
         def task() -> None:
             if not turn.acquire(blocking=False):
@@ -125,8 +124,8 @@ class ServedWeights:
             raise explained(error) from error
 
     async def update_from_disk(self, folder: str, version: int | None, **how: Any) -> None:
-        """Take the weights of a folder; `version` None is the next number. Raises as `change`; what can be seen of a
-        folder that cannot be taken is looked for before anything waits for it or is given up for it."""
+        """Load the weights of a folder; `version` None is the next number. Raises the errors of `change`; the folder is
+        checked as far as possible before any request waits or is aborted."""
 
         def change(control: ThreadControl) -> None:
             control.check_awake()
@@ -141,18 +140,18 @@ class ServedWeights:
     async def add(
         self, named_tensors: Iterable[tuple[str, Tensor]], *, last: bool, version: int | None = None, **how: Any
     ) -> bool:
-        """Tensors of an update that comes a few at a time; once the model is complete all are written.
+        """Add tensors to a partial update; once the model is complete, all are written.
 
         Args:
-            named_tensors: of the model, under one of its namings.
-            last: no others come; what is missing then is an error.
+            named_tensors: of the model, under one of its naming schemes.
+            last: no more follow; missing tensors are then an error.
             version: of the complete weights; None is the next number.
 
         Returns:
-            Whether the model was complete, and has been updated.
+            Whether the model was complete and has been updated.
 
         Raises:
-            ApiError: as `change`. What has come is forgotten then, and the model is as it was.
+            ApiError: as `change`. The partial update is then dropped, and the model is unchanged.
         """
         async with self._turn:
             gathering, self._gathering = self._gathering, None
@@ -184,7 +183,7 @@ class ServedWeights:
                 raise explained(error) from error
 
     async def finish(self) -> None:
-        """Raise `ApiError` (400) that names what is missing where an update has begun; it is forgotten then."""
+        """Raise `ApiError` (400) naming the missing tensors of a partial update, if there is one; it is dropped."""
         async with self._turn:
             gathering, self._gathering = self._gathering, None
             if gathering is not None and gathering.tensors:
@@ -194,13 +193,13 @@ class ServedWeights:
                     raise explained(error) from error
 
     async def forget(self) -> None:
-        """Let go of an update that is not complete."""
+        """Drop a partial update."""
         async with self._turn:
             self._gathering = None
 
     @property
     def waiting(self) -> int:
-        """Tensors that have come of an update that is not complete."""
+        """Number of tensors received for a partial update."""
         return 0 if self._gathering is None else len(self._gathering.tensors)
 
     def _gathered(self, gathering: PartialUpdate | None, named_tensors: Iterable[tuple[str, Tensor]]) -> PartialUpdate:
@@ -212,20 +211,20 @@ class ServedWeights:
 
 
 def following(control: WeightControl, version: int | None) -> int:
-    """The version that an update makes."""
+    """The version after an update."""
     return control.weight_version + 1 if version is None else version
 
 
 def explained(error: Exception) -> ApiError:
-    """What went wrong with a change, as an answer."""
+    """The `ApiError` for a failed change."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Draining):
         return draining()
     if isinstance(error, EnginePaused):
         return ApiError(
-            409, "requests stand still in mid-generation, and their answers would be of two weights; POST "
-            "/continue_generation first, or give them up with abort_all_requests=true",
+            409, "requests are paused in mid-generation, and their answers would mix two weight versions; POST "
+            "/continue_generation first, or abort them with abort_all_requests=true",
             CONFLICT,
         )  # fmt: skip
     if isinstance(error, CheckpointError):
@@ -236,8 +235,8 @@ def explained(error: Exception) -> ApiError:
         return ApiError(409, str(error), CONFLICT)
     if is_out_of_memory(error):
         return out_of_memory()
-    log.error("the weights could not be changed", exc_info=error)
+    log.error("changing the weights failed", exc_info=error)
     return ApiError(
-        500, f"this failed ({type(error).__name__}); the server's log says why, and GET /ready whether the weights can "
-        "be used", SERVER,
+        500, f"changing the weights failed ({type(error).__name__}); see the server's log, and GET /ready for whether "
+        "the weights can be used", SERVER,
     )  # fmt: skip

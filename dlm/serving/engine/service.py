@@ -1,4 +1,4 @@
-"""A loaded model that answers bodies: checks, token ids in, decoder, text out. Knows no routes."""
+"""A loaded model that answers request bodies: checks, tokenization, decoding, detokenization. Knows no routes."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from dlm.text import TextCodec
 log = logging.getLogger("dlm.serving")
 
 SEED_BITS = 48
-"""Drawn seeds are shown to clients, some of whose numbers are floats."""
+"""Size of drawn seeds: they are returned to clients, some of which read all numbers as floats."""
 
 SCORED_ROWS = 2048
-"""Rows of a forward that scores given texts: decoding goes on after each."""
+"""Rows of a forward that scores given texts; decoding resumes after each."""
 
 INJECTED = (("ignore_eos", False),)
-"""Fields that the router adds to bodies, with their values."""
+"""Fields and values that the router adds to bodies."""
 
 Messages = list[dict[str, str]]
 Given = ParamSpec("Given")
@@ -50,7 +50,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """A request ready to be handed in, and what its answer needs."""
+    """A request ready to submit, with what is needed to build its answer."""
 
     request: Request
     params: SamplingParams
@@ -63,12 +63,12 @@ class Service:
     Args:
         checkpoint: the model.
         codec: its tokenizer.
-        decoder: decodes with it.
-        settings: what the server was told.
+        decoder: decodes with the model.
+        settings: of the server.
 
     Attributes:
-        weights: for routes that change them; None where `weight_control` is off.
-        bodies: reads the bodies of requests.
+        weights: for routes that change them; None if `weight_control` is off.
+        bodies: reads request bodies.
     """
 
     def __init__(self, checkpoint: Checkpoint, codec: TextCodec, decoder: Decoder, settings: ServerSettings) -> None:
@@ -98,7 +98,7 @@ class Service:
 
     @classmethod
     def open(cls, source: ModelSource, settings: ServerSettings) -> Service:
-        """Load the model and size the decoder by the memory there is. Raises `CheckpointError`, `ConfigError`."""
+        """Load the model and size the decoder for the available memory. Raises `CheckpointError`, `ConfigError`."""
         device = choose_device(settings.device)
         config, dtype = source.architecture()
         longest = min(settings.max_model_len or 2**31, config.max_positions)
@@ -113,7 +113,7 @@ class Service:
         return cls(checkpoint, codec, decoder, settings)
 
     def warm_up(self) -> None:
-        """Decode a short answer, so that the first client does not wait for what is done once."""
+        """Decode a short answer, so that the first client does not wait for one-time setup."""
         params = self.defaults.params({"seed": 0, "gen_length": self.defaults.block_length}, None)
         prepared = self._prepared(self._ids("a"), params, ())
         for _ in self.thread.decoder.run([prepared.request]):
@@ -121,7 +121,7 @@ class Service:
         self.thread.decoder.stats = DecoderStats(max_num_seqs=self.settings.batch_size)
 
     def close(self) -> None:
-        """Let go of the threads."""
+        """Shut down the threads."""
         self._text.shutdown(wait=False, cancel_futures=True)
         self.bodies.close()
 
@@ -130,11 +130,11 @@ class Service:
     async def in_text_thread(
         self, function: Callable[Given, Result], *given: Given.args, **named: Given.kwargs
     ) -> Result:
-        """`function` off the event loop, one call at a time: tokenizers are slow with long texts."""
+        """Run `function` off the event loop, one call at a time: tokenizers are slow on long texts."""
         return await asyncio.get_running_loop().run_in_executor(self._text, lambda: function(*given, **named))
 
     def check_model(self, name: str | None) -> str:
-        """The name to answer with. Raises `ApiError` (404) for a model that is not served."""
+        """The model name to answer with. Raises `ApiError` (404) for a model that is not served."""
         if name is not None and name not in self.settings.names:
             known = ", ".join(self.settings.names)
             raise ApiError(
@@ -144,7 +144,7 @@ class Service:
         return name or self.settings.names[0]
 
     def given(self, body: Body) -> dict[str, Any]:
-        """What a body asks for, without what the router wrote into it."""
+        """The sampling parameters of a body, without those added by the router."""
         given = body.sampling()
         if self.settings.behind_router:
             given = {key: value for key, value in given.items() if (key, value) not in INJECTED}
@@ -153,12 +153,12 @@ class Service:
     def prepare(
         self, prompt: str | Sequence[int] | Messages, params: SamplingParams, *, chat: bool = True
     ) -> PreparedRequest:
-        """A prompt and its parameters as a decoder request. Slow with long texts: for the text thread.
+        """A prompt and its parameters as a decoder request. Slow on long texts: run it in the text thread.
 
         Args:
             prompt: text, token ids, or the messages of a conversation.
-            params: of `Defaults.params`.
-            chat: a text goes through the chat template, if there is one.
+            params: from `Defaults.params`.
+            chat: apply the chat template, if there is one, to a text.
 
         Raises `ApiError` (400).
         """
@@ -181,7 +181,7 @@ class Service:
         return tuple(prompt)
 
     def _check_length(self, prompt: Any) -> None:
-        """Refuse a text that cannot fit whatever its tokens are, before they are counted."""
+        """Reject a text that cannot fit however it is tokenized, before tokenizing it."""
         try:
             self.codec.check_fits(prompt, self.max_model_len)
         except RequestError as error:
@@ -207,6 +207,6 @@ class Service:
         return PreparedRequest(request, params, str(params.algorithm))
 
     def call(self, prepared: Sequence[PreparedRequest], *, watched: bool = False) -> Call:
-        """Hand requests in; see `Call`."""
+        """A `Call` for these requests."""
         requests = [one.request for one in prepared]
         return Call(self.thread, requests, timeout=self.settings.request_timeout, watched=watched)

@@ -1,4 +1,4 @@
-"""Where a worker is in its life."""
+"""Lifecycle state of a worker."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class ServerState:
-    """Changed by the worker alone, read by its routes.
+    """Written by the worker only, read by its routes.
 
     Attributes:
-        name: `starting`, `ready` or `draining`.
-        url: under which it listens.
-        started: seconds since 1970.
+        name: `starting`, `ready`, `draining` or `stopped`.
+        url: of the worker.
+        started: start time, in seconds since 1970.
     """
 
     name: str = "starting"

@@ -1,8 +1,8 @@
-"""What clients of several workers talk to. OpenAI's paths go through the router, which balances them; all others go
-straight to a worker that is ready.
+"""The HTTP entry point of several workers. OpenAI's paths go through the router, which balances them; all others go
+straight to a ready worker.
 
-The router is on loopback behind it: by itself it would let anybody add and remove workers, drops the headers and
-queries of the paths that it does not know, and speaks of its failures in plain text.
+The router runs on loopback behind the gate: exposed, it would let anybody add and remove workers; it also drops headers
+and queries of paths it does not know, and reports its failures in plain text.
 """
 
 from __future__ import annotations
@@ -37,23 +37,24 @@ DROPPED = {
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding",
     "upgrade", "expect", "host", "content-length",
 }  # fmt: skip
-"""Headers of one connection (RFC 9110, 7.6.1), and those that are made anew; CORS is answered here too."""
+"""Hop-by-hop headers (RFC 9110, 7.6.1), and those that are set anew. CORS headers are dropped too: the gate sets
+them."""
 JSON, EVENTS = "application/json", "text/event-stream"
-"""What workers answer on the paths that go through the router, which itself answers in plain text."""
+"""Content types of workers on routed paths; the router's own answers are plain text."""
 BROKEN = (httpx.NetworkError, httpx.RemoteProtocolError)
-"""The connection could not be made, or broke."""
+"""The connection could not be established, or broke."""
 SPARE = 30.0
-"""Seconds beyond `request_timeout`, after which the worker itself has answered, until it counts as lost."""
+"""Seconds after which a worker counts as lost, beyond `request_timeout`, at which it answers 504 itself."""
 
 
 class Gate:
-    """Listens in a thread of its own.
+    """Serves in a thread of its own.
 
     Args:
-        listening: of `bind`.
+        listening: from `bind`.
         router: URL of the router.
-        ready: URLs of the workers that are ready now.
-        settings: limits, and who may call from other pages.
+        ready: returns the URLs of the workers that are ready now.
+        settings: limits and CORS origins.
     """
 
     def __init__(
@@ -95,13 +96,13 @@ class Gate:
         )
 
     def open(self) -> None:
-        """Begin to answer."""
+        """Start serving."""
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
             time.sleep(0.01)
 
     def close(self) -> None:
-        """Let answers under way be finished, for a few seconds, and end."""
+        """Shut down, allowing a few seconds for answers in progress."""
         self._server.should_exit = True
         if self._thread.ident is not None:
             self._thread.join()
@@ -112,18 +113,18 @@ class Gate:
         try:
             found = await until_gone(request, self._ask(request, body))
         except httpx.TimeoutException:
-            raise ApiError(504, "the worker gives no answer any more; try again", SERVER, code="timeout") from None
+            raise ApiError(504, "the worker no longer responds; try again", SERVER, code="timeout") from None
         except httpx.HTTPError:
             raise lost() from None
         return Passed(found)
 
     async def _ask(self, request: Request, body: bytes) -> httpx.Response:
-        """An answer whose body is still to be read. What the router itself says of a failure, or of a body that it does
-        not understand, is not handed on: a worker is asked instead.
+        """A response whose body is still to be read. The router's own errors (failures, bodies it does not understand)
+        are not passed on: a worker is asked directly instead.
 
         Raises:
             ApiError: no worker is ready.
-            httpx.HTTPError: the workers that are ready cannot be reached, or one was lost while it answered.
+            httpx.HTTPError: no ready worker can be reached, or one was lost while it answered.
         """
         routed = (request.method, request.scope["path"]) in ROUTED
         if routed:
@@ -132,10 +133,8 @@ class Gate:
                 return found
         workers = list(self._ready())
         if not workers:
-            raise ApiError(
-                503, "no worker is ready; they are being started, try again", SERVER, headers={"Retry-After": "5"}
-            )
-        # What a lost worker may have begun is asked of another one only where nobody is harmed by two answers.
+            raise ApiError(503, "no worker is ready yet; try again", SERVER, headers={"Retry-After": "5"})
+        # A request that a lost worker may have begun goes to another one only if running it twice does no harm.
         again = BROKEN if routed or request.method == "GET" else (httpx.ConnectError,)
         first = next(self._turns)
         for turn in range(len(workers) - 1):
@@ -146,7 +145,7 @@ class Gate:
         return await self._send(workers[(first - 1) % len(workers)], request, body)
 
     async def _ask_router(self, request: Request, body: bytes) -> httpx.Response | None:
-        """A worker's answer through the router; None where the router answers itself, or not at all."""
+        """A worker's answer through the router; None if the router answers itself, or not at all."""
         try:
             found = await self._send(self._router, request, body)
         except BROKEN:
@@ -162,7 +161,7 @@ class Gate:
             url = httpx.URL(base).copy_with(raw_path=target)
         except (httpx.InvalidURL, UnicodeError) as error:
             raise ApiError(
-                400, f"{target!r:.80} is no path of a URL ({error!s:.80}); write odd characters as %XX"
+                400, f"{target!r:.80} is not a valid URL path ({error!s:.80}); percent-encode special characters"
             ) from error
         headers = [(key, value) for key, value in request.headers.raw if not _dropped(key)]
         return await self._client.send(
@@ -173,7 +172,7 @@ class Gate:
 def lost() -> ApiError:
     """502: the connection to a worker broke."""
     return ApiError(
-        502, "the worker that had this request was lost; try again", SERVER, code="worker_lost",
+        502, "the worker handling this request was lost; try again", SERVER, code="worker_lost",
         headers={"Retry-After": "1"},
     )  # fmt: skip
 
@@ -191,7 +190,7 @@ def _target(request: Request) -> bytes:
 
 
 class Passed(StreamingResponse):
-    """An answer handed on as it comes."""
+    """A response streamed through as it arrives."""
 
     def __init__(self, found: httpx.Response) -> None:
         super().__init__(self._pieces(), found.status_code)
@@ -201,13 +200,13 @@ class Passed(StreamingResponse):
         ]
 
     async def _pieces(self) -> AsyncIterator[bytes]:
-        """The body. Where a worker is lost in a stream of events, the last one says so."""
+        """The body. If a worker is lost during an event stream, the last event is an error."""
         try:
             async for piece in self._found.aiter_raw():
                 yield piece
         except httpx.HTTPError:
             if not self._found.headers.get("content-type", "").startswith(EVENTS):
-                raise  # a body that is shorter than was said
+                raise  # the body is shorter than its Content-Length
             yield f"data: {json.dumps(lost().body)}\n\n".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

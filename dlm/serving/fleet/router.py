@@ -1,4 +1,4 @@
-"""The router of a fleet: a process on loopback, started again when it dies, with the gate in front of it."""
+"""The router of a fleet: a process on loopback that is restarted when it dies, behind the gate."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from dlm.serving.fleet.processes import answers, bind, end_of
 from dlm.serving.settings import FleetSettings
 
 PATIENCE = 3
-"""Times that it may end before it answers; then the fleet gives up."""
+"""Exits before its first response after which the fleet gives up."""
 
 
 class Router:
-    """What clients of a fleet talk to.
+    """The router process and its gate, which clients of a fleet connect to.
 
     Args:
         settings: of the fleet.
         ready: URLs of the workers that are ready now.
-        log: what the process says.
+        log: file for the process's output.
 
     Raises:
         ConfigError: the port is taken.
@@ -38,7 +38,7 @@ class Router:
             raise MissingExtraError("vllm-router", "router", "a router in front of the workers")
         listening, port = bind(settings.host, settings.port), free_port()
         self.is_up = False
-        """It has answered since it was last started."""
+        """It has responded since its last start."""
         self._url, self._log = f"http://127.0.0.1:{port}", log
         self._command = settings.router_command(found, port, free_port())
         self._gate = Gate(listening, self._url, ready, settings)
@@ -46,18 +46,19 @@ class Router:
         self._failures = 0
 
     def open(self) -> None:
-        """Let clients in; until a worker is ready they are told so."""
+        """Accept clients; until a worker is ready they get 503."""
         self._gate.open()
 
     def look(self) -> None:
-        """Start the process, and again when it has ended; for once every worker has been ready. Raises `RunError`."""
+        """Start the process, or restart it if it has exited; called once every worker has been ready. Raises
+        `RunError`."""
         if self._process is None:
             self._start()
         elif self._process.poll() is not None:
             self._failures, self.is_up = self._failures + 1, False
             if self._failures >= PATIENCE:
-                raise RunError(f"the router ended {PATIENCE} times; its log ends:\n{end_of(self._log)}")
-            print(f"the router ended with {self._process.returncode}; starting it again", file=sys.stderr, flush=True)
+                raise RunError(f"the router exited {PATIENCE} times; end of its log:\n{end_of(self._log)}")
+            print(f"the router exited with {self._process.returncode}; restarting it", file=sys.stderr, flush=True)
             self._start()
         elif not self.is_up and answers(f"{self._url}/liveness"):
             self._failures, self.is_up = 0, True
@@ -74,7 +75,7 @@ class Router:
             )
 
     def close(self) -> None:
-        """Let answers under way be finished, for a few seconds, and end."""
+        """Shut down, allowing a few seconds for answers in progress."""
         self._gate.close()
         if self._process is None:
             return

@@ -1,7 +1,7 @@
-"""Workers behind one router: started, watched, started again when they die, and all stopped.
+"""Starts the workers behind one router, watches them, restarts them when they die, and stops them all.
 
-Each worker is `python -m dlm.serve` in a process of its own, told by an environment variable which one it is. Workers
-and router may be of different fleets, on different machines: `router=none` and `router=only`.
+Each worker is a `python -m dlm.serve` process that learns from an environment variable which worker it is. Workers
+and router may belong to different fleets, on different machines: `router=none` and `router=only`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from dlm.serving.fleet.router import Router
 from dlm.serving.settings import IDENTITY_VARIABLE, FleetSettings, Identity
 
 LOOK_EVERY = 0.2
-"""Seconds between two looks at the processes."""
+"""Seconds between two checks of the processes."""
 PATIENCE = 3
-"""Times that a worker may die before it is ready; then the fleet gives up."""
+"""Deaths of a worker before it is ready after which the fleet gives up."""
 GRACE = 15.0
-"""Seconds beyond `drain_timeout` that a worker has to end."""
+"""Seconds beyond `drain_timeout` that a worker has to exit."""
 
 
 @dataclass
@@ -37,13 +37,13 @@ class Worker:
     """One worker.
 
     Attributes:
-        index, url: which of all, and where the router finds it.
-        port: on this machine; 0 for a worker that another fleet has started.
-        process: it; None before the first start, and for another fleet's.
-        ready: it has answered that it is.
-        looked: `time.monotonic()` of the last look at another fleet's.
+        index, url: its index among all workers, and its URL for the router.
+        port: on this machine; 0 for a worker of another fleet.
+        process: None before the first start, and for a worker of another fleet.
+        ready: it has reported ready.
+        looked: `time.monotonic()` of the last check of another fleet's worker.
         failures: deaths since it was last ready.
-        not_before: `time.monotonic()` before which it is not started again.
+        not_before: `time.monotonic()` before which it is not restarted.
     """
 
     index: int
@@ -61,8 +61,8 @@ class Fleet:
 
     Args:
         settings: how many, where, and behind which router.
-        overrides: of the command line, which each worker gets too.
-        drain_timeout: seconds that a worker has to finish what runs.
+        overrides: command-line overrides, passed on to each worker.
+        drain_timeout: seconds that a worker has to finish running requests.
 
     Raises:
         ConfigError: the router's port is taken.
@@ -82,16 +82,16 @@ class Fleet:
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         self.router = None if settings.router == "none" else Router(settings, self._ready, self._log("router"))
         self._complete = self._up = False
-        """Every worker has been ready once; and clients can be served."""
+        """`_complete`: every worker has been ready once; `_up`: clients can be served."""
         self._started = 0.0
         self._stop = threading.Event()
 
     def run(self) -> int:
-        """Serve until SIGTERM or Ctrl-C; returns the exit code: 0 when all ended as they should.
+        """Serve until SIGTERM or Ctrl-C; returns the exit code: 0 if all workers exited with 0.
 
         Raises:
             ConfigError: a port is taken.
-            RunError: the router or a worker dies again and again before it is ready (with the end of its log), or the
+            RunError: the router or a worker died repeatedly before it was ready (with the end of its log), or the
                 workers are not ready within `start_timeout`.
         """
         for port in [worker.port for worker in self.workers if worker.port]:
@@ -123,7 +123,7 @@ class Fleet:
             if not worker.port:
                 self._look_at(worker)
             elif worker.process is None or worker.process.poll() is not None:
-                if not self._stop.is_set():  # else it was told to end, as this process was
+                if not self._stop.is_set():  # else it got the signal too
                     self._revive(worker)
             elif not worker.ready and answers(f"{self.settings.own_url(worker.port)}/ready"):
                 worker.failures = 0
@@ -136,7 +136,7 @@ class Fleet:
             )
 
     def _look_at(self, worker: Worker) -> None:
-        """Another fleet's worker: ask it, often until it is ready and then as often as the router does."""
+        """Poll another fleet's worker: often until it is ready, then at the router's health-check interval."""
         now = time.monotonic()
         if now >= worker.looked + (self.settings.health_check_interval if worker.ready else LOOK_EVERY):
             worker.looked = now
@@ -156,11 +156,11 @@ class Fleet:
             worker.failures += 0 if worker.ready else 1
             worker.ready = False
             worker.not_before = now + min(10.0, worker.failures * 1.0)
-            print(f"worker {worker.index} ended with {code}; starting it again", file=sys.stderr, flush=True)
+            print(f"worker {worker.index} exited with {code}; restarting it", file=sys.stderr, flush=True)
             self._tell(self._status())
         if worker.failures >= PATIENCE:
             end = end_of(self._log(f"worker_{worker.index}"))
-            raise RunError(f"worker {worker.index} ended {PATIENCE} times before it was ready; its log ends:\n{end}")
+            raise RunError(f"worker {worker.index} exited {PATIENCE} times before it was ready; end of its log:\n{end}")
         if now >= worker.not_before:
             self._start(worker)
 
@@ -181,7 +181,7 @@ class Fleet:
             )
 
     def _ready(self) -> list[str]:
-        """URLs of the workers that are ready, as this machine finds them."""
+        """URLs of the ready workers, as reached from this machine."""
         return [
             self.settings.own_url(worker.port) if worker.port else worker.url for worker in self.workers if worker.ready
         ]
@@ -200,7 +200,7 @@ class Fleet:
     # The end
 
     def _end(self) -> list[int]:
-        """Stop all; exit codes of the workers. Those that were not started count as 0."""
+        """Stop all; returns the exit codes of the workers that were started."""
         running = [worker.process for worker in self.workers if worker.process is not None]
         for process in running:
             send(process, signal.SIGTERM)
@@ -220,7 +220,7 @@ class Fleet:
         return self.folder / "logs" / f"{name}.log"
 
     def _tell(self, status: str) -> None:
-        """Write `server.json`, whole or not at all."""
+        """Write `server.json` atomically."""
         facts = {
             "host": self.settings.host,
             "port": self.settings.port,

@@ -1,4 +1,4 @@
-"""One worker process: bind, load, warm up, serve, and on SIGTERM or Ctrl-C finish what runs."""
+"""One worker process: bind, load, warm up, serve, and on SIGTERM or Ctrl-C finish running requests."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from dlm.serving.settings import ServerSettings, near
 log = logging.getLogger("dlm.serving")
 
 LOOK_EVERY = 0.5
-"""Seconds between two looks at the decoder's thread."""
+"""Seconds between two checks of the decoder thread."""
 
 
 def url_of(listening: socket.socket) -> str:
-    """Where clients on this machine find it."""
+    """URL of a listening socket, for clients on this machine."""
     return near(*listening.getsockname()[:2])
 
 
@@ -37,15 +37,15 @@ def serve(
     listening: socket.socket,
     tell: Callable[[ServerState], None] = lambda state: None,
 ) -> int:
-    """Serve until told to stop; returns the exit code: 0 when every request was finished, 1 else.
+    """Serve until stopped; returns the exit code: 0 if every request was finished, else 1.
 
     Args:
         source: of the model.
-        settings: what the server is told.
-        listening: of `bind`.
-        tell: hears each change of the worker's state.
+        settings: of the server.
+        listening: from `bind`.
+        tell: called on each change of the worker's state.
 
-    Raises `DLMError` where the model cannot be loaded.
+    Raises `DLMError` if the model cannot be loaded.
     """
     set_up_logs(settings.log_format)
     state = ServerState(url=url_of(listening))
@@ -65,7 +65,7 @@ def serve(
 
 
 class _Worker:
-    """The event loop's part."""
+    """The part that runs in the event loop."""
 
     def __init__(
         self, service: Service, state: ServerState, listening: socket.socket, tell: Callable[[ServerState], None]
@@ -88,7 +88,7 @@ class _Worker:
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
-        """Serve; returns the exit code."""
+        """Serve until stopped; returns the exit code."""
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop.set)
@@ -116,7 +116,7 @@ class _Worker:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server without its own signal handlers: the worker has them."""
+    """uvicorn's server without its signal handlers: the worker installs its own."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

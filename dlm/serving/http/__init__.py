@@ -1,3 +1,3 @@
-"""What every request passes, whatever its route: middleware, body limits, host check, errors, disconnects."""
+"""Request handling common to all routes: middleware, body limits, host check, errors, disconnects."""
 
 __all__ = ["bodies", "disconnect", "errors", "hosts", "middleware", "slow_clients"]

@@ -1,12 +1,12 @@
-"""How bodies of requests are read: their size is bounded before they are parsed, and parsing and validation run in one
-thread, off the event loop. Knows neither routes nor what bodies mean.
+"""Reads request bodies: their size is bounded before they are parsed, and parsing and validation run in a single thread
+off the event loop. Knows neither routes nor what bodies mean.
 
-A body of a few MiB can hold a million empty lists, and each costs far more memory and time than its two bytes. So what
-it holds is counted first, with a few passes over the bytes. What is left is parsed and validated by pydantic in one go:
-it refuses nesting without end and half surrogate pairs, and stops at the first wrong item of a list.
+A body of a few MiB can hold a million empty lists, each costing far more memory and time than its two bytes. So its
+elements are counted first, in a few passes over the bytes. Then pydantic parses and validates it in one go: it rejects
+excessive nesting and lone surrogates, and stops at the first wrong item of a list.
 
-Parsing holds the interpreter's lock. More threads than one would only take turns away from the event loop, and the one
-rests between two bodies for as long as the first took.
+Parsing holds the GIL. More than one thread would only take time from the event loop, and the single thread pauses after
+each body for as long as that body took.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from pydantic import TypeAdapter, ValidationError
 from dlm.serving.http.errors import ApiError
 
 PART_BYTES, VALUE_BYTES = 80, 16
-"""A body may have a part (a list, an object, a text, a name of a field) for so many bytes of the server's limit, and a
-value (numbers are some, too) for so many."""
+"""A body may have one part (list, object, string or field name) per `PART_BYTES` of the server's limit, and one value
+(numbers included) per `VALUE_BYTES`."""
 LEAST = 4 * 2**20
-"""Bytes that a limit counts as at least, so that a low one does not refuse small bodies."""
+"""Lower bound of the limit used here, in bytes, so that a low limit does not reject small bodies."""
 PART = re.compile(rb'"[^"]*+"?|[\[{]')
-"""A text without escapes, or the beginning of a list or an object. A text without an end reaches to the end, so that
-nothing is looked at twice."""
+"""A string without escapes, or the start of a list or object. An unterminated string extends to the end, so that no
+byte is scanned twice."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class ReadRequest(Request):
-    """A request whose body has been read; FastAPI asks it for the value and finds it valid.
+    """A request whose body has already been read and validated; FastAPI gets the value from it.
 
     Args:
-        request: as it came.
+        request: the original one.
         data: its body.
-        value: what the body holds, validated.
+        value: the body's validated value.
     """
 
     def __init__(self, request: Request, data: bytes, value: Any) -> None:
@@ -62,10 +62,10 @@ class BodyReader:
     """Reads bodies, one at a time.
 
     Args:
-        max_bytes: of a body, which whoever took it has held it to.
+        max_bytes: size limit of a body, enforced when it was received.
 
     Attributes:
-        most_parts, most_values: of a body.
+        most_parts, most_values: limits of a body.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -73,10 +73,10 @@ class BodyReader:
         self.most_values = max(LEAST, max_bytes) // VALUE_BYTES
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="bodies")
         self._rested = 0.0
-        """`time.perf_counter()` before which the thread rests."""
+        """`time.perf_counter()` until which the thread pauses."""
 
     async def read(self, kind: TypeAdapter[Any], data: bytes) -> Any:
-        """The validated value of a body. Raises `ApiError` (400) that names the first fault."""
+        """The validated value of a body. Raises `ApiError` (400) naming the first fault."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._parse_rested, kind, data)
 
     def _parse_rested(self, kind: TypeAdapter[Any], data: bytes) -> Any:
@@ -91,7 +91,7 @@ class BodyReader:
             self._rested = 2 * ended - begun
 
     def parse(self, kind: TypeAdapter[Any], data: bytes) -> Any:
-        """As `read`, in this thread."""
+        """Like `read`, in the calling thread."""
         self.check_size(data)
         try:
             return kind.validate_json(data.removeprefix(codecs.BOM_UTF8))
@@ -100,36 +100,35 @@ class BodyReader:
             raise refusal(faults) from None
 
     def check_size(self, data: bytes) -> None:
-        """Raise `ApiError` (400) for a body that would be large in memory, or slow to look through, once it is
-        parsed."""
+        """Raise `ApiError` (400) for a body that would take too much memory, or too long to validate, once parsed."""
         commas = data.count(b",")
         if commas >= self.most_values:
             raise ApiError(
-                400, f"the body has {commas} commas, and may have {self.most_values} values; send fewer at once, or "
+                400, f"the body has {commas} commas; the limit is {self.most_values} values; send fewer at once, or "
                 "raise the server's max_body_mib",
             )  # fmt: skip
         at_most = data.count(b'"') + data.count(b"[") + data.count(b"{")
         if at_most > self.most_parts and next(islice(parts(data), self.most_parts, None), None) is not None:
             raise ApiError(
-                400, f"the body has more than {self.most_parts} lists, objects and texts; send fewer at once, or raise "
-                "the server's max_body_mib",
+                400, f"the body has more than {self.most_parts} lists, objects and strings; send fewer at once, or "
+                "raise the server's max_body_mib",
             )  # fmt: skip
 
     def close(self) -> None:
-        """Let go of the thread."""
+        """Shut down the thread."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def parts(data: bytes) -> Iterator[re.Match[bytes]]:
-    """The lists, objects and texts of JSON."""
+    """The lists, objects and strings of a JSON text."""
     return PART.finditer(data.replace(rb"\\", b"").replace(rb"\"", b""))
 
 
 def body_route(bodies: BodyReader) -> type[APIRoute]:
-    """The class of routes whose parameter `body` is read by `bodies`."""
+    """The class of routes whose `body` parameter is read by `bodies`."""
 
     class BodyRoute(APIRoute):
-        """A route; its endpoint's `body` has the type of the body."""
+        """A route; the type of its endpoint's `body` parameter is that of the request body."""
 
         def get_route_handler(self) -> Handler:
             answer = super().get_route_handler()
@@ -151,7 +150,7 @@ def body_route(bodies: BodyReader) -> type[APIRoute]:
 
 
 def check_type(content_type: str | None) -> None:
-    """Raise `ApiError` (400) unless it is JSON: a page of another origin cannot send that without being asked."""
+    """Raise `ApiError` (400) unless it is JSON: a page of another origin cannot send that without a CORS preflight."""
     kind = (content_type or "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         named = "missing" if content_type is None else f"{content_type!r:.80}"
@@ -159,16 +158,16 @@ def check_type(content_type: str | None) -> None:
 
 
 def refusal(faults: Sequence[dict[str, Any]]) -> ApiError:
-    """400: the fault of the first wrong field that says most; pydantic has one for each type that the field may have.
+    """400: the most informative fault of the first invalid field; pydantic reports one per type of a union.
 
     Args:
-        faults: of `ValidationError.errors()`, with the locations inside the body.
+        faults: from `ValidationError.errors()`, with locations inside the body.
     """
     first = faults[0]
     if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is no JSON: {first['ctx']['error']}")
+        return ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}")
     others = [one for one in faults if one["loc"][:1] == first["loc"][:1]]
-    # What the client meant is more likely a type of which the value breaks a limit, or one that it fits further on.
+    # The client most likely meant a type whose limits the value violates, or one that matches further into the value.
     told = max(others, key=lambda one: (not one["type"].endswith("_type"), _numbers(one["loc"])))
     where = _field(told["loc"])
     if told["type"] == "extra_forbidden":
@@ -182,7 +181,7 @@ def _numbers(location: Sequence[str | int]) -> tuple[int, ...]:
 
 
 def _field(location: Sequence[str | int]) -> str:
-    """The field's name as clients write it: without the names of alternatives that pydantic tried."""
+    """The field's path as clients write it: without the union members that pydantic tried."""
     parts: list[str] = []
     named = True
     for part in location:

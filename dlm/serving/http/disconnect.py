@@ -1,4 +1,4 @@
-"""Clients that leave: what was asked for them is forgotten at once."""
+"""Client disconnects: the work for a client that left is cancelled at once."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dlm.serving.engine.call import Call
 Result = TypeVar("Result")
 
 PING = 15
-"""Seconds of silence after which a stream says that it is alive."""
+"""Seconds of silence after which a stream sends a keep-alive comment."""
 
 
 class ClientGone(Exception):
-    """The client closed its connection; there is nobody to answer."""
+    """The client closed its connection; no answer can be sent."""
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`, which is cancelled when the client leaves; then raises `ClientGone`."""
+    """The result of `work`; if the client disconnects first, cancels `work` and raises `ClientGone`."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -45,11 +45,11 @@ async def _gone(request: Request) -> None:
 
 
 class EventStream(EventSourceResponse):
-    """Server-sent events of one call, which is forgotten when the stream ends, however it ends.
+    """Server-sent events of one call, which is cancelled when the stream ends for any reason.
 
     Args:
         pieces: the data of each event.
-        call: what they tell of.
+        call: the call that they report.
     """
 
     def __init__(self, pieces: AsyncIterator[str], call: Call) -> None:

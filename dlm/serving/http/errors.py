@@ -1,4 +1,4 @@
-"""Errors over HTTP: one exception, one body, OpenAI's."""
+"""HTTP errors: one exception class, with OpenAI's error body."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ CONFLICT, PERMISSION = "conflict_error", "permission_error"
 
 
 class ApiError(Exception):
-    """An answer that is an error.
+    """An error response.
 
     Args:
-        status: of HTTP.
-        message: names the thing, the value and the way out; no prompt text, no traceback.
+        status: HTTP status.
+        message: names the field, its value and the remedy; no prompt text, no traceback.
         kind: OpenAI's `type`.
-        param: the field at fault.
+        param: the invalid field.
         code: OpenAI's machine-readable code.
-        headers: sent with it.
+        headers: of the response.
     """
 
     def __init__(
@@ -43,47 +43,47 @@ class ApiError(Exception):
 
 
 def overloaded(message: str, seconds: int) -> ApiError:
-    """429: come back in `seconds`."""
+    """429: retry after `seconds`."""
     return ApiError(429, message, OVERLOADED, code="queue_full", headers={"Retry-After": str(seconds)})
 
 
 def draining() -> ApiError:
-    """503: the server takes no new requests."""
-    return ApiError(503, "the server is shutting down; ask another, or this one when it is back", SERVER)
+    """503: the server accepts no new requests."""
+    return ApiError(503, "the server is shutting down; use another server, or retry later", SERVER)
 
 
 def unavailable(message: str) -> ApiError:
-    """503: nothing is decoded now, since the weights sleep or are no version's."""
+    """503: decoding is unavailable, since the weights are asleep or only partly updated."""
     return ApiError(503, message, SERVER, code="weights_unavailable")
 
 
 def not_finite(message: str) -> ApiError:
-    """500: the model's logits were no numbers for this request."""
+    """500: the model's logits were not finite for this request."""
     return ApiError(500, message, SERVER, code="not_finite")
 
 
 def aborted(message: str) -> ApiError:
-    """503: somebody who controls the server gave the request up."""
+    """503: the request was aborted through the weight-control routes."""
     return ApiError(503, message, SERVER, code="aborted")
 
 
 def plain(status: int, detail: str, method: str, path: str) -> ApiError:
-    """What the frameworks refuse by themselves: no such path, another method."""
+    """Errors raised by the frameworks: unknown path, wrong method."""
     return ApiError(
         status, f"{detail}: {method} {path:.80}; see /openapi.json", NOT_FOUND if status == 404 else INVALID
     )
 
 
 def unexpected(error: Exception) -> ApiError:
-    """500: nobody has thought of this error, which belongs in the log."""
-    return ApiError(500, f"this request failed ({type(error).__name__}); the server's log says why", SERVER)
+    """500: an unexpected error; the caller logs it."""
+    return ApiError(500, f"this request failed ({type(error).__name__}); see the server's log", SERVER)
 
 
 def timed_out(seconds: float) -> ApiError:
-    """504: a request took longer than the server waits."""
+    """504: a request exceeded the server's timeout."""
     return ApiError(504, f"no answer within request_timeout={seconds:g} seconds", TIMEOUT, code="timeout")
 
 
 def out_of_memory() -> ApiError:
-    """503: this request alone was too much."""
+    """503: this request did not fit into memory, even on its own."""
     return ApiError(503, "this request did not fit into memory; shorten it or try again", SERVER, code="out_of_memory")

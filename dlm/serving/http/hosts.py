@@ -1,7 +1,7 @@
-"""A server on loopback without a key answers to names of its own machine alone.
+"""A server on loopback without a key accepts only host names of its own machine.
 
-Otherwise a page that a user looks at could reach it: its author lets the page's own name point at 127.0.0.1 (DNS
-rebinding), and the browser takes the server for the page's. What it cannot change is the name in the Host header.
+Otherwise any web page a user visits could reach it: its author points the page's domain at 127.0.0.1 (DNS rebinding),
+and the browser treats the server as the page's own origin. The page cannot change the name in the Host header.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from dlm.serving.http.middleware import send_error
 from dlm.serving.settings import KEY_VARIABLE
 
 HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]@/?#\\]+))(?::\d*)?")
-"""Name and port: an IPv6 address is in brackets."""
+"""Name and optional port; an IPv6 address is in brackets."""
 
 
 def own_names(host: str, key: str | None) -> list[Middleware]:
-    """`OwnNames` for a server on `host` that needs it."""
+    """`OwnNames`, if a server on `host` needs it."""
     return [Middleware(OwnNames, host=host)] if key is None and _is_loopback(host) else []
 
 
 class OwnNames:
-    """Refuses requests to a name that is not this machine's (403); `localhost` and addresses of loopback are, at any
-    port. A request without a name passes: no browser sends one.
+    """Rejects requests for a host name that is not this machine's (403). `localhost` and loopback addresses pass, with
+    any port. So do requests without a Host header: no browser sends them.
 
     Args:
-        app: what it guards.
-        host: a name more, where the server listens.
+        app: the wrapped application.
+        host: another accepted name: where the server listens.
     """
 
     def __init__(self, app: ASGIApp, host: str) -> None:
@@ -45,13 +45,13 @@ class OwnNames:
             await self.app(scope, receive, send)
             return
         message = (
-            f"Host: {given!r:.80} is no name of this machine, and the server has no key: ask for localhost or "
-            f"127.0.0.1, have a proxy send Host: localhost, or start the server with {KEY_VARIABLE}"
+            f"Host: {given!r:.80} is not a name of this machine, and the server has no key: use localhost or "
+            f"127.0.0.1, have the proxy send Host: localhost, or start the server with {KEY_VARIABLE}"
         )
         await send_error(ApiError(403, message, PERMISSION, code="foreign_host"), scope, receive, send)
 
     def is_own(self, given: str) -> bool:
-        """Whether what the header says is a name of this machine, with a port or without."""
+        """Whether a Host header names this machine, with or without a port."""
         found = HOST.fullmatch(given.strip())
         if found is None:
             return False
@@ -60,7 +60,7 @@ class OwnNames:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether what listens on `host` can be reached from this machine alone."""
+    """Whether a listener on `host` is reachable from this machine only."""
     try:
         found = socket.getaddrinfo(host, None)
     except OSError:

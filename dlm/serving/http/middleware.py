@@ -1,7 +1,6 @@
-"""What every request passes through, as plain ASGI: id, log line and figures; an answer whatever happens; key; limits
-of the body.
+"""ASGI middleware: request id, access log and metrics; a response to unexpected errors; the key; body limits.
 
-The order from outside: `Observed`, `Answered`, `OwnNames` of `dlm.serving.http.hosts`, `CORS`, `Guarded`, `Limited`.
+From the outside in: `Observed`, `Answered`, `OwnNames` of `dlm.serving.http.hosts`, CORS, `Guarded`, `Limited`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from dlm.serving.metrics import Metrics
 access, log = logging.getLogger("dlm.access"), logging.getLogger("dlm.serving")
 
 OPEN = ("/health", "/health/", "/ready", "/v1/health", "/")
-"""Paths that need no key: probes, and the page (with its files), which holds nothing of anybody."""
+"""Paths that need no key: probes, and the page (with its files), which contains no user data."""
 PAGE = "/static/"
 GOOD_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
@@ -43,7 +42,7 @@ async def send_error(error: ApiError, scope: Scope, receive: Receive, send: Send
 
 
 def cross_origin(origins: Sequence[str]) -> list[Middleware]:
-    """Pages of `origins` may call the server; none where it is empty."""
+    """CORS for pages of `origins`; no middleware if empty."""
     if not origins:
         return []
     return [
@@ -58,7 +57,7 @@ def cross_origin(origins: Sequence[str]) -> list[Middleware]:
 
 
 class Observed:
-    """Gives each request an id, counts it and writes one line about it: no body, no query, no header."""
+    """Gives each request an id, counts it and logs one line without body, query or headers."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
@@ -92,8 +91,8 @@ class Observed:
 
 
 class Answered:
-    """Answers what nobody has thought of with 500, and the connection goes on; starlette's own handler raises the error
-    again, for which uvicorn closes it."""
+    """Answers unexpected errors with 500 and keeps the connection; starlette's own handler re-raises the error, upon
+    which uvicorn closes it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -110,26 +109,26 @@ class Answered:
             await self.app(scope, receive, noted)
         except Exception as error:
             if begun:
-                raise  # what was sent is no whole answer, and the client has to see that
+                raise  # the response is incomplete, and the client has to see that
             log.error("a request failed", exc_info=error)
             await send_error(unexpected(error), scope, receive, send)
 
 
 def outcome(status: int) -> str:
-    """What a status counts as; 499 is a client that left."""
+    """Outcome label of a status; 499 is a client that disconnected."""
     if status == 499:
         return "client_left"
     return "ok" if status < 400 else "client_error" if status < 500 else "server_error"
 
 
 class Guarded:
-    """Asks for the key, where there is one.
+    """Requires the key, if there is one.
 
     Args:
-        app: what it guards.
-        key: None lets everybody in.
-        passwords: paths where it may also be sent as the password of basic authentication, because their clients know
-            no other way: they take it from the URL.
+        app: the wrapped application.
+        key: None accepts requests without a key.
+        passwords: paths that also accept the key as the password of basic authentication, because their clients can
+            only take it from the URL.
     """
 
     def __init__(self, app: ASGIApp, key: str | None, passwords: Collection[str] = ()) -> None:
@@ -145,7 +144,7 @@ class Guarded:
         if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.key):
             await self.app(scope, receive, send)
             return
-        message = "the key is wrong" if given else "a key is needed: send Authorization: Bearer <key>"
+        message = "the key is wrong" if given else "a key is required: send Authorization: Bearer <key>"
         error = ApiError(401, message, AUTHENTICATION, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         await send_error(error, scope, receive, send)
 
@@ -155,7 +154,7 @@ class Guarded:
 
 
 def password(given: str) -> str:
-    """That of basic authentication; empty where there is none."""
+    """The password of basic authentication credentials; empty if there is none."""
     try:
         return b64decode(given, validate=True).decode().partition(":")[2]
     except (binascii.Error, UnicodeDecodeError):
@@ -163,7 +162,7 @@ def password(given: str) -> str:
 
 
 class Limited:
-    """Bounds the size of a body and the time it takes to come, before it is parsed."""
+    """Bounds a body's size and the time to receive it, before it is parsed."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
         self.app, self.max_bytes, self.seconds = app, max_bytes, seconds
@@ -181,7 +180,7 @@ class Limited:
             await self.app(scope, _replayed(body, receive), send)
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes | None:
-        """The whole body; None when the client left. Raises `ApiError`: 413, 408."""
+        """The whole body; None if the client disconnected. Raises `ApiError`: 413, 408."""
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self.max_bytes:
             raise self._too_large()
@@ -200,7 +199,7 @@ class Limited:
                         return b"".join(parts)
         except TimeoutError:
             raise ApiError(
-                408, f"the body did not come within {self.seconds:g} seconds", TIMEOUT, headers={"Connection": "close"}
+                408, f"no complete body within {self.seconds:g} seconds", TIMEOUT, headers={"Connection": "close"}
             ) from None
 
     def _too_large(self) -> ApiError:

@@ -1,4 +1,4 @@
-"""Connections that send nothing, or a head that never ends, or that read nothing of their answer, end after a while."""
+"""Timeouts for connections that send nothing or an endless head, or that do not read their answer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 def patient_for(seconds: float) -> type[H11Protocol]:
-    """uvicorn's HTTP protocol that looks at each connection every `seconds`."""
+    """uvicorn's HTTP protocol with a check of each connection every `seconds`."""
 
     class PatientProtocol(H11Protocol):
-        """Closes a connection on which no request has begun since the last look, and drops one whose client has read
-        nothing of what waits for it since then."""
+        """Closes a connection on which no request has begun since the last check, and aborts one whose client has read
+        none of its pending data since then."""
 
         _next: asyncio.TimerHandle | None = None
         _unread = 0
@@ -31,7 +31,7 @@ def patient_for(seconds: float) -> type[H11Protocol]:
         def _look(self) -> None:
             unread, request = self.transport.get_write_buffer_size(), self.cycle
             if unread and unread == self._unread:
-                self.transport.abort()  # to close it would wait until everything is read
+                self.transport.abort()  # closing would wait until everything is read
                 return
             is_idle = request is self._request and (request is None or request.response_complete)
             if is_idle and not unread and not self.transport.is_closing():

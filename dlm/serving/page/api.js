@@ -1,4 +1,4 @@
-/** The server's HTTP: JSON, the stream of a chat, and failures in words. Addresses are relative to the page's own. */
+/** The server's HTTP API: JSON, chat streams, and readable errors. URLs are relative to the page's. */
 
 const KEY = "dlm-key";
 let keyInMemory = "";
@@ -7,7 +7,7 @@ export function storedKey() {
   try {
     return sessionStorage.getItem(KEY) ?? keyInMemory;
   } catch {
-    return keyInMemory; // storage may be switched off; the key then lasts as long as the page
+    return keyInMemory; // storage may be disabled; the key then lasts until the page is closed
   }
 }
 
@@ -17,7 +17,7 @@ export function storeKey(key) {
     if (key) sessionStorage.setItem(KEY, key);
     else sessionStorage.removeItem(KEY);
   } catch (error) {
-    console.warn("the key lasts as long as the page:", error.message);
+    console.warn("cannot store the key; it lasts until the page is closed:", error.message);
   }
 }
 
@@ -28,17 +28,17 @@ const IN_STREAM = -2;
 const WORDS = {
   [LOST]: [
     "The connection was lost",
-    "What had arrived is kept above. Try again; if it happens often, look at the server's log.",
+    "What has arrived is kept above. Try again; if it happens often, check the server's log.",
   ],
-  [IN_STREAM]: ["The server stopped in the middle of the answer", "What had arrived is kept above. Try again."],
+  [IN_STREAM]: ["The server stopped in the middle of the answer", "What has arrived is kept above. Try again."],
   0: [
     "No connection to the server",
-    "See that the server is running and that this page's address is its address, then try again.",
+    "Check that the server is running at this page's address, then try again.",
   ],
   400: ["The server did not accept the request", "Change {param} and try again."],
-  401: ["The server asks for a key", "Give the key that the server was started with."],
-  404: ["There is no such model here", "Choose another model at the top of the page."],
-  413: ["The message is too long for this server", "Shorten it, or begin a new chat."],
+  401: ["The server requires a key", "Enter the key the server was started with."],
+  404: ["This server does not have that model", "Choose another model at the top of the page."],
+  413: ["The message is too long for this server", "Shorten it, or start a new chat."],
   429: ["The server is busy", "Its queue is full. Try again {wait}."],
   503: [
     "The server is not ready",
@@ -47,7 +47,7 @@ const WORDS = {
   504: ["The answer took too long", "Ask for fewer tokens, fewer steps or a faster algorithm."],
 };
 
-/** A failure of a request. `status` is that of HTTP, 0 where no answer came, or one of the two constants above. */
+/** A failed request. `status` is the HTTP status, 0 if there was no response, or one of the two constants above. */
 export class ApiError extends Error {
   constructor(status, message, { param = null, retryAfter = null } = {}) {
     super(message);
@@ -58,7 +58,7 @@ export class ApiError extends Error {
 
   /** @returns {{title: string, detail: string, advice: string}} */
   get words() {
-    const other = [`The server answered with ${this.status}`, "Try again; if it stays, look at the server's log."];
+    const other = [`The server answered with ${this.status}`, "Try again; if it persists, check the server's log."];
     const [title, advice] = WORDS[this.status] ?? other;
     const wait = this.retryAfter ? `in ${this.retryAfter} s` : "in a moment";
     const param = this.param ? `${this.param} in Parameters` : "the message or the parameters";
@@ -74,13 +74,13 @@ async function request(path, options = {}) {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(0, "The server does not answer.");
+    throw new ApiError(0, "The server does not respond.");
   }
   if (!response.ok) throw await failure(response);
   return response;
 }
 
-/** Routers answer in plain text, servers in OpenAI's shape; both are read. */
+/** Routers send errors as plain text, servers in OpenAI's shape; both are parsed. */
 async function failure(response) {
   const body = await response.text();
   let error = {};
@@ -89,7 +89,7 @@ async function failure(response) {
   } catch {
     error = { message: body.slice(0, 500) };
   }
-  return new ApiError(response.status, error.message || response.statusText || "No reason was given.", {
+  return new ApiError(response.status, error.message || response.statusText || "No reason given.", {
     param: error.param ?? null,
     retryAfter: response.headers.get("Retry-After"),
   });
@@ -116,7 +116,7 @@ export async function streamChat(body, signal, onChunk) {
   for await (const data of serverEvents(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
-    if (chunk.error) throw new ApiError(IN_STREAM, chunk.error.message ?? "No reason was given.");
+    if (chunk.error) throw new ApiError(IN_STREAM, chunk.error.message ?? "No reason given.");
     onChunk(chunk);
   }
   throw new ApiError(LOST, "The answer ended before its last chunk.");
@@ -146,6 +146,6 @@ async function* serverEvents(body) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(LOST, "The server closed the connection before the answer was complete.");
   } finally {
-    reader.cancel().catch(() => undefined); // a stream that has failed cannot be cancelled, and need not be
+    reader.cancel().catch(() => undefined); // a failed stream cannot be cancelled, and need not be
   }
 }

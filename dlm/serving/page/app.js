@@ -1,4 +1,4 @@
-/** The page: one conversation, the canvas of the answer that is looked at, and the parameters of the next one. */
+/** The page: a conversation, the canvas of the selected answer, and the parameters of the next one. */
 
 import { ApiError, getJson, streamChat } from "./api.js";
 import { Conversation, problemNodes } from "./conversation.js";
@@ -33,7 +33,7 @@ function showTurn(turn) {
   conversation.mark(turn);
 }
 
-/** Ask the server what it serves; until it has answered nothing can be sent. */
+/** Query what the server offers; until then nothing can be sent. */
 async function connect() {
   find("notice").hidden = true;
   try {
@@ -62,7 +62,7 @@ function wordsOf(error) {
   return {
     title: "The page could not read the server's answer",
     detail: String(error.message),
-    advice: "Page and server may be of different versions: load the page again.",
+    advice: "The page and the server may be different versions: reload the page.",
   };
 }
 
@@ -111,7 +111,7 @@ async function send(text) {
   if (refused && (await askForKey())) retry(turn);
 }
 
-/** Fill a run from the server. @returns {Promise<Error|null>} what went wrong; it has been shown already. */
+/** Fill a run from the server. @returns {Promise<Error|null>} the error, if any; it has already been shown. */
 async function answer(turn, run, messages, options, signal) {
   const body = {
     model: model.value,
@@ -188,7 +188,7 @@ find("clear").addEventListener("click", () => {
 });
 model.addEventListener("change", showExamples);
 new ResizeObserver(([{ target }]) => {
-  // on a phone the replay stands on the composer
+  // on a phone the replay sits above the composer
   document.body.style.setProperty("--composer-height", `${target.offsetHeight}px`);
 }).observe(find("composer"));
 connect();

@@ -1,4 +1,4 @@
-/** The canvas of one run as a grid of cells, one a position, drawn as it was after any forward. */
+/** The canvas of one run as a grid with one cell per position, drawn as of any forward. */
 
 import { make } from "./dom.js";
 import { kindOf, tokenNodes, tokenWords } from "./tokens.js";
@@ -8,7 +8,7 @@ const DENSE = 256;
 const DENSER = 640;
 const SMALL_BLOCK = 12;
 
-/** The step of the colour scale that a confidence falls on. */
+/** The colour-scale level of a confidence. */
 export function levelOf(confidence) {
   return Math.min(LEVELS - 1, Math.max(0, Math.floor(confidence * LEVELS)));
 }
@@ -44,7 +44,7 @@ export class Canvas {
     this.blocks.addEventListener("pointerleave", () => this.#point(null));
   }
 
-  /** Show a run as it was after `forward`. Only cells that differ from what is shown are touched. */
+  /** Show a run as of `forward`. Only cells that changed are touched. */
   draw(run, forward) {
     if (run !== this.#run || run.length !== this.#cells.length) this.#build(run);
     const [low, high] = [Math.min(forward, this.#forward), Math.max(forward, this.#forward)];
@@ -57,7 +57,7 @@ export class Canvas {
     this.#markBlocks();
     const waiting = this.blocks.querySelector(".waiting");
     if (waiting)
-      waiting.textContent = run.status === "running" ? "Waiting for the first step…" : "Nothing was decoded.";
+      waiting.textContent = run.status === "running" ? "Waiting for the first step…" : "Nothing decoded.";
     if (this.#pointed) this.#point(this.#pointed);
   }
 
@@ -110,14 +110,14 @@ export class Canvas {
     element.setAttribute("aria-label", `Position ${position + 1}: ${wordsOf(entry).join(", ")}`);
   }
 
-  /** Cells that were put in by a later forward. */
+  /** Hide cells inserted by a later forward. */
   #hideUnborn() {
     this.#run.order.forEach((cell, position) => {
       if (this.#run.born[cell] > 0) this.#cells[position].hidden = this.#run.born[cell] > this.#forward;
     });
   }
 
-  /** The block being worked on, those done, and those that were not needed any more. */
+  /** Mark the active block, finished blocks, and blocks that turned out not to be needed. */
   #markBlocks() {
     const run = this.#run;
     const over = run.status !== "running" && this.#forward >= run.forwards;
@@ -137,7 +137,7 @@ export class Canvas {
     });
   }
 
-  /** Scrolls the canvas only, and only where it has a scroll bar of its own: the page stays where its reader is. */
+  /** Scrolls the canvas only, and only if it has its own scroll bar: the page itself does not move. */
   #bringIntoView(element) {
     const box = this.element;
     if (box.scrollHeight <= box.clientHeight + 1) return;
@@ -146,7 +146,7 @@ export class Canvas {
     if (outside) box.scrollTop += inner.top - outer.top - outer.height / 3;
   }
 
-  /** The tool tip of the cell that the pointer or the focus is on. */
+  /** Show the tooltip of the hovered or focused cell. */
   #point(target) {
     const cell = target?.closest(".cell");
     this.#pointed = cell?.isConnected ? cell : null;
@@ -169,7 +169,7 @@ export class Canvas {
     this.tip.style.top = `${top + this.element.scrollTop}px`;
   }
 
-  /** Arrow keys, Home and End move the one cell that Tab reaches. */
+  /** Arrow keys, Home and End move the roving tab stop. */
   #move(event) {
     const cell = event.target.closest(".cell");
     if (!cell) return;
@@ -192,7 +192,7 @@ export class Canvas {
     this.#cells[next].focus();
   }
 
-  /** The position in the next line whose cell lies closest below or above. */
+  /** The position of the closest cell in the next line below or above. */
   #beside(position, direction) {
     const from = this.#cells[position].getBoundingClientRect();
     let best = position;

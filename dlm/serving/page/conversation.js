@@ -1,8 +1,8 @@
-/** The messages: what was asked, the answers, and what went wrong with them. */
+/** The messages: questions, answers and their errors. */
 
 import { find, make } from "./dom.js";
 
-/** What went wrong in words, and the button to try again. */
+/** An error message with a button to try again. */
 export function problemNodes({ title, detail, advice }, again) {
   return [
     make("strong", {}, title),
@@ -26,7 +26,7 @@ export class Conversation {
     return this.#turns.length === 0;
   }
 
-  /** Messages of the turns that have an answer, as a request wants them; the first run of each counts. */
+  /** Messages of answered turns, in request format; takes the first run of each turn. */
   get history() {
     return this.#turns
       .filter((turn) => turn.runs[0].status === "done")
@@ -36,7 +36,7 @@ export class Conversation {
       ]);
   }
 
-  /** A new question with the runs that are to answer it. */
+  /** Add a question with the runs that will answer it. */
   add(prompt, runs) {
     const turn = { prompt, runs, parts: [], element: make("div", { class: "turn" }) };
     turn.element.append(make("div", { class: "asked" }, make("span", { class: "unseen" }, "You: "), prompt));
@@ -66,7 +66,7 @@ export class Conversation {
     }
   }
 
-  /** Draw the present state of a run. */
+  /** Draw the current state of a run. */
   update(turn, run) {
     const part = turn.parts[turn.runs.indexOf(run)];
     const atEnd = this.scroll.scrollHeight - this.scroll.scrollTop - this.scroll.clientHeight < 60;
@@ -82,7 +82,7 @@ export class Conversation {
     if (atEnd) this.scroll.scrollTop = this.scroll.scrollHeight;
   }
 
-  /** Say under an answer what went wrong, and what to do. */
+  /** Show an error below an answer, with advice. */
   fail(turn, run, words) {
     const part = turn.parts[turn.runs.indexOf(run)];
     part.problem.replaceChildren(...problemNodes(words, () => this.handlers.onRetry(turn)));
@@ -123,8 +123,8 @@ function captionOf(run) {
     parts.push(forwards === 1 ? "1 forward" : `${forwards} forwards`);
     if (run.totals?.tokens_per_forward !== undefined)
       parts.push(`${run.totals.tokens_per_forward.toFixed(2)} tokens each`);
-    if (run.finishReason === "length") parts.push("cut at the length asked for");
-    if (run.status === "done" && !run.text) parts.push("an empty answer");
+    if (run.finishReason === "length") parts.push("cut off at the token limit");
+    if (run.status === "done" && !run.text) parts.push("empty answer");
   }
   return parts.join(" · ");
 }

@@ -1,13 +1,13 @@
-/** Elements without markup in strings: whatever a model writes reaches the page as a text node. */
+/** Builds elements without markup strings: model output always becomes a text node. */
 
 export const find = (id) => document.getElementById(id);
 
 /**
- * A new element.
+ * Create an element.
  * @param {string} tag
  * @param {Object<string, unknown>} [properties] `class`, `data-*`, `aria-*` and `role` become attributes, functions
- *   named `on...` listeners, everything else properties; null and undefined are left out.
- * @param {...(Node|string|null)} children strings become text nodes; null is left out.
+ *   named `on...` listeners, everything else properties; null and undefined are skipped.
+ * @param {...(Node|string|null)} children strings become text nodes; null is skipped.
  */
 export function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);

@@ -1,4 +1,4 @@
-/** Prompts to begin with. The demo model answers the questions that it was trained on, and no others. */
+/** Example prompts. The demo model can only answer the kinds of questions it was trained on. */
 
 const DEMO = [
   ["Solve a 4×4 Sudoku", "Fill the zeros:\n0 1 3 2\n3 2 0 0\n0 3 0 0\n0 0 0 3"],
@@ -11,21 +11,21 @@ const DEMO = [
 
 const GENERAL = [
   [
-    "A word problem",
+    "Solve a word problem",
     "A farmer has 17 eggs. She eats three for breakfast, bakes with four and sells the rest for $2 each. " +
       "How much does she earn? Reason step by step.",
   ],
-  ["A function", "Write a Python function that returns the n-th Fibonacci number, with a docstring."],
-  ["A short poem", "Write a poem of four lines about a photograph that develops."],
-  ["A plan", "List five things to check before a long bicycle tour, one a line."],
+  ["Write a function", "Write a Python function that returns the n-th Fibonacci number, with a docstring."],
+  ["Write a short poem", "Write a poem of four lines about a photograph that develops."],
+  ["Make a checklist", "List five things to check before a long bicycle tour, one a line."],
 ];
 
-/** Labels and prompts for a model of this name. */
+/** Labels and prompts for a model with this name. */
 export function examplesFor(model) {
   return /demo/i.test(model) ? DEMO : GENERAL;
 }
 
-/** Whether a model of this name was trained on conversations; the demo was trained on single questions. */
+/** Whether a model with this name was trained on conversations; the demo was trained on single questions. */
 export function conversesWell(model) {
   return !/demo/i.test(model);
 }

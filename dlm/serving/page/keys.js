@@ -1,16 +1,16 @@
-/** Asking for the key of a server that wants one. */
+/** The dialog that asks for the server's key. */
 
 import { storeKey, storedKey } from "./api.js";
 import { find } from "./dom.js";
 
-/** Ask for a key and keep it for this tab. @returns {Promise<boolean>} false where none was given. */
+/** Ask for a key and keep it for this tab. @returns {Promise<boolean>} false if cancelled. */
 export function askForKey() {
   const [dialog, form, input] = [find("key-dialog"), find("key-form"), find("key")];
   if (dialog.open) return Promise.resolve(false);
   const given = storedKey() !== "";
   find("key-reason").textContent = given
-    ? "The key that was given is not the right one."
-    : "Give the key that the server was started with.";
+    ? "The key you entered is not the right one."
+    : "Enter the key the server was started with.";
   input.value = "";
   dialog.showModal();
   input.focus();

@@ -1,4 +1,4 @@
-/** The sheet with the parameters: beside the canvas on a wide screen, over the page on a narrow one. */
+/** The parameter panel: beside the canvas on a wide screen, over the page on a narrow one. */
 
 import { find } from "./dom.js";
 
@@ -26,7 +26,7 @@ export class Panel {
     else if (had) this.button.focus();
   }
 
-  /** What lies under the sheet takes no focus. */
+  /** Elements covered by the panel cannot be focused. */
   #cover() {
     const covered = !this.element.hidden && !BESIDE.matches;
     for (const part of document.querySelectorAll(".top, .talk, .stage")) part.inert = covered;

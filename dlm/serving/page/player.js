@@ -1,16 +1,16 @@
-/** The playhead: which forward is shown, and when the next one is. Knows nothing of cells. */
+/** The playhead: which forward is shown, and when the next one follows. Knows nothing about cells. */
 
-const SLOWEST = 450; // milliseconds a step at 1x, for short runs
+const SLOWEST = 450; // milliseconds per step at 1x, for short runs
 const FASTEST = 40;
-const WHOLE_REPLAY = 9000; // a long run takes about so long
-const LIVE_LAG = 1200; // while an answer arrives the playhead stays about so close behind it
+const WHOLE_REPLAY = 9000; // approximate duration of a long run
+const LIVE_LAG = 1200; // approximate lag of the playhead while an answer arrives
 
 export class Player {
   #timer = null;
   #live = false;
   #length = 0;
 
-  /** @param {() => void} onChange called after each change of playhead, length or playing */
+  /** @param {() => void} onChange called after each change of position, length or playing */
   constructor(onChange) {
     this.onChange = onChange;
     this.position = 0;
@@ -23,21 +23,21 @@ export class Player {
     return this.#length;
   }
 
-  /** Begin at the empty canvas and follow what arrives. */
+  /** Start at the empty canvas and follow incoming steps. */
   follow() {
     this.#stopTimer();
     [this.position, this.#length, this.#live, this.playing] = [0, 0, true, true];
     this.onChange();
   }
 
-  /** Show a finished run at its end. */
+  /** Show a finished run at its last step. */
   load(length) {
     this.#stopTimer();
     [this.position, this.#length, this.#live, this.playing] = [length, length, false, false];
     this.onChange();
   }
 
-  /** More steps are known. */
+  /** Extend the run to `length` steps. */
   grow(length) {
     this.#length = length;
     if (this.playing && this.calm.matches) this.position = length;
@@ -45,7 +45,7 @@ export class Player {
     this.onChange();
   }
 
-  /** Nothing more will arrive; what is left is played to its end. */
+  /** No more steps will arrive; the rest is played to the end. */
   finish() {
     this.#live = false;
     if (this.playing && this.position >= this.#length) this.playing = false;
@@ -64,7 +64,7 @@ export class Player {
     this.onChange();
   }
 
-  /** Go to a step and stay there. */
+  /** Go to a step and pause. */
   seek(position) {
     this.#stopTimer();
     this.playing = false;

@@ -1,9 +1,9 @@
 /**
- * One answer as it came into being: what every cell of the canvas held after every forward. Knows neither the page nor
+ * The history of one answer: the content of every cell of the canvas after every forward. Knows neither the page nor
  * the network. Forwards count from 1; forward 0 is the canvas before the first.
  *
- * A cell keeps its number for good; `order` says which cell stands at which position. The two differ only after
- * positions were put in between others, which some algorithms do to make an answer longer.
+ * A cell's number never changes; `order` maps positions to cells. The two differ only after positions have been
+ * inserted, which some algorithms do to make an answer longer.
  */
 
 /** @typedef {{forward: number, text: string|null, confidence: number|null}} Entry text null: a mask again */
@@ -12,7 +12,7 @@ export class Run {
   /** @type {Entry[][]} by cell */
   #history = [];
 
-  /** @param {string} algorithm what was asked for, until the server says what ran. */
+  /** @param {string} algorithm as requested, until the server reports the one it used. */
   constructor(algorithm) {
     this.algorithm = algorithm;
     this.status = "running"; // running, done, stopped, failed
@@ -22,50 +22,50 @@ export class Run {
     this.promptTokens = null;
     this.completionTokens = null;
     this.seed = null;
-    /** What the last event said: nfe, tokens_per_forward, tokens_per_second, seconds. */
+    /** Totals of the last event: nfe, tokens_per_forward, tokens_per_second, seconds. */
     this.totals = null;
     this.blockLength = 0;
     this.firstBlock = 0;
-    /** Cells by position, as they stand after the last forward. */
+    /** Cells by position, after the last forward. */
     this.order = [];
-    /** By cell: the forward after which it was put in; 0 for those of the first canvas. */
+    /** By cell: the forward after which it was inserted; 0 for the initial canvas. */
     this.born = [];
-    /** By forward: the cells that it wrote or cleared. */
+    /** By forward: the cells it wrote or cleared. */
     this.changed = [[]];
     this.blockOf = [null];
   }
 
-  /** Take one `dlm` object of the stream. */
+  /** Process one `dlm` object of the stream. */
   take(event) {
     if (event.event === "start") this.#start(event);
     else if (event.event === "step") this.#step(event);
     else if (event.event === "end") this.#end(event);
   }
 
-  /** Positions of the canvas after the last forward. */
+  /** Number of positions after the last forward. */
   get length() {
     return this.order.length;
   }
 
-  /** The last forward that is known of. */
+  /** The last known forward. */
   get forwards() {
     return this.changed.length - 1;
   }
 
-  /** Cells that forwards have filled. */
+  /** Number of cells filled by forwards. */
   get revealed() {
     return this.#history.filter(
       (entries) => entries.length && entries.at(-1).text !== null && entries.at(-1).forward > 0,
     ).length;
   }
 
-  /** What a cell held after a forward: an entry, or null while it was a mask. */
+  /** The content of a cell after a forward: an entry, or null for a mask. */
   at(cell, forward) {
     const found = this.#history[cell].findLast((entry) => entry.forward <= forward);
     return found === undefined || found.text === null ? null : found;
   }
 
-  /** How often a cell had been given a token by then; more than once means that it was edited. */
+  /** How often a cell had received a token by then; more than once means it was edited. */
   timesRevealed(cell, forward) {
     return this.#history[cell].filter((one) => one.text !== null && one.forward <= forward).length;
   }
@@ -82,7 +82,7 @@ export class Run {
     return found;
   }
 
-  /** The index in `blocks` of the block that a forward worked on; null before the first. */
+  /** Index in `blocks` of the block a forward worked on; null before the first. */
   blockAt(forward) {
     return this.blockOf.slice(0, forward + 1).findLast((block) => block !== null) ?? null;
   }

@@ -1,8 +1,8 @@
-/** The parameters of a request: a form made from what the server says it takes. Only what the reader set is sent. */
+/** The request parameters: a form built from the server's catalogue. Only values set by the user are sent. */
 
 import { find, make } from "./dom.js";
 
-/** The page shows one answer a prompt, always as a stream, and has choosers of its own for these. */
+/** Parameters without a form field: the page sets them itself or has its own controls for them. */
 const OWN = new Set(["n", "stream", "model", "algorithm", "generation_algorithm", "dlm_events", "stop"]);
 
 export class Settings {
@@ -11,7 +11,7 @@ export class Settings {
   #values = new Map();
   #default = "";
 
-  /** @param {() => void} onChange called when a value, or the algorithm, was changed */
+  /** @param {() => void} onChange called when a value or the algorithm changes */
   constructor(onChange) {
     this.onChange = onChange;
     this.algorithm = find("algorithm");
@@ -28,7 +28,7 @@ export class Settings {
     });
   }
 
-  /** Take the answer of `generation/algorithms`. */
+  /** Load the response of `generation/algorithms`. */
   load(catalogue) {
     this.#algorithms = catalogue.algorithms ?? [];
     this.#common = (catalogue.parameters ?? []).filter((one) => !OWN.has(one.name));
@@ -46,12 +46,12 @@ export class Settings {
     this.#build();
   }
 
-  /** Algorithms to run, one or two; an empty name is the server's default. */
+  /** The one or two algorithms to run; an empty name is the server's default. */
   get names() {
     return this.compare.value ? [this.algorithm.value, this.compare.value] : [this.algorithm.value];
   }
 
-  /** What an empty name stands for. */
+  /** Display name of an algorithm; resolves an empty name to the default. */
   label(name) {
     return name || this.#default || "default";
   }
@@ -64,19 +64,19 @@ export class Settings {
     this.context.checked = value;
   }
 
-  /** How many values are set. */
+  /** Number of values set. */
   get count() {
     const names = new Set(this.names.flatMap((name) => Object.keys(this.body(name))));
     names.delete("generation_algorithm");
     return names.size;
   }
 
-  /** The first field whose value cannot be sent, or null. */
+  /** The first invalid field, or null. */
   get invalid() {
     return this.fields.querySelector("input:invalid, select:invalid");
   }
 
-  /** The fields of a request's body for an algorithm. */
+  /** The request body fields for an algorithm. */
   body(name) {
     const body = name ? { generation_algorithm: name } : {};
     for (const parameter of [...this.#ofAlgorithm(name), ...this.#common]) {
@@ -89,7 +89,7 @@ export class Settings {
     const missing = this.#algorithms.filter((one) => !one.available);
     if (!missing.length) return [];
     const options = missing.map((one) => make("option", { disabled: true, title: one.reason ?? "" }, one.name));
-    return [make("optgroup", { label: "not for this model" }, ...options)];
+    return [make("optgroup", { label: "not available for this model" }, ...options)];
   }
 
   #ofAlgorithm(name) {
@@ -105,11 +105,11 @@ export class Settings {
       parameters.forEach((one) => taken.add(one.name));
       const found = this.#algorithms.find((one) => one.name === (name || this.#default));
       const source = found?.source ? `From ${found.source}.` : "";
-      groups.push(this.#group(this.label(name), source, parameters, "It has no parameters of its own."));
+      groups.push(this.#group(this.label(name), source, parameters, "No parameters of its own."));
     }
     groups.push(
       this.#group(
-        "Every algorithm",
+        "All algorithms",
         "",
         this.#common.filter((one) => !taken.has(one.name)),
         "",
@@ -120,7 +120,7 @@ export class Settings {
         "fieldset",
         {},
         make("legend", {}, "Conversation"),
-        make("label", { class: "check" }, this.context, "Send earlier messages along"),
+        make("label", { class: "check" }, this.context, "Include earlier messages"),
       ),
     );
     this.fields.replaceChildren(...groups);
@@ -186,7 +186,7 @@ export class Settings {
   }
 }
 
-/** A name that may be broken behind its underscores. */
+/** A name that may wrap after its underscores. */
 function breakable(name) {
   return name.split(/(?<=_)/).flatMap((part) => [part, make("wbr")]);
 }

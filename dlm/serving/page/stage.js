@@ -1,4 +1,4 @@
-/** One or two canvases side by side, their figures, and the replay that moves them together. */
+/** One or two canvases side by side, their statistics, and a shared replay. */
 
 import { Canvas } from "./canvas.js";
 import { find, make } from "./dom.js";
@@ -8,7 +8,7 @@ const EMPTY_CELLS = 48;
 const number = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 const whole = (value) => (value === null || value === undefined ? "–" : String(value));
 
-/** Name, value and explanation of each figure of a run as it was after `forward`. */
+/** Name, value and explanation of each statistic of a run, as of `forward`. */
 function figuresOf(run, forward) {
   const totals = run.totals;
   const forwards = totals?.nfe ?? run.forwards;
@@ -25,13 +25,13 @@ function figuresOf(run, forward) {
       [
         "tokens/s",
         number(totals?.tokens_per_second, totals?.tokens_per_second >= 100 ? 0 : 1),
-        "Tokens of the answer in a second",
+        "Tokens of the answer per second",
       ],
-      ["seconds", number(totals?.seconds, totals?.seconds < 1 ? 3 : 2), "From admission to the end"],
+      ["seconds", number(totals?.seconds, totals?.seconds < 1 ? 3 : 2), "From admission to completion"],
     ],
     small: [
-      ["prompt", whole(run.promptTokens), "Tokens of the prompt"],
-      ["answer", whole(run.completionTokens), "Tokens of the answer"],
+      ["prompt", whole(run.promptTokens), "Tokens in the prompt"],
+      ["answer", whole(run.completionTokens), "Tokens in the answer"],
       ["seed", whole(run.seed), "Seed of this answer"],
     ],
   };
@@ -100,7 +100,7 @@ export class Stage {
     return this.#lanes.map((lane) => lane.run);
   }
 
-  /** The canvas before anything was asked. */
+  /** Show the empty canvas, before the first question. */
   clear() {
     this.#lanes = [];
     this.player.load(0);
@@ -111,7 +111,7 @@ export class Stage {
     );
   }
 
-  /** Show runs; `live` follows them while they arrive, otherwise they are shown at their end. */
+  /** Show runs; `live` follows them as they arrive, otherwise they are shown at their last step. */
   show(runs, live) {
     this.#lanes = runs.map(
       (run, index) => new Lane(run, runs.length > 1 ? `Canvas ${index + 1}` : "Canvas of the answer"),
@@ -122,7 +122,7 @@ export class Stage {
     else this.player.load(this.#length);
   }
 
-  /** Something of these runs has changed. */
+  /** Redraw after a change to these runs. */
   update(runs) {
     if (runs !== undefined && !runs.some((run) => this.runs.includes(run))) return;
     this.#frame ??= requestAnimationFrame(() => {
@@ -152,7 +152,7 @@ export class Stage {
     this.#drawTimeline();
   }
 
-  /** A bar a step, as high as the number of tokens that it revealed; of the lane with most steps. */
+  /** One bar per step, as high as the number of tokens it revealed, for the lane with the most steps. */
   #drawTimeline() {
     const svg = find("timeline");
     const { position, length } = this.player;

@@ -1,15 +1,15 @@
-/* The theme that the reader chose, put on the page before it is drawn. Without a choice the system's is used. */
+/* Applies the chosen theme before the page is drawn; default: the system's. */
 "use strict";
 
 (function () {
   const NEXT = { auto: "light", light: "dark", dark: "auto" };
-  const WORDS = { auto: "as the system", light: "light", dark: "dark" };
+  const WORDS = { auto: "system", light: "light", dark: "dark" };
 
   function stored() {
     try {
       return localStorage.getItem("dlm-theme") in NEXT ? localStorage.getItem("dlm-theme") : "auto";
     } catch {
-      return "auto"; // storage may be switched off; the choice then lasts as long as the page
+      return "auto"; // storage may be disabled; the choice then lasts until the page is closed
     }
   }
 
@@ -33,7 +33,7 @@
       try {
         localStorage.setItem("dlm-theme", theme);
       } catch (error) {
-        console.warn("the theme is not kept:", error.message);
+        console.warn("cannot store the theme:", error.message);
       }
       apply();
     });

@@ -1,4 +1,4 @@
-/** How the text of one token is made visible: white space as signs, special tokens by their names. */
+/** Makes the text of a token visible: white space as symbols, special tokens by name. */
 
 import { make } from "./dom.js";
 
@@ -6,7 +6,7 @@ const SPECIAL = /^<[|/]?[\w▁ .:-]+\|?>$|^\[[A-Z_]+\]$/;
 const END = /end_?of|eos|eot|im_end|<\/s>/i;
 const SIGNS = { "\n": "⏎", "\r": "␍", "\t": "⇥", " ": "·", "\u00a0": "·" };
 
-/** The kind of a token: `end` and `special` are tokens of control, `space` is white space only, `empty` has no text. */
+/** The kind of a token: `end` and `special` are control tokens, `space` is white space only, `empty` has no text. */
 export function kindOf(text) {
   if (text === "") return "empty";
   if (SPECIAL.test(text)) return END.test(text.replaceAll("|", "")) ? "end" : "special";
@@ -27,7 +27,7 @@ export function tokenNodes(text) {
     );
 }
 
-/** A token in words, for a tool tip and for screen readers. */
+/** A token in words, for tooltips and screen readers. */
 export function tokenWords(text) {
   const kind = kindOf(text);
   if (kind === "empty") return "no text";

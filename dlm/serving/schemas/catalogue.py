@@ -1,7 +1,7 @@
-"""The algorithms and their parameters, as clients are told of them.
+"""The catalogue of algorithms and their parameters for clients.
 
-Ranges are read from what the engines and samplers themselves say when they refuse a value, so that there is one place
-where a range is written.
+Ranges are parsed from the errors that engines and samplers raise for an invalid value, so that each range is written in
+one place.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from dlm.serving.schemas.descriptions import OF_ALGORITHMS, OF_REQUESTS
 
 NUMBER = r"(-?[\d.]+(?:e-?\d+)?)"
 FLEXIBLE = ("fixed", "threshold", "factor")
-"""Samplers of algorithms that follow the request."""
+"""Samplers of algorithms whose sampler depends on the request."""
 KINDS = {int: "integer", float: "number", str: "string", bool: "boolean"}
 HIDDEN = ("record", "n")
-"""Parameters of a request that clients do not write, or that OpenAI's documents explain."""
+"""Request parameters not listed: clients do not set them, or OpenAI documents them."""
 WIDEST = {"gen_length": MAX_LENGTH, "block_length": MAX_LENGTH}
-"""The canvas with which ranges that depend on it are widest: any value in them is right for some request."""
+"""Canvas for which canvas-dependent ranges are widest: any value in them is valid for some request."""
 
 
 def catalogue(family: Family, attention: AttentionKind, defaults: Defaults) -> dict[str, Any]:
-    """All algorithms, those that the model cannot run with the reason, and the parameters of every request."""
+    """All algorithms (with the reason if the model cannot run one), and the parameters of every request."""
     return {
         "default": defaults.algorithm,
         "algorithms": [_algorithm(name, family, attention, defaults) for name in ALGORITHMS],
@@ -86,7 +86,7 @@ def _of_request(name: str, defaults: Defaults) -> dict[str, Any]:
 def _described(
     part: type[Any], name: str, default: Any, description: str, others: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Meaning, type, default and range of a parameter; `others` are given to `part` beside it."""
+    """Description, type, default and range of a parameter; `others` are passed to `part` along with it."""
     hint = get_type_hints(part)[name]
     kinds = [kind for kind in getattr(hint, "__args__", (hint,)) if kind is not type(None)]
     text = "" if kinds[0] is bool else _refusal(part, {**others, name: math.nan}, name)
@@ -108,7 +108,7 @@ def _described(
 
 
 def _refusal(part: type[Any], values: Mapping[str, Any], name: str) -> str:
-    """What `part` says against the value of `name`, which is in no range."""
+    """The error of `part` for the value of `name`, which is outside any range."""
     try:
         part(**values)
     except RequestError as error:

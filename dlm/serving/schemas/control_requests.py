@@ -1,4 +1,4 @@
-"""Bodies of the routes that change the weights, and of TRL's, which ask for answers too. Fields are their clients'."""
+"""Bodies of the weight-control routes, and of TRL's routes. Field names are those of SGLang's and TRL's clients."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from dlm.serving.schemas.requests import (
     decodes,
 )
 
-Version = Annotated[Name | Whole | None, Field(None, description="a whole number; left out: one more than before")]
+Version = Annotated[Name | Whole | None, Field(None, description="a whole number; default: one more than before")]
 
 
 class PauseRequest(Body):
     """`POST /pause_generation`."""
 
     mode: Literal["abort", "in_place", "retract"] | None = Field(
-        None, description="abort (the default) gives all requests up, in_place lets them stand still; no other"
+        None, description="abort (the default) aborts all requests, in_place pauses them; retract is not supported"
     )
 
 
 class ChangeRequest(Body):
-    """What the updates share."""
+    """Fields of all weight updates."""
 
     weight_version: Version
-    abort_all_requests: StrictBool | None = Field(None, description="give up what runs, instead of finishing it first")
-    load_format: Name | None = Field(None, description="auto or safetensors; both mean the same")
+    abort_all_requests: StrictBool | None = Field(None, description="abort running requests; default: finish them")
+    load_format: Name | None = Field(None, description="auto or safetensors; they are equivalent")
 
 
 class DiskRequest(ChangeRequest):
     """`POST /update_weights_from_disk`."""
 
-    model_path: Annotated[StrictStr, Field(max_length=4096)] = Field(description="a folder that the server sees")
-    keep_pause: StrictBool | None = Field(None, description="nothing is decoded afterwards until /continue_generation")
-    is_async: StrictBool | None = Field(None, description="false: the answer comes when all is done")
+    model_path: Annotated[StrictStr, Field(max_length=4096)] = Field(description="a folder that the server can read")
+    keep_pause: StrictBool | None = Field(None, description="stay paused afterwards until /continue_generation")
+    is_async: StrictBool | None = Field(None, description="only false: respond once the update is complete")
 
 
 Weights = Annotated[StrictStr, Field(max_length=2**36)]
-"""As long as `max_body_mib` lets it be."""
+"""Bounded in practice by `max_body_mib`."""
 
 
 class TensorRequest(ChangeRequest):
@@ -57,28 +57,28 @@ class TensorRequest(ChangeRequest):
     serialized_named_tensors: Annotated[Items[Weights], Field(max_length=4096)] = Field(
         description="safetensors files, each in base64"
     )
-    flush_cache: StrictBool | None = Field(None, description="true (the default): nothing else comes of this update")
+    flush_cache: StrictBool | None = Field(None, description="true (the default): no more tensors follow")
 
 
 class MemoryRequest(Body):
     """`POST /release_memory_occupation` and `POST /resume_memory_occupation`."""
 
-    tags: Few[Literal["weights", "kv_cache"]] | None = Field(None, description="left out: both")
+    tags: Few[Literal["weights", "kv_cache"]] | None = Field(None, description="default: both")
 
 
 @decodes
 class SamplingWishes(Body):
-    """What `generation_kwargs` may hold: these fields win over those beside it. Others are refused."""
+    """Fields of `generation_kwargs`; they override those of the body. Others are rejected."""
 
     max_tokens: Whole | None = None
     logprobs: Whole | None = None
 
 
 class Sampled(Body):
-    """What TRL's two ways to ask for answers share."""
+    """Common fields of TRL's two generation routes."""
 
-    max_tokens: Whole | None = Field(None, description="16 where left out")
-    logprobs: Whole | None = Field(0, description="0: of each token shown; null: none. No other")
+    max_tokens: Whole | None = Field(None, description="default: 16")
+    logprobs: Whole | None = Field(0, description="0: of each returned token; null: none; no other value")
     generation_kwargs: SamplingWishes | None = None
     tools: Few[Any] | None = None
 
@@ -102,8 +102,8 @@ class SequencesRequest(Body):
 
     sequences: Several[Tokens]
     prompt_lengths: Several[Whole]
-    top_logprobs: Whole = Field(100, description="1: more than the most probable token is not told")
-    temperature: Real | None = Field(None, description="1")
+    top_logprobs: Whole = Field(100, description="must be 1: only the most probable token is returned")
+    temperature: Real | None = Field(None, description="must be 1")
     response_format: Literal["json", "binary"] | None = None
 
 
@@ -113,7 +113,7 @@ class CommunicatorRequest(Body):
     host: Name
     port: Annotated[Whole, Field(ge=1, le=65535)]
     world_size: Whole
-    backend: Name | None = Field(None, description="gloo, as dlm.rl.weights.communicator.join says")
+    backend: Name | None = Field(None, description="must be gloo, as sent by dlm.rl.weights.communicator.join")
 
 
 class ParameterRequest(Body):

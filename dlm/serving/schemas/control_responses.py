@@ -1,4 +1,4 @@
-"""Answers of the routes that change the weights, and of TRL's; `dlm.serving.schemas.responses` has the others."""
+"""Responses of the weight-control routes and of TRL's routes; the others are in `dlm.serving.schemas.responses`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dlm.serving.schemas.responses import Shape
 
 
 class Paused(Shape):
-    """SGLang's, of pause and continue."""
+    """SGLang's response to pause and continue."""
 
     message: str
     status: Literal["ok"]
 
 
 class Changed(Shape):
-    """SGLang's, of what changes the weights or where they are; the last two fields are ours. `asleep` holds `weights`
-    and `kv_cache`."""
+    """SGLang's response to weight updates and memory release or resume; the last two fields are extensions. `asleep`
+    may contain `weights` and `kv_cache`."""
 
     success: Literal[True]
     message: str
@@ -25,20 +25,20 @@ class Changed(Shape):
 
 
 class Told(Shape):
-    """TRL's, of what has no other answer."""
+    """TRL's response of routes that return no data."""
 
     message: str
 
 
 class WorldSize(Shape):
-    """TRL's: processes that take weights from it."""
+    """TRL's response: number of processes that receive weights."""
 
     world_size: int
 
 
 class Sequences(Shape):
-    """TRL's, of what was sampled, all samples of a prompt together. For each token shown the log-probability at the
-    forward that revealed it, after temperature, top-p and top-k, with the token's id: no autoregressive likelihood."""
+    """TRL's response with samples, grouped by prompt. For each returned token, its id and its log-probability at the
+    forward that revealed it, after temperature, top-p and top-k; not an autoregressive likelihood."""
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
@@ -48,7 +48,7 @@ class Sequences(Shape):
 
 
 class SequenceLogprobs(Shape):
-    """TRL's, of given sequences: for each token of a completion the most probable one and its log-probability."""
+    """TRL's response for given sequences: for each completion token, the most probable one and its log-probability."""
 
     logprobs: list[list[list[float | None]]]
     logprob_token_ids: list[list[list[int]]]
@@ -56,7 +56,8 @@ class SequenceLogprobs(Shape):
 
 
 class BinaryLogprobs(Shape):
-    """The same as arrays in base64, float32 and int32 of `shape`, filled up with -inf and 0; and the given tokens'."""
+    """The same as base64 arrays of `shape`, float32 padded with -inf and int32 padded with 0; also for the given
+    tokens."""
 
     logprobs_b64: str
     token_ids_b64: str

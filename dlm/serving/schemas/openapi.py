@@ -1,6 +1,6 @@
-"""The OpenAPI document: what FastAPI finds by itself, and what it cannot see: errors, ranges, names that are served.
+"""The OpenAPI document: FastAPI's own, plus what FastAPI cannot infer: errors, ranges, served names.
 
-Routes write `responses=responses(Shape, 404, ...)`; `document` adds the rest.
+Routes pass `responses=responses(Shape, 404, ...)`; `document` adds the rest.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from dlm.serving.engine.defaults import MOST_SAMPLES
 from dlm.serving.schemas.responses import ErrorBody
 
 REASONS = {
-    400: "Something in the request is wrong; the message says what and what to do.",
+    400: "The request is invalid; the message says what is wrong and what to do.",
     401: "The key is missing or wrong.",
-    403: "The server has no key and answers to names of its own machine alone.",
+    403: "The server has no key and only accepts host names of its own machine.",
     404: "There is no such model or result.",
-    408: "The body did not come in time.",
+    408: "The body was not received in time.",
     409: "The weights cannot be changed now; the message says why and what to do.",
     413: "The body is too large.",
-    429: "The queue is full; come back after the seconds in Retry-After.",
-    500: "The request failed; the server's log says why.",
-    503: "The server is shutting down, the request did not fit into memory or was given up, or there are no weights.",
+    429: "The queue is full; retry after the seconds in Retry-After.",
+    500: "The request failed; see the server's log.",
+    503: "The server is shutting down, the request was aborted or did not fit into memory, or there are no weights.",
     504: "There was no answer in time.",
 }
-"""What the errors mean."""
+"""Descriptions of the error statuses."""
 OF_BODIES = (400, 408, 413, 500)
 OF_DECODING = (*OF_BODIES, 429, 503, 504)
-"""Errors of every request with a body, and of those that are decoded."""
+"""Errors of requests with a body (`OF_BODIES`), and of those that are decoded."""
 OF_CHANGES = (*OF_BODIES, 409, 503, 504)
 """Errors of requests that change the weights."""
 QUESTION = "What is 3 + 4?"
@@ -41,7 +41,7 @@ CHAT = {"messages": [{"role": "user", "content": QUESTION}], **SHORT}
 EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "ChatRequest": {
         "a question": CHAT,
-        "two answers, watched": {**CHAT, "n": 2, "temperature": 0.8, "stream": True, "dlm_events": True},
+        "two answers, streamed with events": {**CHAT, "n": 2, "temperature": 0.8, "stream": True, "dlm_events": True},
         "an algorithm and its parameter": {**CHAT, "generation_algorithm": "basic", "threshold": 0.8, "logprobs": True},
     },
     "CompletionRequest": {
@@ -56,12 +56,12 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "SequencesRequest": {"a text": {"sequences": [[5, 6, 7]], "prompt_lengths": [1], "top_logprobs": 1}},
     "CommunicatorRequest": {"TRL": {"host": "0.0.0.0", "port": 51216, "world_size": 2, "backend": "gloo"}},
     "ParameterRequest": {"a tensor": {"name": "lm_head.weight", "dtype": "torch.float32", "shape": [4, 4]}},
-    "PauseRequest": {"stand still": {"mode": "in_place"}},
+    "PauseRequest": {"pause in place": {"mode": "in_place"}},
     "DiskRequest": {"a step": {"model_path": "checkpoints/step_3", "weight_version": "3"}},
     "TensorRequest": {"one file": {"serialized_named_tensors": ["CAAAAAAAAAB7fSAgICAgIA=="]}},
     "MemoryRequest": {"the weights": {"tags": ["weights"]}},
 }
-"""By body and title. Every model can answer them whose family runs `basic`."""
+"""By body and title. Any model whose family runs `basic` can answer them."""
 
 Document = dict[str, Any]
 
@@ -71,8 +71,8 @@ def responses(shape: Any, *errors: int, streams: bool = False) -> dict[int | str
 
     Args:
         shape: of the answer; None for a text.
-        errors: its other statuses, besides 401 and 403.
-        streams: the answer may be server-sent events.
+        errors: error statuses besides 401 and 403.
+        streams: the answer may be a stream of server-sent events.
     """
     good: dict[str, Any] = {"model": shape, "description": "The answer."} if shape else {"description": "The text."}
     if streams:
@@ -88,16 +88,16 @@ def responses(shape: Any, *errors: int, streams: bool = False) -> dict[int | str
 def document(app: FastAPI, names: tuple[str, ...], catalogue: Mapping[str, Any]) -> Document:
     """The document of `app`, which serves a model under `names`; `catalogue` has the ranges."""
     made = get_openapi(title=app.title, version=app.version, routes=app.routes, description=(
-        "Text from a diffusion language model. Fields of requests that are not listed are ignored, but for those that "
-        "other servers know and this one cannot honour (min_p, repetition_penalty, guided_json, ...): these are "
-        "refused unless they change nothing. Null counts as not given. A key, if the server has one, is sent as "
+        "Text from a diffusion language model. Request fields that are not listed are ignored, except those that other "
+        "servers support and this one does not (min_p, repetition_penalty, guided_json, ...): these are rejected "
+        "unless they have no effect. Null counts as unset. The key, if the server has one, is sent as "
         "Authorization: Bearer."
     ))  # fmt: skip
     for operation in (one for path in made["paths"].values() for one in path.values()):
         operation["responses"].pop("422", None)  # ours are 400
         if "requestBody" in operation:
             content = operation["requestBody"]["content"]["application/json"]
-            schema = content["schema"]  # a body that may be left out has null beside
+            schema = content["schema"]  # an optional body has null as an alternative
             examples = EXAMPLES[schema.get("anyOf", [schema])[0]["$ref"].rpartition("/")[2]]
             content["examples"] = {title: {"value": value} for title, value in examples.items()}
     schemas = made["components"]["schemas"]
@@ -110,12 +110,12 @@ def document(app: FastAPI, names: tuple[str, ...], catalogue: Mapping[str, Any])
                 _narrow(one, ranges[name])
         if "model" in body["properties"]:
             _narrow(body["properties"]["model"], {"choices": list(names)})
-    _narrow(schemas["CompletionRequest"]["properties"]["max_tokens"], {"minimum": 0})  # the echoed text alone
+    _narrow(schemas["CompletionRequest"]["properties"]["max_tokens"], {"minimum": 0})  # only the echoed prompt
     return made
 
 
 def _ranges(catalogue: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Ranges by field: of a parameter that several algorithms have the widest."""
+    """Ranges by field: the widest one of a parameter that several algorithms have."""
     found: dict[str, dict[str, Any]] = {
         "generation_algorithm": {
             "description": "Name or alias of an algorithm; see GET /generation/algorithms.",
@@ -146,7 +146,7 @@ def _parameters(catalogue: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _narrow(schema: dict[str, Any], responses: Mapping[str, Any]) -> None:
-    """Write description and range into a field's schema, null aside."""
+    """Write description and range into a field's schema, except into its null alternative."""
     if "description" in responses:
         schema["description"] = responses["description"]
     for kind in schema.get("anyOf", [schema]):

@@ -1,10 +1,10 @@
-"""Bodies of requests. Unknown fields pass, because routers and clients add their own; those that ask for what there is
-not are refused by `dlm.serving.schemas.unsupported_params`. Null counts as not given.
+"""Request bodies. Unknown fields pass, because routers and clients add their own; unsupported options
+are rejected by `dlm.serving.schemas.unsupported_params`. Null counts as unset.
 
-Every text, list and number has a limit, wide enough for any request that makes sense, so that no body is slow to
-validate; what a value must be is said by those that use it.
+Every text, list and number has a limit, wide enough for any sensible request, so that no body is slow to validate; the
+code that uses a value checks its range.
 
-Every body has, besides its own fields, those of `dlm.sampling_params.SamplingParams`, which also says what they mean;
+Bodies that decode have, besides their own fields, those of `dlm.sampling_params.SamplingParams`, which documents them;
 `generation_algorithm` is its `algorithm`.
 """
 
@@ -20,18 +20,18 @@ from pydantic import create_model as create
 from dlm.sampling_params import SamplingParams
 
 MOST_PROMPTS = 256
-"""Prompts, conversations and sequences of one request."""
+"""Maximum number of prompts, conversations or sequences in a request."""
 MOST_SUBMITTED = 1024
-"""Prompts of one batch that is polled for."""
+"""Maximum number of prompts in a submitted batch."""
 
 Whole = Annotated[StrictInt, Field(ge=-(2**63), le=2**63 - 1)]
 Real = Annotated[StrictFloat, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
-"""Finite; a whole number counts, and is turned into a float here, so that none is too long for one later."""
+"""Finite; integers are accepted and converted to float here, so that none overflows later."""
 Name = Annotated[StrictStr, Field(max_length=256)]
 Text = Annotated[StrictStr, Field(max_length=2**22)]
 Item = TypeVar("Item")
 Items = Annotated[list[Item], Field(fail_fast=True)]
-"""A list whose first wrong item ends the validation. Each use has a limit of its own."""
+"""A list whose validation stops at the first invalid item. Each use sets its own length limit."""
 Tokens = Annotated[Items[Whole], Field(max_length=2**20)]
 Several = Annotated[Items[Item], Field(max_length=MOST_PROMPTS)]
 Few = Annotated[Items[Item], Field(max_length=128)]
@@ -40,26 +40,26 @@ Stops = Stop | Annotated[Items[Stop], Field(max_length=16)]
 Prompt = Text | Tokens
 
 OURS = ("max_tokens", "record")
-"""Fields of `SamplingParams` that no body has as they are: the limit is each protocol's own, records are ours."""
+"""Fields of `SamplingParams` not copied into bodies: each protocol has its own token limit; `record` is internal."""
 
 EVERY_TOKEN = -1
-"""What other servers' clients send as `top_k` when they want none."""
+"""Value of `top_k` that clients of other servers send to disable it."""
 
 STRICT: Mapping[Any, Any] = {int: Whole, float: Real, str: Name, bool: StrictBool}
 
 
 class Body(BaseModel):
-    """What all bodies share."""
+    """Base of all bodies."""
 
     model_config = ConfigDict(extra="allow")
 
     @property
     def unknown(self) -> dict[str, Any]:
-        """The fields that are not ours."""
+        """Unknown fields."""
         return self.__pydantic_extra__ or {}
 
     def sampling(self) -> dict[str, Any]:
-        """The fields of `SamplingParams` that were given."""
+        """The fields of `SamplingParams` that are set."""
         values = {name: getattr(self, name) for name in SAMPLING}
         if values["top_k"] == EVERY_TOKEN:
             values["top_k"] = 0
@@ -80,7 +80,7 @@ def _sampling() -> dict[str, Any]:
 
 
 SAMPLING = _sampling()
-"""Names and types of the fields that say how an answer is decoded."""
+"""Names and types of the sampling fields."""
 
 Kind = TypeVar("Kind", bound=Body)
 
@@ -98,19 +98,19 @@ class StreamOptions(Body):
 
 
 class ResponseFormat(Body):
-    """OpenAI's; `text` is the only one there is."""
+    """OpenAI's; only `text` is supported."""
 
     type: Name = "text"
 
 
 class OpenAIBody(Body):
-    """What chat and plain completions share. Those of the last block are refused unless they change nothing."""
+    """Common fields of chat and text completions. Those of the last block are rejected unless they have no effect."""
 
     model: Annotated[StrictStr, Field(max_length=4096)] | None = None
     max_tokens: Whole | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    dlm_events: StrictBool | None = Field(None, description="with stream: chunks tell what each forward revealed")
+    dlm_events: StrictBool | None = Field(None, description="with stream: chunks report what each forward revealed")
 
     frequency_penalty: Real | None = None
     presence_penalty: Real | None = None
@@ -119,7 +119,7 @@ class OpenAIBody(Body):
 
 
 class ContentPart(Body):
-    """A part of a message's content; other types than text are refused by name."""
+    """A part of a message's content; types other than text are rejected by name."""
 
     type: Name
     text: Text | None = None
@@ -148,14 +148,14 @@ class ChatRequest(OpenAIBody):
 
 
 class ScoringRequest(BaseModel):
-    """How a given text is scored; see `dlm.likelihood.schemes`."""
+    """How a text is scored; see `dlm.likelihood.schemes`."""
 
     model_config = ConfigDict(extra="forbid")
 
     scheme: Name | None = Field(None, description="ar (the default), llada_mc, d1_onestep, coupled, block_causal")
-    context_tokens: Whole | None = Field(None, description="tokens of the text that are given and not scored")
-    mc_num: Whole | None = Field(None, description="draws of llada_mc, 1..1024; 128 where left out")
-    seed: Whole | None = Field(None, description="of the masks; 0 where left out")
+    context_tokens: Whole | None = Field(None, description="leading tokens of the text that are context and not scored")
+    mc_num: Whole | None = Field(None, description="draws of llada_mc, 1..1024; default: 128")
+    seed: Whole | None = Field(None, description="seed of the masks; default: 0")
 
 
 @decodes

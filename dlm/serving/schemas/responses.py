@@ -1,5 +1,4 @@
-"""Shapes of what is answered, for `/openapi.json`. Answers are not made of them: the tests hold what is sent to what is
-written here."""
+"""Response shapes, for `/openapi.json`. Responses are not built from these classes; the tests check that they match."""
 
 from __future__ import annotations
 
@@ -11,13 +10,13 @@ FinishReason = Literal["stop", "length"]
 
 
 class Shape(BaseModel):
-    """An object with these fields and no others."""
+    """An object with exactly these fields."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class ErrorDetail(Shape):
-    """OpenAI's. `message` names what is wrong, its value and the way out; `param` is the field at fault."""
+    """OpenAI's. `message` names what is wrong, its value and the remedy; `param` is the invalid field."""
 
     message: str
     type: str
@@ -26,19 +25,19 @@ class ErrorDetail(Shape):
 
 
 class ErrorBody(Shape):
-    """Every error."""
+    """The body of every error."""
 
     error: ErrorDetail
 
 
 class Status(Shape):
-    """Of the server."""
+    """The server's status."""
 
     status: str
 
 
 class Usage(Shape):
-    """Tokens of the prompts, each counted once, and of the answers as they are shown."""
+    """Tokens of the prompts, each counted once, and of the answers as returned."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -46,7 +45,7 @@ class Usage(Shape):
 
 
 class BatchFigures(BaseModel):
-    """What an answer was made with; more may be added."""
+    """How an answer was decoded; more fields may be added."""
 
     nfe: int
     tokens_per_forward: float
@@ -56,7 +55,7 @@ class BatchFigures(BaseModel):
 
 
 class TokenLogprob(Shape):
-    """One token; null is a probability of 0."""
+    """One token; a null `logprob` is a probability of 0."""
 
     token: str
     logprob: float | None
@@ -65,7 +64,7 @@ class TokenLogprob(Shape):
 
 
 class ChatLogprobs(Shape):
-    """Of the shown tokens, each at the forward that revealed it."""
+    """Log-probabilities of the returned tokens, each at the forward that revealed it."""
 
     content: list[TokenLogprob]
     refusal: None
@@ -101,7 +100,7 @@ class ChatAnswer(Shape):
 
 
 class TextLogprobs(Shape):
-    """Of the shown tokens; null is a probability of 0 or a token that nothing predicts."""
+    """Log-probabilities of the returned tokens; null is a probability of 0, or a token without context."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -142,14 +141,14 @@ class Model(Shape):
 
 
 class ModelList(Shape):
-    """All of them."""
+    """All served names."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class Parameter(Shape):
-    """A field of a request. `of` is what it belongs to: the request, or the algorithm's engine or sampler."""
+    """A request field. `of` is its owner: the request, or the algorithm's engine or sampler."""
 
     name: str
     description: str
@@ -163,7 +162,7 @@ class Parameter(Shape):
 
 
 class Algorithm(Shape):
-    """A way to decode; `reason` says why it is not available."""
+    """A decoding algorithm; `reason` is why it is not available."""
 
     name: str
     aliases: list[str]
@@ -176,7 +175,7 @@ class Algorithm(Shape):
 
 
 class Catalogue(Shape):
-    """What can be asked of this server; `parameters` are those of every request."""
+    """Algorithms and parameters of this server; `parameters` are those of every request."""
 
     model: str
     default: str
@@ -185,7 +184,7 @@ class Catalogue(Shape):
 
 
 class BatchStats(Shape):
-    """How busy the decoder is; requests are counted by their samples, batches are forwards."""
+    """Load of the decoder; requests are counted in samples, batches are forwards."""
 
     max_batch_size: int
     max_wait_time: float
@@ -220,14 +219,14 @@ class FleetStats(Shape):
 
 
 class Tickets(Shape):
-    """Ids to poll with, in the order of the prompts: drawn numbers of more than 64 bits, which nobody can guess."""
+    """Ids to poll with, in the order of the prompts: random numbers of more than 64 bits, which cannot be guessed."""
 
     request_ids: list[int]
     status: Literal["submitted"]
 
 
 class Running(Shape):
-    """A result that is not there yet."""
+    """A result that is not available yet."""
 
     request_id: int
     status: Literal["running"]

@@ -1,8 +1,8 @@
-"""Wishes that clients of other servers know and this one cannot fulfil. They are refused by name, so that nobody takes
-an answer for one that was made as asked; a value that changes nothing passes, since many clients always send them all.
+"""Parameters of other servers that this one does not support. They are rejected by name, so that no answer silently
+ignores them; values without effect pass, since many clients always send every field.
 
 Any other unknown field is ignored: routers and clients add their own. So is `skip_special_tokens`, which NeMo-Skills
-sends as false: what is shown ends before the end token.
+sends as false: returned text ends before the end token.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "return_hidden_states": (False,),
 }
-"""By field: values that change nothing here, besides null."""
+"""By field: values without effect here, besides null."""
 SHOWN = 40
-"""Characters of a refused value that are shown."""
+"""Characters of a rejected value shown in the error."""
 BRIEF = Repr()
-"""Looks at the beginning of a value alone, which may be as large as a body."""
+"""Formats only the beginning of a value, which may be as large as a body."""
 BRIEF.maxstring = BRIEF.maxother = BRIEF.maxlong = 5 * SHOWN
 
 
 def refuse_foreign(unknown: Mapping[str, Any], neutrals: Mapping[str, tuple[Any, ...]] = NEUTRAL) -> None:
-    """Raise `ApiError` (400) for the first of a body's unknown fields that asks for what there is not.
+    """Raise `ApiError` (400) for the first unknown field that asks for something unsupported.
 
     Args:
         unknown: fields of a body.
-        neutrals: fields that cannot be honoured, each with the values that change nothing.
+        neutrals: unsupported fields, each with its values without effect.
     """
     for name, neutral in neutrals.items():
         value = unknown.get(name)

@@ -117,7 +117,7 @@ def test_smooth_has_its_bases_windows_and_weights_by_forward() -> None:
     assert engine.slots(canvas(engine)) == 14
     assert Smooth(Full()).slots(canvas(Smooth(Full()))) == 0
     assert Smooth(Vicinity(maximum_unroll=2)).unroll.maximum == 4  # its own pace, not the base's
-    with pytest.raises(RequestError, match="base=sparse: smooth goes with full, prefix_cache, dual_cache"):
+    with pytest.raises(RequestError, match="base=sparse: smooth supports full, prefix_cache, dual_cache"):
         Smooth(Sparse())
 
 

@@ -154,5 +154,5 @@ def test_one_step_may_hold_some_that_are_measured_and_some_that_are_not() -> Non
 
 def test_measures_without_record_are_refused() -> None:
     request = Request("r", (1, 2), replace(PARAMS, record=False), Full(), Fixed(), token_stats=True)
-    with pytest.raises(RequestError, match="token_stats=True goes with record=True"):
+    with pytest.raises(RequestError, match="token_stats=True requires record=True"):
         BY_NAME["golden"].decoder().check(request)

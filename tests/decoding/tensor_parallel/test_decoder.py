@@ -150,7 +150,7 @@ def test_refused_requests_and_a_run_left_early_harm_nobody(decoder: ParallelDeco
     found = list(decoder.run([refused, *requests, shared_heads]))
     errors = {each.request_id: each.error or "" for each in found if each.error}
     assert "the prompt is empty" in errors["refused"]
-    assert "head_select=False chooses by all heads" in errors["all heads"]
+    assert "head_select=False ranks by all heads" in errors["all heads"]
     assert by_id([each for each in found if not each.error]) == expected
 
 

@@ -236,7 +236,7 @@ def test_root_has_no_powers_left() -> None:
 
 WITHOUT_LANDLOCK = """
 import ctypes, os, struct, sys
-from dlm.evaluation.sandbox.run import Outcome, Sandbox, reads_are_closed
+from dlm.evaluation.sandbox.run import ProgramOutcome, Sandbox, reads_are_closed
 
 class Program(ctypes.Structure):
     _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
@@ -271,7 +271,7 @@ def looked_into(pids):
 '''
 tests = "pids = judges(); found = looked_into(pids); assert pids and not found, found"
 outcome = Sandbox(float(sys.argv[1])).run(program, tests)
-assert outcome == Outcome(True), outcome
+assert outcome == ProgramOutcome(True), outcome
 """
 """A kernel without Landlock, as a filter makes this one look; then a program that knows where its judge is."""
 

@@ -160,16 +160,16 @@ def test_a_run_that_was_killed_goes_on_from_what_it_kept(straight, tmp_path):
 KILLED = """
 import os, signal
 from dlm.rl.grpo.__main__ import main
-from dlm.rl.grpo.progress import Progress
+from dlm.rl.grpo.progress import TrainingProgress
 
-told = Progress._tell
+told = TrainingProgress._tell
 
 def tell(progress, trainer, number, figures):
     told(progress, trainer, number, figures)
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
-Progress._tell = tell
+TrainingProgress._tell = tell
 main()
 """
 """`python -m dlm.rl.grpo` that is killed while it tells of step 3."""

@@ -165,9 +165,9 @@ def test_stop_strings_end_answers_and_stay_in_them() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input_ids": None}, "the batch lacks input_ids; it has input_lengths"),
+        ({"input_ids": None}, "the batch is missing input_ids; it has input_lengths"),
         ({"input_ids": torch.zeros(3)}, r"input_ids has shape \[3\]"),
-        ({"input_ids": torch.zeros(3, 4)}, "whole numbers"),
+        ({"input_ids": torch.zeros(3, 4)}, "integer"),
         ({"input_lengths": torch.tensor([1, 2])}, r"input_lengths \[2\]"),
         ({"input_lengths": torch.tensor([1, 0, 2])}, r"input_lengths\[1\]=0 must be 1..24"),
         ({"input_lengths": torch.tensor([1, 2, 25])}, r"input_lengths\[2\]=25 must be 1..24"),
@@ -219,7 +219,7 @@ def test_what_does_not_fit_is_refused() -> None:
     generation = backend()
     with pytest.raises(RunError, match="call init_collective first"):
         generation.update_weights_from_collective()
-    with pytest.raises(RunError, match="give refit_address="):
+    with pytest.raises(RunError, match="pass refit_address="):
         generation.update_weights_via_ipc_zmq()
     with pytest.raises(ConfigError, match="world_size=2 with train_world_size=2 leaves no rank"):
         generation.init_collective("127.0.0.1", 1, 2, train_world_size=2)

@@ -181,8 +181,8 @@ def test_the_trainers_settings_are_used_or_contradicted() -> None:
         ({"top_k": 7}, "top_k=0 in the parameters and 7"),
         ({"top_p": 0.9}, "top_p=1.0 in the parameters and 0.9"),
         ({"max_completion_length": 256}, "answers of 16 tokens in the parameters and max_completion_length=256"),
-        ({"min_p": 0.1}, "min_p=0.1 in GRPOConfig has no meaning"),
-        ({"repetition_penalty": 1.1}, "repetition_penalty=1.1 in GRPOConfig has no meaning"),
+        ({"min_p": 0.1}, "min_p=0.1 in GRPOConfig has no effect"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty=1.1 in GRPOConfig has no effect"),
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -262,10 +262,10 @@ def test_answers_may_come_from_weights_of_their_own(tmp_path: Path) -> None:
     ("options", "others", "message"),
     [
         ({}, {"likelihood": "autoregressive"}, f"'autoregressive' is unknown; known: step_map, {', '.join(SCHEMES)}"),
-        ({"sync_ref_model": True}, {}, "sync_ref_model=True has no meaning here: the reference stays"),
+        ({"sync_ref_model": True}, {}, "sync_ref_model=True is not supported here: the reference stays"),
         ({"cast_lm_head_to_fp32": True}, {}, "cast_lm_head_to_fp32=True"),
-        ({"entropy_coef": 0.1}, {}, "entropy_coef=0.1 has no meaning here: entropies are those that"),
-        ({}, {"peft_config": object()}, "peft_config=<object.* adapters are not trained"),
+        ({"entropy_coef": 0.1}, {}, "entropy_coef=0.1 is not supported here: entropies are those recorded"),
+        ({}, {"peft_config": object()}, "peft_config=<object.* adapters cannot be trained"),
         ({}, {"tools": [print]}, "tools=.* answers come from rollout_func"),
         ({"off_policy_mask_threshold": 0.5}, {}, "off_policy_mask_threshold=0.5 .* set likelihood='step_map'"),
     ],
@@ -280,7 +280,7 @@ def test_what_has_no_meaning_is_refused(
 def test_a_foreign_model_and_a_foreign_rollout_function_are_refused(tmp_path: Path) -> None:
     policy, rollouts = parts()
     common = {"train_dataset": DATA, "processing_class": CODEC.tokenizer}
-    with pytest.raises(ConfigError, match=r"model is a Backbone; give a dlm\.rl\.policy\.Policy"):
+    with pytest.raises(ConfigError, match=r"model is a Backbone; pass a dlm\.rl\.policy\.Policy"):
         DiffusionGRPOTrainer(
             policy.backbone, reward, args=settings(tmp_path), rollout_func=make_rollout_func(rollouts), **common
         )
@@ -288,12 +288,12 @@ def test_a_foreign_model_and_a_foreign_rollout_function_are_refused(tmp_path: Pa
     trainer = DiffusionGRPOTrainer(
         policy, reward, args=settings(tmp_path), rollout_func=lambda prompts, trainer: columns, **common
     )
-    with pytest.raises(RunError, match="rollout_func gave prompt_ids, completion_ids, logprobs; the column 'rollout'"):
+    with pytest.raises(RunError, match="rollout_func returned prompt_ids, .*, logprobs; keep the column 'rollout'"):
         trainer.train()
 
 
 def test_without_trl_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "dlm.rl.integrations.trl")
     monkeypatch.setitem(sys.modules, "trl.trainer.grpo_config", None)
-    with pytest.raises(MissingExtraError, match=r"dlm\.rl\.trl needs the package 'trl': pip install 'dlm\[rl\]'"):
+    with pytest.raises(MissingExtraError, match=r"integrations\.trl needs the package 'trl': pip install 'dlm\[rl\]'"):
         import_module("dlm.rl.integrations.trl")

@@ -113,8 +113,8 @@ def wrong_weights() -> dict[str, tuple[Any, str]]:
         "integers": ({**good, FIRST: good[FIRST].long()}, f"{re.escape(FIRST)} holds torch.int64"),
         "no tensor": ({**good, SECOND: [1.0]}, f"{re.escape(SECOND)} is a list"),
         "meta": ({**good, SECOND: good[SECOND].to("meta")}, f"{re.escape(SECOND)} is on the meta device"),
-        "sparse": ({**good, SECOND: good[SECOND].to_sparse()}, f"{re.escape(SECOND)} is of layout torch.sparse_coo"),
-        "no name": ([(3, good[FIRST])], "3 is no name; give pairs"),
+        "sparse": ({**good, SECOND: good[SECOND].to_sparse()}, f"{re.escape(SECOND)} has layout torch.sparse_coo"),
+        "no name": ([(3, good[FIRST])], "3 is not a name; pass"),
         "twice": ([*good.items(), (FIRST, good[FIRST])], f"{re.escape(FIRST)} is given twice"),
         "nothing": ({}, "missing"),
         "of another family": (stored(fresh("dream")), "missing"),
@@ -189,7 +189,7 @@ def test_a_folder_that_cannot_be_used_changes_nothing(tmp_path: Path) -> None:
     for path, message in (
         (tmp_path / "none", "no such folder"),
         (folder, "may be truncated"),
-        (other, "another architecture"),
+        (other, "different architecture"),
         (tmp_path / "empty", "only safetensors are read"),
     ):
         with pytest.raises(CheckpointError, match=message):
@@ -220,15 +220,15 @@ def test_a_stream_that_breaks_off_is_remembered_until_an_update_succeeds() -> No
         lambda: rollouts.replay_logprobs((1,), (2,), (1,)),
     ):
         with pytest.raises(
-            RunError, match=r"the weights are a mixture, since the update to version 1 broke off .*gone"
+            RunError, match=r"the weights are a mix of two versions: the update to version 1 failed partway .*gone"
         ):
             use()
     assert rollouts.weight_version == 0
-    with pytest.raises(CheckpointError, match="did not come"):
+    with pytest.raises(CheckpointError, match="did not arrive"):
         rollouts.update_weights_from_stream(shapes, list(new.items())[1:], version=2)
     rollouts.update_weights_from_stream(shapes, reversed(new.items()), version=2)
     assert rollouts.generate(PROMPTS, WARM)[0].weight_version == 2
-    with pytest.raises(CheckpointError, match="was not announced, or came twice"):
+    with pytest.raises(CheckpointError, match="was not announced, or arrived twice"):
         rollouts.update_weights_from_stream(shapes, [*new.items(), (FIRST, new[FIRST])], version=3)
     with pytest.raises(CheckpointError, match="was announced as"):
         rollouts.update_weights_from_stream(shapes, [(FIRST, new[FIRST][1:])], version=3)
@@ -271,7 +271,7 @@ def test_weights_sleep_and_wake_bit_for_bit(name: str) -> None:
         lambda: rollouts.score((1,), (2,), scheme="ar"),
         lambda: rollouts.update_weights(before, version=1),
     ):
-        with pytest.raises(RunError, match=r"asleep: weights.*; call wake\(\)|the weights sleep; call wake"):
+        with pytest.raises(RunError, match=r"asleep: weights.*; call wake\(\)|the weights are asleep; call wake"):
             use()
     rollouts.wake(["weights"])
     assert equal(bits(backbone), before)

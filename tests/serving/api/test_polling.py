@@ -10,7 +10,7 @@ import pytest
 
 from dlm.serving.api import polling
 from dlm.serving.api.polling import Results
-from dlm.serving.engine.tickets import QueueFull
+from dlm.serving.engine.queued import QueueFull
 from dlm.serving.http.errors import ApiError
 from tests.clock import Clock
 from tests.running import wait_until

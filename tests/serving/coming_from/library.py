@@ -77,7 +77,7 @@ def remasking(llm: LLM, alone: Server) -> None:
         [output] = llm.generate(["Sort 7 3 12."], params, use_tqdm=False)
         assert "error" not in output
     [refused] = llm.generate(["Sort 7 3 12."], SamplingParams(remasking="random"), use_tqdm=False)
-    assert "remasking is no parameter" in refused["error"]
+    assert "remasking is not a parameter" in refused["error"]
     body = {"prompt": "Sort 7 3 12.", "remasking": "random", "algorithm": "basic"}
     assert result(alone, httpx.post(f"{alone.url}/v1/generate", json=body).json()["request_ids"][0])["text"]
 

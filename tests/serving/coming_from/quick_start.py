@@ -225,7 +225,7 @@ def start(fleet: Server) -> None:
 def memory(tmp_path: Path, slow: None) -> None:
     failed = serve("gpu_memory_utilization=0.000001", "device=cpu", cwd=tmp_path)
     assert failed.returncode == 2
-    assert "leaves 0 MiB beside the weights" in failed.stderr
+    assert "leaves 0 MiB besides the weights" in failed.stderr
 
 
 @row("`No module named 'nemo_rl'`: use HuggingFace models")

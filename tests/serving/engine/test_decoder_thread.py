@@ -19,7 +19,7 @@ from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import Fixed
 from dlm.serving.engine import decoder_thread, desk
 from dlm.serving.engine.decoder_thread import DecoderThread
-from dlm.serving.engine.tickets import Draining, EnginePaused, QueueFull, Unavailable
+from dlm.serving.engine.queued import Draining, EnginePaused, QueueFull, Unavailable
 from tests.clock import Clock
 from tests.decoding.worlds import SPECIAL, tiny_model
 from tests.running import TIMEOUT, wait_until

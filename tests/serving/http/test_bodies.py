@@ -134,10 +134,10 @@ def test_bounds_are_exact_and_texts_count_once() -> None:
     most_parts, most_values = BODIES.most_parts, BODIES.most_values
     BODIES.check_size(json.dumps({"prompt": '[{"' * most_parts}).encode())
     BODIES.check_size(b"[" * most_parts)
-    with pytest.raises(ApiError, match=f"more than {most_parts} lists, objects and texts; .* max_body_mib"):
+    with pytest.raises(ApiError, match=f"more than {most_parts} lists, objects and strings; .* max_body_mib"):
         BODIES.check_size(b"[" * (most_parts + 1))
     BODIES.check_size(b"," * (most_values - 1))
-    with pytest.raises(ApiError, match=f"may have {most_values} values; .* max_body_mib"):
+    with pytest.raises(ApiError, match=f"the limit is {most_values} values; .* max_body_mib"):
         BODIES.check_size(b"," * most_values)
     assert BodyReader(2**10).most_parts == most_parts
     assert BodyReader(2**30).most_parts == 2**30 // PART_BYTES
@@ -156,7 +156,7 @@ def test_bounds_are_exact_and_texts_count_once() -> None:
         ({"prompt": "a", "seed": 2**63}, "seed", "less than or equal to"),
         ({"prompt": "a", "algorithm": "a" * 1000}, "algorithm", "at most 256 characters"),
         ({"prompt": "a", "dlm": {"what": 1}}, "dlm.what", "unknown here"),
-        ({"prompt": "a\ud800"}, None, "no JSON: "),
+        ({"prompt": "a\ud800"}, None, "not valid JSON: "),
         ({"prompt": "a", "x": json.loads("[" * 250 + "]" * 250)}, None, "recursion limit"),
     ],
 )

@@ -124,7 +124,7 @@ def test_a_path_that_is_none_is_refused_by_the_gate_and_the_connection_lives(tmp
         for path in ("/v1/models#x", "/#", "/a" * 30_000 + "#", "/x?a#b"):
             status, error = asked(connection, "GET", path, "[")
             assert status == 400, error
-            assert "is no path of a URL" in str(error["message"])
+            assert "is not a valid URL path" in str(error["message"])
         for method, path, wanted in (("GET", "http://evil.example/x", 404), ("BREW", "/health", 405)):
             status, error = asked(connection, method, path, "[")
             assert status == wanted, error

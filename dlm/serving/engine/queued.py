@@ -1,4 +1,4 @@
-"""What is handed to the decoder's thread and what it says of itself: plain values, and why nothing is taken."""
+"""What is submitted to the decoder's thread, its statistics, and why a submission is refused: plain values."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class EnginePaused(Exception):
 
 @dataclass
 class QueuedRequest:
-    """A request that has been handed in.
+    """A submitted request.
 
     Attributes:
         request: what to decode.
-        on_done: hears its completions.
+        on_done: called with each completion.
         arrived: `time.monotonic()` when it came.
         left: samples without a completion.
     """
@@ -57,7 +57,7 @@ class EngineTask:
 
     Attributes:
         slices: each `next` computes one and gives None, the last one the result.
-        on_done: hears the result.
+        on_done: called with the result.
         begun: a slice was computed.
     """
 
