@@ -17,7 +17,7 @@ from dlm.decoding.options import DecoderOptions, StepReport
 from dlm.decoding.params import SamplingParams
 from dlm.decoding.request import Completion, Request
 from dlm.decoding.samplers import Fixed
-from dlm.serving.engine import decoder_thread, desk
+from dlm.serving.engine import decoder_thread
 from dlm.serving.engine.decoder_thread import DecoderThread
 from dlm.serving.engine.queued import Draining, EnginePaused, QueueFull, Unavailable
 from tests.clock import Clock
@@ -116,8 +116,7 @@ def test_a_batch_fires_when_the_oldest_has_waited_long_enough(
         with thread._condition:
             thread._condition.notify()
 
-    for module in (desk, decoder_thread):
-        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(decoder_thread, "time", clock)
     monkeypatch.setattr(thread._condition, "wait", asleep)
     thread.start()
     thread.submit(ask("a"), heard)
