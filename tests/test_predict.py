@@ -160,7 +160,7 @@ def test_tasks_of_a_job_array_share_the_prompts(
     attempt.mkdir(parents=True)
     (attempt / "0").write_text("task1-rank0")
     assert decode(*arguments, f"run_dir={tmp_path / 'run'}") == 0
-    assert "this task of the array is through; 30 of 40 prompts are answered" in capsys.readouterr().err
+    assert "this task of the array is done; 30 of 40 prompts are answered" in capsys.readouterr().err
     assert not (tmp_path / "run" / "predictions.jsonl").exists()
     (attempt / "0").unlink()
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
@@ -189,7 +189,7 @@ def test_a_preempted_task_of_an_array_stops_alone_and_goes_on_when_it_is_started
     free.write_text("task1-rank0")  # as if it had been killed with this in hand
     other = running.run(command, tmp_path, **array | {"SLURM_ARRAY_TASK_ID": "2"})
     assert other.returncode == 0, other.stderr
-    assert "this task of the array is through" in other.stderr
+    assert "this task of the array is done" in other.stderr
     again = running.run(command, tmp_path, **array, SLURM_RESTART_COUNT="1")
     assert again.returncode == 0, again.stderr
     assert answers(tmp_path / "run") == answers(whole)
@@ -301,7 +301,7 @@ def test_a_second_interrupt_ends_at_once(prompts: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         done = running.finish(process)
     assert done.returncode == 130, done.stderr
-    assert "ended at once" in done.stderr
+    assert "stopped immediately" in done.stderr
 
 
 @pytest.mark.slow

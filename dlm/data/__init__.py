@@ -1,3 +1,3 @@
-"""Where prompts come from: files, the hub, the demo; each row with a stable id."""
+"""Prompt sources: files, the hub and the demo; each row has a stable id."""
 
 __all__ = ["prompt_file", "prompts"]

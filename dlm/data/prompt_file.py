@@ -1,7 +1,7 @@
-"""Rows of a data file as they lie there: one JSON object a line, or one JSON array of objects.
+"""Raw rows of a data file: one JSON object per line, or one JSON array of objects.
 
-Whatever is wrong inside a row costs that row alone. A file without any row is told by its format or encoding, where
-these are another.
+A fault inside a row affects only that row. For a file without any valid row, the error names its actual format or
+encoding if it can be recognized.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dlm._quoting import quoted
 from dlm.errors import DataError
 
 Parsed = dict[str, Any] | str
-"""A row, or why it is none."""
+"""A row, or why it is not one."""
 
 DEEPEST = 64
-"""Levels of lists and objects inside a field; far below what the reader and the writer of JSON can take."""
+"""Maximum nesting of lists and objects inside a field; far below the limits of the JSON reader and writer."""
 
 SHOWN = 40
-"""Characters of a number that a message shows."""
+"""Maximum characters of a number shown in a message."""
 
 LINES, FOLDER = "write it as JSON lines", "data=hf with data.path=<its folder> reads it"
 FORMATS: tuple[tuple[bytes, str, str], ...] = (
@@ -49,10 +49,10 @@ FORMATS: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer in place of the file", "fetch it with git lfs pull"),
     (b"<", "HTML or XML", "a page may have been saved in place of the file; fetch it again"),
 )
-"""First bytes, what they tell, and what to do."""
+"""First bytes, the format they indicate, and what to do."""
 
 CERTAIN = tuple(one for one in FORMATS if len(one[0]) > 1 and not one[0].decode("latin-1").isprintable())
-"""Those that no row begins with, however odd. Archives may hold rows uncompressed."""
+"""Formats whose first bytes can never start a row. Archives may contain rows uncompressed."""
 
 TAR, TAR_AT = b"ustar", 257
 
@@ -68,21 +68,21 @@ ENCODINGS: tuple[tuple[bytes, str], ...] = (
 
 @dataclass(frozen=True)
 class _NotJson:
-    """A number as it is written, where JSON has none like it: NaN, 1e999, more digits than Python reads."""
+    """The text of a number that JSON cannot represent: NaN, 1e999, or more digits than Python reads."""
 
     text: str
 
 
 def read_rows(path: Path, key: str = "data.path", limit: int | None = None) -> list[tuple[str, Parsed]]:
-    """Each row with a name by its place, `line-7`, or `row-7` in an array. Blank lines are none.
+    """Each row with a name from its position: `line-7`, or `row-7` in an array. Blank lines are skipped.
 
     Args:
         path: the file.
-        key: what messages call it.
-        limit: only the first this many rows; None: all.
+        key: the file's name in messages.
+        limit: maximum number of rows; None: all.
 
     Raises:
-        DataError: it cannot be read, or holds no row because it is of another format or encoding.
+        DataError: it cannot be read, or has no rows because it has another format or encoding.
     """
     try:
         data = path.read_bytes()
@@ -100,7 +100,7 @@ def read_rows(path: Path, key: str = "data.path", limit: int | None = None) -> l
 
 
 def unusable(row: dict[str, Any]) -> str | None:
-    """What of a row neither JSON nor UTF-8 can hold, so that it could not be written again; None where all is well."""
+    """Why a row could not be written back as JSON in UTF-8; None if it could."""
     for name, value in row.items():
         reason = _odd([name, value])
         if reason is not None:
@@ -109,18 +109,18 @@ def unusable(row: dict[str, Any]) -> str | None:
 
 
 def _odd(level: list[Any]) -> str | None:
-    """What is wrong with some values, or with any value inside them."""
+    """The first fault in these values or any value nested inside them; None if there is none."""
     for _ in range(DEEPEST + 1):
         below: list[Any] = []
         for value in level:
             if isinstance(value, str):
                 if not _is_text(value):
-                    return "it holds half of a surrogate pair, which is no character"
+                    return "it holds half of a surrogate pair, which is not a character"
             elif isinstance(value, _NotJson):
-                return f"{value.text[:SHOWN]} is no JSON number"
+                return f"{value.text[:SHOWN]} is not a JSON number"
             elif isinstance(value, float):
                 if not math.isfinite(value):
-                    return f"{value} is no JSON number"
+                    return f"{value} is not a JSON number"
             elif isinstance(value, dict):
                 below += [*value.keys(), *value.values()]
             elif isinstance(value, list):
@@ -145,7 +145,7 @@ def _refuse(name: str, what: str | None) -> None:
 
 
 def _archive(data: bytes) -> str | None:
-    """What a compressed or binary file is, and what to do with it; None where it may be text."""
+    """The format of a compressed or binary file, and what to do with it; None if it may be text."""
     if data.startswith(TAR, TAR_AT) and b"\x00" in data[:TAR_AT]:
         return "a tar archive, not JSON lines: extract it with tar -xf"
     return _format(data, CERTAIN)
@@ -159,7 +159,7 @@ def _format(data: bytes, formats: tuple[tuple[bytes, str, str], ...]) -> str | N
 
 
 def _foreign(data: bytes) -> str | None:
-    """What a file without a row is, and what to do with it; None where nothing tells."""
+    """The actual format of a file without rows, and what to do with it; None if not recognized."""
     found = _format(data, FORMATS)
     if found is not None:
         return found
@@ -173,7 +173,7 @@ def _foreign(data: bytes) -> str | None:
 
 
 def _array(data: bytes) -> list[Any] | None:
-    """The elements, where the whole file is one JSON array; None where it is not, and lines are looked at."""
+    """The elements if the whole file is one JSON array; None if it has to be read line by line."""
     if not data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
         return None
     try:
@@ -211,5 +211,5 @@ def _real(text: str) -> float | _NotJson:
 def _whole(text: str) -> int | _NotJson:
     try:
         return int(text)
-    except ValueError:  # Python reads and writes only so many digits
+    except ValueError:  # Python limits the number of digits
         return _NotJson(text)

@@ -1,6 +1,6 @@
-"""Prompts as they are read: each with a stable id, a fault in one row costing that row alone.
+"""Reads prompts: each has a stable id, and a fault in one row affects only that row.
 
-Knows neither tokens nor torch.
+Does not depend on tokenizers or torch.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from dlm.errors import DataError, MissingExtraError
 Messages = list[dict[str, str]]
 
 Check = Callable[[dict[str, Any], Any, str], tuple[str, bool] | None]
-"""Judges an answer from the input row's fields, the question and the answer's text: a group for the table, and whether
-it is right; None where it cannot tell. A data set may bring one."""
+"""Judges an answer from the input row's fields, the question and the answer's text: returns a group for the table and
+whether the answer is correct, or None if it cannot tell. A data set may provide one."""
 
 NAMED = 12
-"""Fields of a row that a message names."""
+"""Maximum number of a row's fields listed in a message."""
 
 
 def check_demo_answer(row: dict[str, Any], question: Any, text: str) -> tuple[str, bool] | None:
-    """For the demo's questions, whose rows name their family."""
+    """The check for the demo's questions, whose rows name their family."""
     from dlm.demo.tasks import FAMILIES, check
 
     family = row.get("family")
@@ -42,7 +42,7 @@ def check_demo_answer(row: dict[str, Any], question: Any, text: str) -> tuple[st
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a row cannot be decoded: a class of fault and what to change."""
+    """Why a row cannot be decoded: the error class, and a message that says what to change."""
 
     type: str
     message: str
@@ -53,10 +53,10 @@ class Prompt:
     """One row of input.
 
     Attributes:
-        id: stable name, alike in every reading of the same file.
+        id: stable name, the same each time the file is read.
         content: the prompt's text, or chat messages.
-        row: the row's other fields, handed on to the output.
-        fault: why it cannot be decoded; None when it can.
+        row: the row's other fields, copied to the output.
+        fault: why it cannot be decoded; None if it can.
     """
 
     id: str
@@ -66,7 +66,7 @@ class Prompt:
 
     @property
     def size(self) -> int:
-        """Characters of the prompt, for an estimate of its cost; 0 for a row that will not be decoded."""
+        """Length of the prompt in characters, to estimate its cost; 0 for a row that will not be decoded."""
         if self.fault is not None:
             return 0
         return len(self.content) if isinstance(self.content, str) else sum(len(m["content"]) for m in self.content)
@@ -74,7 +74,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class JsonlPrompts:
-    """A file of one JSON object a line, or of one JSON array of objects."""
+    """A file with one JSON object per line, or one JSON array of objects."""
 
     check: ClassVar[Check | None] = None
 
@@ -85,24 +85,24 @@ class JsonlPrompts:
     chat_template: bool | None = None
 
     def faults(self) -> list[str]:
-        """What is wrong without reading the file, each with its key and remedy."""
+        """Faults that can be found without reading the file, each with its key and remedy."""
         path = Path(self.path).expanduser()
-        if os.path.isfile(path):  # a name that no file can have is an error of Path's own
+        if os.path.isfile(path):  # Path raises for names that no file can have
             return []
         what = "a folder, not a file" if os.path.isdir(path) else "no such file"
         if os.path.exists(path) and not os.path.isdir(path):
-            what = "a pipe or a device, which cannot be read again when the run is resumed; write it to a file"
+            what = "a pipe or a device, which cannot be read again on resume; write it to a file"
         return [f"data.path={self.path}: {what}"]
 
     def read(self, key: str = "data.path") -> list[Prompt]:
-        """Every row. Raises `DataError`, which calls the file `key`, when there is none or the file cannot be read."""
+        """Read every row. Raises `DataError`, naming the file `key`, if there are none or it cannot be read."""
         rows = read_rows(Path(self.path).expanduser(), key, self.limit)
         return _named(_prompts(rows, self.prompt_field, self.id_field), f"{key}={self.path}")
 
 
 @dataclass(frozen=True)
 class DemoPrompts:
-    """The prompts held out of the demo checkpoint's training."""
+    """The prompts held out from the demo checkpoint's training."""
 
     check: ClassVar[Check | None] = staticmethod(check_demo_answer)
 
@@ -118,13 +118,13 @@ class DemoPrompts:
 
 @dataclass(frozen=True)
 class DemoFamilyPrompts:
-    """New questions of one of the demo's families.
+    """Fresh questions of one of the demo's families.
 
     Attributes:
-        family: which.
-        limit: how many.
-        seed: which of all there are.
-        chat_template: as in the other kinds.
+        family: family name.
+        limit: number of questions.
+        seed: selects the questions.
+        chat_template: as in the other sources.
     """
 
     check: ClassVar[Check | None] = staticmethod(check_demo_answer)
@@ -137,10 +137,10 @@ class DemoFamilyPrompts:
     def faults(self) -> list[str]:
         from dlm.demo.tasks import FAMILIES
 
-        return [] if self.family in FAMILIES else [f"data.family={self.family}: one of {', '.join(FAMILIES)}"]
+        return [] if self.family in FAMILIES else [f"data.family={self.family}: must be one of {', '.join(FAMILIES)}"]
 
     def read(self) -> list[Prompt]:
-        """Raises `ConfigError` when the family has not so many."""
+        """Read the questions. Raises `ConfigError` if the family has fewer than `limit`."""
         from dlm.demo.tasks import fresh_examples
 
         examples = enumerate(fresh_examples(self.family, self.seed, self.limit))
@@ -149,7 +149,7 @@ class DemoFamilyPrompts:
 
 @dataclass(frozen=True)
 class HfPrompts:
-    """A split of a data set, through the package `datasets`."""
+    """A split of a data set, loaded with the package `datasets`."""
 
     check: ClassVar[Check | None] = None
 
@@ -168,7 +168,7 @@ class HfPrompts:
         return [] if find_spec("datasets") else [str(MissingExtraError("datasets", "hf", "data=hf"))]
 
     def read(self) -> list[Prompt]:
-        """Every row. Raises `DataError` when there is none or the data set cannot be had."""
+        """Read every row. Raises `DataError` if there are none or the data set cannot be loaded."""
         try:
             from datasets import load_dataset
         except ImportError:
@@ -176,7 +176,7 @@ class HfPrompts:
         try:
             table = load_dataset(self.path, self.name, split=self.split, revision=self.revision)
             found = [dict(row) for row in itertools.islice(table, self.limit)]
-        except Exception as error:  # the package raises its own, the hub's and pyarrow's kinds
+        except Exception as error:  # its own errors, the hub's and pyarrow's
             raise DataError(f"data.path={self.path} cannot be loaded: {type(error).__name__}: {error}") from error
         rows = [(f"row-{number}", _plain(row)) for number, row in enumerate(found, 1)]
         return _named(_prompts(rows, self.prompt_field, self.id_field), f"data.path={self.path}")
@@ -187,24 +187,24 @@ PromptSource = JsonlPrompts | DemoPrompts | DemoFamilyPrompts | HfPrompts
 SOURCES: dict[str, type[PromptSource]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind for kind in (JsonlPrompts, DemoPrompts, DemoFamilyPrompts, HfPrompts)
 }
-"""The kinds by the `_target_` that configurations have for them."""
+"""The source classes by the `_target_` used in configs."""
 
 
 def check_of(target: object) -> Check | None:
-    """The check that the data set of a configuration's `_target_` brings; None where it brings none."""
+    """The check provided by the data set with this `_target_`; None if it has none."""
     kind = SOURCES.get(target) if isinstance(target, str) else None
     return None if kind is None else kind.check
 
 
 def require_prompts(prompts: Sequence[Prompt], what: str = "rows can be decoded") -> None:
-    """Raise `DataError`, with the first reason, where every prompt has a fault."""
+    """Raise `DataError` with the first reason if every prompt has a fault."""
     first = prompts[0]
     if first.fault is not None and all(prompt.fault is not None for prompt in prompts):
         raise DataError(f"none of the {len(prompts)} {what}. The first, {quoted(first.id)}: {first.fault.message}")
 
 
 def digest(prompts: Iterable[Prompt]) -> str:
-    """Tells one list of prompts from another."""
+    """A hash that identifies a list of prompts."""
     total = blake2b(digest_size=16)
     for prompt in prompts:
         total.update(json.dumps([prompt.id, prompt.content, prompt.row], sort_keys=True, default=str).encode())
@@ -212,7 +212,7 @@ def digest(prompts: Iterable[Prompt]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A data set's value as JSON has it: no date, no bytes, no infinity."""
+    """Convert a data set's value to JSON types: no dates, bytes or infinities."""
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -223,7 +223,7 @@ def _plain(value: Any) -> Any:
 
 
 def _prompts(rows: Iterable[tuple[str, Parsed]], prompt_field: str, id_field: str) -> Iterator[Prompt]:
-    """Rows as prompts; `rows` holds a name by place and what stands there."""
+    """Turn rows into prompts; `rows` has a name from each row's position, and the parsed row."""
     rows = list(rows)
     taken = {str(row[id_field]) for _, row in rows if isinstance(row, dict) and _is_id(row.get(id_field))}
     seen: set[str] = set()
@@ -234,7 +234,7 @@ def _prompts(rows: Iterable[tuple[str, Parsed]], prompt_field: str, id_field: st
         reason = parsed if isinstance(parsed, str) else unusable(parsed)
         if reason is None:
             fault = _content_fault(row, prompt_field) or _id_fault(given, id_field)
-        else:  # nothing of it is kept, but for an id that can be
+        else:  # keep nothing of it except a usable id
             fault, content, rest = Fault("DataError", reason), "", {}
             given = given if _is_id(given) and unusable({id_field: given}) is None else None
         if _is_id(given) and str(given) in seen:
@@ -264,7 +264,7 @@ def _content_fault(row: dict[str, Any], name: str) -> Fault | None:
 
 
 def _names(row: dict[str, Any]) -> str:
-    """The first few fields of a row, for a message."""
+    """The first few field names of a row, for a message."""
     names = [quoted(name) for name in itertools.islice(row, NAMED)]
     return ", ".join([*names, *(["..."] if len(row) > NAMED else [])]) or "none"
 
@@ -272,7 +272,7 @@ def _names(row: dict[str, Any]) -> str:
 def _id_fault(given: Any, name: str) -> Fault | None:
     if given is None or _is_id(given):
         return None
-    return Fault("DataError", f"field {name!r} is {quoted(given)}; an id is text or a whole number")
+    return Fault("DataError", f"field {name!r} is {quoted(given)}; an id must be text or a whole number")
 
 
 def _is_id(given: Any) -> bool:
@@ -284,7 +284,7 @@ def _shown(content: Any) -> str:
 
 
 def _unused(place: str, taken: set[str]) -> str:
-    """`place`, or with a number behind it where a row's own id is the same; takes it."""
+    """`place`, with a number appended if another row's own id equals it; marks the name as taken."""
     candidates = itertools.chain([place], (f"{place}-{number}" for number in itertools.count(2)))
     name = next(name for name in candidates if name not in taken)
     taken.add(name)
@@ -294,5 +294,5 @@ def _unused(place: str, taken: set[str]) -> str:
 def _named(prompts: Iterator[Prompt], name: str) -> list[Prompt]:
     found = list(prompts)
     if not found:
-        raise DataError(f"{name} holds no prompt")
+        raise DataError(f"{name} holds no prompts")
     return found

@@ -1,4 +1,4 @@
-"""From prompts to requests: tokenized, with a seed each, claimed when the decoder asks for the next one."""
+"""Turns prompts into requests: tokenized, each with its own seed, claimed when the decoder needs the next one."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class DecodeConfig:
 
 
 class PredictBatch:
-    """All that one process decodes: the one batch of its loader.
+    """Everything that one process decodes, as the single batch of its loader.
 
-    Claims are taken when `requests` is read on, not when the loader is: Lightning fetches batches ahead, and what is
-    claimed early is lost to the others. One stream over all claims also keeps the decoder full from first to last.
+    Prompts are claimed as `requests` is consumed, not when the loader is read: Lightning prefetches batches, and early
+    claims would keep work from the other processes. One stream over all claims also keeps the decoder full throughout.
 
     Args:
-        requests: makes the iterator over requests.
-        sink: takes each completion.
+        requests: creates the iterator over requests.
+        sink: receives each completion.
     """
 
     def __init__(self, requests: Callable[[], Iterator[Request]], sink: Callable[[Completion], None]) -> None:
@@ -51,12 +51,12 @@ class PromptDataModule(LightningDataModule):
 
     Args:
         prompts: all prompts of the run, in input order.
-        load_codec: makes the tokenizer; called once, before any weight is read.
-        recipe: how they are decoded.
-        claims, plan: which of them this process takes.
-        writer: takes the answers, and the reason where there is none.
-        stop: once thrown, nothing more is claimed.
-        positions: of the model; a prompt that cannot fit is refused before it is tokenized.
+        load_codec: loads the tokenizer; called once, before any weights are read.
+        recipe: how prompts are decoded.
+        claims, plan: determine which prompts this process takes.
+        writer: receives the answers, and the reason for each missing one.
+        stop: once set, nothing more is claimed.
+        positions: the model's maximum positions; a prompt that cannot fit is rejected before it is tokenized.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class PromptDataModule(LightningDataModule):
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # any sequence serves as a Dataset
 
     def requests(self) -> Iterator[Request]:
-        """This process's requests; a prompt that cannot be one becomes a row with an error on the way."""
+        """This process's requests; an invalid prompt is written as an error row instead."""
         recipe, should_stop = self.recipe, self.codec.stop_check(self.recipe.stop)
         taken = claimed(self.prompts, self.claims, self.plan, self.codec, self.writer, self.stop, self.positions)
         for prompt, ids in taken:
@@ -102,9 +102,9 @@ def claimed(
     stop: StopFlag,
     positions: int,
 ) -> Iterator[tuple[Prompt, tuple[int, ...]]]:
-    """The prompts that this process takes, with their tokens; one that has none becomes a row with an error on the way.
+    """The prompts that this process claims, with their tokens; an invalid prompt is written as an error row instead.
 
-    A claim is taken when its first prompt is asked for, and none once `stop` is thrown.
+    A claim is taken when its first prompt is needed, and none after `stop` is set.
     """
     for number in claims.take(plan):
         if stop:

@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM: the first ends the run after the step in progress, a second Ctrl-C at once.
+"""Ctrl-C and SIGTERM: the first signal ends the run after the step in progress, a second Ctrl-C immediately.
 
-Every finished answer is on the disk by then, so that ending at once loses none.
+Every finished answer is already on disk, so that ending immediately loses none.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ SHOW_CURSOR = "\x1b[?25h"
 
 
 class Interrupts(Callback):
-    """Turns the signals into a throw of the switch while there is work in progress, and into an immediate end before.
+    """Handles the signals: sets the stop flag while work is in progress, and exits immediately before that.
 
-    A callback, because Lightning takes SIGTERM for itself just before the loop begins, and its handler talks to all
-    ranks: it waits half an hour for those that were not signalled.
+    A callback, because Lightning installs its own SIGTERM handler just before the loop begins, and that one
+    synchronizes with all ranks: it waits half an hour for those that got no signal.
 
     Args:
-        stop: thrown by the first signal.
-        launched: another process started this one and will end it: only that one listens to a second Ctrl-C.
+        stop: set by the first signal.
+        launched: another process started this one and will end it; only that one reacts to a second Ctrl-C.
     """
 
     def __init__(self, stop: StopFlag, launched: bool) -> None:
@@ -39,7 +39,7 @@ class Interrupts(Callback):
             signal.signal(signum, self._handle)
 
     def restore(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the previous signal handlers."""
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
@@ -58,13 +58,13 @@ class Interrupts(Callback):
             raise SystemExit(128 + signum)
         if not self.stop:
             if not self.launched:
-                self._say("stopping after the step in progress; Ctrl-C again ends at once")
+                self._say("stopping after the step in progress; press Ctrl-C again to stop immediately")
             self.stop.throw(signum)
         elif signum == signal.SIGINT and not self.launched:
-            self._say(SHOW_CURSOR if sys.stderr.isatty() else "ended at once")
+            self._say(SHOW_CURSOR if sys.stderr.isatty() else "stopped immediately")
             os._exit(128 + signum)
 
     @staticmethod
     def _say(text: str) -> None:
-        # os.write, because print is not safe inside a handler that interrupted a print.
+        # os.write, because print is not reentrant and the signal may have interrupted one.
         os.write(sys.stderr.fileno(), f"\n{text}\n".encode())

@@ -1,7 +1,7 @@
-"""Lightning loggers as the programs use them: made once, told everything about the run, and always finished.
+"""Lightning loggers as the programs use them: created once, given all of the run's metrics, and always closed.
 
-The run folder is the record. A logger that fails, because W&B or the way to it is out, costs what it would have been
-told and never the run: `attempt` says so and goes on.
+The run folder is the record. A logger failure, for instance because W&B is unreachable, only loses that entry and never
+the run: `attempt` prints it and the run continues.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from dlm.runs.summary import read_predictions
 from dlm.runs.totals import Totals
 
 TABLE_ROWS = 200
-"""Answers in a logger's table: what a page of it can show."""
+"""Maximum answers in a logger's table; as many as its page can show."""
 
 LONGEST_NAME = 128
-"""Characters of an artifact's name."""
+"""Maximum characters in an artifact's name."""
 
 FINISH_WITHIN = 120.0
-"""Seconds that W&B gets at the end to upload what is left, unless its own variable WANDB_FINISH_TIMEOUT says otherwise;
-what it did not upload stays on the disk, for `wandb sync`."""
+"""Seconds for W&B's final upload, unless its own variable WANDB_FINISH_TIMEOUT is set; anything not uploaded stays on
+disk for `wandb sync`."""
 
 
 def attempt(what: str, action: Callable[[], object]) -> bool:
-    """Tell a logger something; False, with a line on standard error, when that fails, however it fails."""
+    """Run a logger action; on any failure, print a line to standard error and return False."""
     try:
         action()
-    except Exception as error:  # W&B's own errors, those of its service and of the connection to it
+    except Exception as error:  # W&B's own errors, its service's, and connection errors
         print(
-            f"{what}: not logged, and the run goes on ({type(error).__name__}: {error}); its folder is the record",
+            f"{what}: not logged, the run continues ({type(error).__name__}: {error}); all results are in its folder",
             file=sys.stderr,
         )
         return False
@@ -48,14 +48,14 @@ def attempt(what: str, action: Callable[[], object]) -> bool:
 
 
 def build_logger(config: DictConfig, run_dir: Path, job_type: str = "predict") -> Logger | None:
-    """The chosen logger, writing inside the run's folder; None for `logger=none`.
+    """The configured logger, writing inside the run folder; None for `logger=none`.
 
-    W&B is started here. Where it cannot be reached its run is kept in the folder, as with `logger.offline=true`.
+    Starts W&B. If it cannot be reached, its run is kept in the folder, as with `logger.offline=true`.
 
     Args:
-        config: what is logged as the run's configuration; its `logger` part says where to.
-        run_dir: the run's folder.
-        job_type: what kind of run it is, in W&B.
+        config: logged as the run's config; its `logger` part selects the logger.
+        run_dir: the run folder.
+        job_type: W&B job type.
     """
     chosen = config.logger
     if chosen.get("_target_") is None:
@@ -66,7 +66,7 @@ def build_logger(config: DictConfig, run_dir: Path, job_type: str = "predict") -
     logger = _wandb_logger(config, run_dir, job_type, offline=chosen.offline)
     if attempt("W&B", lambda: logger.experiment) or chosen.offline:
         return logger
-    print(f"W&B is kept in {run_dir / 'wandb'}: `wandb sync` uploads it later", file=sys.stderr)
+    print(f"W&B data is kept in {run_dir / 'wandb'}; upload it later with `wandb sync`", file=sys.stderr)
     logger = _wandb_logger(config, run_dir, job_type, offline=True)
     return logger if attempt("W&B", lambda: logger.experiment) else None
 
@@ -85,24 +85,24 @@ def _wandb_logger(config: DictConfig, run_dir: Path, job_type: str, *, offline: 
         save_dir=str(run_dir),
         job_type=job_type,
         settings=wandb.Settings(quiet=True, silent=True, console="off", finish_timeout=patience),
-        # Lightning says so to the environment, which W&B may have read already.
+        # Lightning only sets this in the environment, which W&B may already have read.
         **({"mode": "offline"} if offline else {}),
     )
-    # W&B's `config` goes past Hydra's `instantiate`, which has an argument of that name.
+    # W&B's `config` bypasses Hydra's `instantiate`, which has an argument of the same name.
     logger: WandbLogger = make(config=OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-    logger._wandb_init.pop("anonymous", None)  # Lightning always passes it on, and W&B warns of it whatever it is
+    logger._wandb_init.pop("anonymous", None)  # Lightning always passes it, and W&B warns about any value
     return logger
 
 
 def define_steps(logger: Logger) -> None:
-    """Plot progress against the number of answers; Lightning's own step stands still in predict."""
+    """Plot progress against the number of answers; Lightning's own step does not advance in predict."""
     if isinstance(logger, WandbLogger):
         logger.experiment.define_metric("progress/answers")
         logger.experiment.define_metric("progress/*", step_metric="progress/answers")
 
 
 def log_progress(logger: Logger, totals: Totals) -> None:
-    """One entry in a Lightning logger, against the number of answers: `trainer/global_step` stands still in predict."""
+    """Log one entry against the number of answers: `trainer/global_step` does not advance in predict."""
     reached = {
         "progress/answers": totals.rows,
         "progress/errors": totals.errors,
@@ -117,13 +117,13 @@ def log_progress(logger: Logger, totals: Totals) -> None:
 
 
 def log_summary(logger: Logger, figures: dict[str, Any], step: int, folder: RunFolder) -> None:
-    """Final figures to a Lightning logger; to W&B also some answers as a table and all shards as an artifact.
+    """Log the final metrics; for W&B also some answers as a table and all shards as an artifact.
 
     Args:
-        logger: where to.
-        figures: what `summary.json` holds.
-        step: answers of this attempt.
-        folder: the run.
+        logger: the Lightning logger.
+        figures: contents of `summary.json`.
+        step: number of answers of this attempt.
+        folder: the run folder.
     """
     found = {f"summary/{name}": value for name, value in _flat(figures)}
     if not isinstance(logger, WandbLogger):
@@ -153,7 +153,7 @@ def _flat(values: dict[str, Any]) -> Iterable[tuple[str, float]]:
 
 
 def table_of(rows: Iterable[dict[str, Any]], judged: Iterable[dict[str, Any]] | None = None) -> Any:
-    """A `wandb.Table` of the first `TABLE_ROWS` rows of predictions, with what an evaluation's results say of each."""
+    """A `wandb.Table` of the first `TABLE_ROWS` predictions, with their evaluation results, if any."""
     import wandb
 
     found = ("right", "answer", "reference") if judged is not None else ()
@@ -173,11 +173,11 @@ def log_report(
     images: dict[str, Path],
     page: Path,
 ) -> None:
-    """A report over several runs; to W&B its table, its plots and its page as well.
+    """Log a report over several runs; for W&B also its table, plots and page.
 
     Args:
-        logger: where to.
-        totals: the report in numbers.
+        logger: the Lightning logger.
+        totals: the report's totals.
         columns, lines: the table.
         images: PNG files by name.
         page: the HTML file.
@@ -196,7 +196,7 @@ def log_report(
 
 
 def finish(logger: Logger, code: int) -> None:
-    """Close the logger, whatever happened; `code` is the exit code of the run."""
+    """Close the logger in any case; `code` is the run's exit code."""
     attempt("the end of the run", lambda: _finish(logger, code))
 
 

@@ -1,4 +1,4 @@
-"""The LightningModule that decodes prompts. Knows token ids only: requests come from `dlm.pipeline.data`."""
+"""The LightningModule that decodes prompts. Works on token ids only: requests come from `dlm.pipeline.data`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class DecodingOptions:
     """How prompts are decoded.
 
     Attributes:
-        load: makes the checkpoint on a device; called in each process once it knows its own.
-        decoder: the decoder's limits.
-        ready: called with the decoder when it is made.
+        load: loads the checkpoint onto a device; called in each process once its device is known.
+        decoder: decoder limits.
+        ready: called with the new decoder.
     """
 
     load: Callable[[torch.device], Checkpoint]
@@ -34,10 +34,10 @@ class DecodingOptions:
 
 
 class DiffusionLM(LightningModule):
-    """A diffusion language model that decodes.
+    """A diffusion language model for decoding.
 
     Args:
-        options: how, and where the weights come from.
+        options: decoding options, and how to load the weights.
     """
 
     def __init__(self, options: DecodingOptions) -> None:
@@ -47,7 +47,7 @@ class DiffusionLM(LightningModule):
         self.decoder: Decoder | None = None
 
     def configure_model(self) -> None:
-        """Load the weights to this process's own device; Lightning may call it twice."""
+        """Load the weights onto this process's device; Lightning may call it twice."""
         if self.decoder is not None:
             return
         options = self.options
@@ -56,11 +56,11 @@ class DiffusionLM(LightningModule):
         self.decoder = Decoder(checkpoint.backbone, checkpoint.special, options.decoder)
         if options.ready is not None:
             options.ready(self.decoder)
-        # Each rank has read the weights itself: without this list DDP sends all of them from rank 0 once more.
+        # Each rank has read the weights itself: without this list DDP would broadcast all of them from rank 0.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
 
     def predict_step(self, work: PredictBatch, batch_idx: int) -> int:
-        """Decode what this process claims; `work` is the only batch that it gets."""
+        """Decode what this process claims; `work` is its only batch."""
         decoder = self.decoder
         if decoder is None:
             raise RuntimeError("DiffusionLM was not configured")
@@ -69,5 +69,5 @@ class DiffusionLM(LightningModule):
         return decoder.stats.num_steps
 
     def on_predict_end(self) -> None:
-        """Let go of the weights: Lightning would move them to the host first, all ranks at once."""
+        """Release the weights: Lightning would otherwise move them to the host, on all ranks at once."""
         self.decoder = self.backbone = None

@@ -1,7 +1,7 @@
-"""What is seen of a run while it goes on: sequences, visible tokens a second, tokens a forward, time to go.
+"""Progress of a running decode: sequences, visible tokens per second, tokens per forward, time remaining.
 
-A live bar on a terminal, a plain line every few seconds elsewhere, and the same figures to the logger. Driven by the
-heart's beat, so that a slow step does not hold it up.
+A live bar on a terminal, a plain line every few seconds elsewhere, and the same metrics to the logger. Driven by the
+heartbeat, so that a slow step does not delay it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from dlm.runs.totals import Totals, clock
 
 
 class ProgressReport(Callback):
-    """Shows how far the whole run is; made in rank 0 alone.
+    """Shows the progress of the whole run; created on rank 0 only.
 
     Args:
-        heart: this process's status, and the beat.
+        heart: this process's status, and the heartbeat.
         others: the other processes.
-        total: rows that this attempt has to write.
-        every: seconds between two plain lines, and between two entries in the logger.
+        total: rows that this attempt will write.
+        every: seconds between plain lines, and between logger entries.
     """
 
     def __init__(self, heart: Heartbeat, others: PeerMonitor, total: int, every: float) -> None:
@@ -60,13 +60,13 @@ class ProgressReport(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.close()
-        self._log(self.totals())  # so that the curve ends at its end, and a short run has one
+        self._log(self.totals())  # so that the curve reaches the end, and short runs have one
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.close()
 
     def close(self) -> None:
-        """Stop the clock and the display; calling it again changes nothing."""
+        """Stop the clock and the display; idempotent."""
         if self._ended is None:
             self._ended = time.monotonic()
             if self._bar is not None:
@@ -96,5 +96,5 @@ class ProgressReport(Callback):
         return f"{totals.tokens_per_second:.1f} tokens/s, {totals.tokens_per_forward:.2f} tokens/forward{left}"
 
     def _log(self, totals: Totals) -> None:
-        # One that fails is asked no more: it would say so every few seconds.
+        # A logger that fails is dropped: it would report the failure every few seconds.
         self._loggers = [one for one in self._loggers if attempt("progress", partial(log_progress, one, totals))]

@@ -1,7 +1,7 @@
-"""Given answers scored instead of decoded: the parts of a run that differ then.
+"""The parts of a run that scores given answers instead of decoding.
 
-A question's row holds the texts to score in `scored`; its answer is a row of `scores`, in nats, with their `stderrs`
-and the `lengths` of the texts in tokens.
+A question's row has the texts to score in `scored`; its output row has their `scores`, in nats, with `stderrs` and the
+`lengths` of the texts in tokens.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class ChoiceQuestion:
     """A prompt and the answers to score.
 
     Attributes:
-        id: the prompt's.
-        prompt_ids: its tokens.
-        answer_ids: those of each answer.
+        id: the prompt's id.
+        prompt_ids: the prompt's tokens.
+        answer_ids: the tokens of each answer.
     """
 
     id: str
@@ -69,7 +69,7 @@ class ScoringDataModule(LightningDataModule):
         return DataLoader([self], batch_size=None)  # type: ignore[arg-type]  # any sequence serves as a Dataset
 
     def questions(self) -> Iterator[ChoiceQuestion]:
-        """This process's questions; claims are taken as they are asked for, like those of `PromptDataModule`."""
+        """This process's questions, claimed only as they are consumed, as in `PromptDataModule`."""
         taken = claimed(self.prompts, self.claims, self.plan, self.codec, self.writer, self.stop, self.positions)
         for prompt, ids in taken:
             texts = prompt.row["scored"]
@@ -83,9 +83,9 @@ class ScoringDataModule(LightningDataModule):
             yield ChoiceQuestion(prompt.id, ids, answers)
 
     def answer(self, question: ChoiceQuestion, scores: Sequence[Scored], nfe: int, seconds: float, seed: int) -> None:
-        """Write the scores of a question. Raises `RunError` when there is no room."""
+        """Write the scores of a question. Raises `RunError` if the disk is full."""
         if not all(math.isfinite(each.mean) for each in scores):
-            fault = Fault("RequestError", "a choice has a score that is no finite number; the weights may be broken")
+            fault = Fault("RequestError", "a choice has a score that is not finite; the weights may be broken")
             self.writer.refuse(question.id, fault)
             return
         best = max(range(len(scores)), key=lambda place: scores[place].mean)
@@ -108,11 +108,11 @@ class ScoringLM(LightningModule):
     """A model that scores given answers.
 
     Args:
-        load: makes the checkpoint on a device; called in each process once it knows its own.
+        load: loads the checkpoint onto a device; called in each process once its device is known.
         scheme: how answers are scored.
-        seed: of the masks; each question's own comes from this and its id, and is the same for all its answers; None
-            draws one for each question.
-        max_tokens: rows of one forward.
+        seed: mask seed; each question derives its own from this and its id, shared by all its answers; None draws one
+            per question.
+        max_tokens: rows in one forward.
     """
 
     def __init__(
@@ -123,13 +123,13 @@ class ScoringLM(LightningModule):
         self.likelihood: Likelihood | None = None
 
     def configure_model(self) -> None:
-        """Load the weights to this process's own device; Lightning may call it twice."""
+        """Load the weights onto this process's device; Lightning may call it twice."""
         if self.likelihood is None:
             checkpoint = self.load(self.device)
             self.likelihood = Likelihood(checkpoint.backbone, checkpoint.special, max_tokens=self.max_tokens)
 
     def predict_step(self, work: ScoringDataModule, batch_idx: int) -> int:
-        """Score what this process claims; `work` is the only batch that it gets."""
+        """Score what this process claims; `work` is its only batch."""
         total = 0
         for question in work.questions():
             begun, seed = time.monotonic(), seed_of(self.seed, question.id)
@@ -161,5 +161,5 @@ class ScoringLM(LightningModule):
         return self.likelihood
 
     def on_predict_end(self) -> None:
-        """Let go of the weights: Lightning would move them to the host first, all ranks at once."""
+        """Release the weights: Lightning would otherwise move them to the host, on all ranks at once."""
         self.likelihood = None

@@ -1,6 +1,6 @@
-"""One process's part in a run: prepare the folder, decode with the Trainer, and as rank 0 merge what all have done.
+"""One process's part in a run: prepare the folder, decode with the Trainer, and on rank 0 merge all results.
 
-`prepare` needs neither torch nor Lightning, so that a wrong file or folder is found in a second.
+`prepare` needs neither torch nor Lightning, so that a wrong file or folder is reported within a second.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from dlm.text import TextCodec
 
 CLAIM = 4
-"""The largest claim, in multiples of what a decoder holds at once."""
+"""Largest claim, in multiples of the sequences that a decoder holds at once."""
 PATIENCE = 20.0
-"""Seconds that a failed process gives rank 0 to end by itself: launchers kill the rest as soon as one has failed."""
+"""Seconds that a failed process waits for rank 0 to finish: launchers kill the rest as soon as one process fails."""
 
 
 def callbacks(trainer: Trainer) -> list[Callback]:
@@ -57,11 +57,11 @@ class Session:
     Args:
         config: the checked configuration.
         launch: folder, attempt, launcher.
-        overrides: what was typed, for the command that resumes.
+        overrides: command-line overrides, for the resume command.
     """
 
     entry: ClassVar[str] = "dlm.predict"
-    """What is typed behind `python -m`."""
+    """The program's name after `python -m`."""
 
     def __init__(self, config: DictConfig, launch: Launch, overrides: Sequence[str]) -> None:
         self.config, self.launch = config, launch
@@ -86,17 +86,17 @@ class Session:
         ids = [prompt.id for prompt in self.prompts]
         self.folder.agree_on_index(Index(ids, self.config.generation.n, digest(self.prompts)))
         answered = read_answers(self.folder.shard_files(), self.config.generation.n)
-        if answered.missing(ids):  # else the run is put together without a model
+        if answered.missing(ids):  # otherwise the run is merged without a model
             identity = instantiate(self.config.model).identity()
             self.folder.agree_on_model(identity, begun=bool(answered.places))
 
     def _read(self) -> list[Prompt]:
-        """The prompts of the run, in the order of its output."""
+        """The prompts of the run, in output order."""
         prompts: list[Prompt] = instantiate(self.config.data).read()
         return prompts
 
     def run(self) -> int:
-        """Decode, and as rank 0 merge; returns the exit code. Raises `DLMError`."""
+        """Decode, and on rank 0 merge; returns the exit code. Raises `DLMError`."""
         from dlm.pipeline.interrupts import Interrupts
         from dlm.pipeline.loggers import build_logger, finish
         from dlm.pipeline.trainer import build_trainer, quieten
@@ -120,7 +120,7 @@ class Session:
         return code
 
     def _follow(self, trainer: Trainer, interrupts: Interrupts) -> int:
-        """The part of a rank other than 0. Its exit code says only whether it failed: rank 0 knows what is missing."""
+        """Run on a rank other than 0. Its exit code only says whether it failed: rank 0 knows what is missing."""
         try:
             return self._work(trainer, interrupts)
         except DLMError as error:
@@ -136,11 +136,11 @@ class Session:
         return self.folder.claims(self.launch.attempt)
 
     def _workers(self, world: int) -> list[str]:
-        """Names of the processes of this Trainer."""
+        """Names of this Trainer's processes."""
         return [f"{self._group()}rank{rank}" for rank in range(world)]
 
     def _group(self, restart: int | None = None) -> str:
-        """Tells this Trainer's processes from those of other tasks of the array, and from this task's earlier lives."""
+        """Name prefix that separates this Trainer's processes from other array tasks and earlier starts of this one."""
         task, restart = self.launch.array_task, self.launch.array_restart if restart is None else restart
         return "" if task is None else f"task{task}-restart{restart}-" if restart else f"task{task}-"
 
@@ -167,7 +167,7 @@ class Session:
                 starts.tell()
                 heart.on_beat(starts.tell)
             self._decode(trainer, claims, plan, heart)
-            if self.stop and self.launch.array_task is not None:  # others of this task may not have heard of it yet
+            if self.stop and self.launch.array_task is not None:  # this task's other processes may not have seen it yet
                 claims.give_back(plan, self._answered())
             heart.update(state="stopped" if self.stop else "done")
             if progress is None:
@@ -176,24 +176,24 @@ class Session:
             return self._conclude(others, progress.totals(), trainer.loggers)
 
     def _plan(self, claims: Leases, world: int) -> LeasePlan:
-        """What this attempt has to do: the prompts without an answer."""
+        """The work of this attempt: the prompts without an answer."""
         answered = self._answered()
         costs = [(prompt.size, n) for n, prompt in enumerate(self.prompts) if n not in answered]
         plan = claims.agree(LeasePlan(divide(costs, world, CLAIM * self.config.decoder.max_num_seqs), world))
         if max((number for claim in plan.claims for number in claim), default=0) >= len(self.prompts):
-            raise damaged(self._attempt / "plan.json", "it names prompts that there are not")
+            raise damaged(self._attempt / "plan.json", "it names prompts that do not exist")
         if self.launch.array_task is None:
             return plan
-        # A task of an array may begin hours after the plan was made.
+        # A task of an array may start hours after the plan was made.
         return LeasePlan([[n for n in claim if n not in answered] for claim in plan.claims], plan.world)
 
     def _answered(self) -> set[int]:
-        """Numbers of the prompts that have all their answers."""
+        """Indices of the prompts that have all their answers."""
         done = read_answers(self.folder.shard_files(), self.folder.read_index().samples).done
         return {number for number, prompt in enumerate(self.prompts) if done(prompt.id)}
 
     def _watch(self, others: PeerMonitor) -> None:
-        """End early when another process is lost: the launcher is about to kill this one too."""
+        """Stop early if another process has failed: the launcher is about to kill this one too."""
         self.failures = others.failed()
         if self.failures:
             self.stop.throw()
@@ -211,7 +211,7 @@ class Session:
     def _parts(
         self, source: ModelSource, claims: Leases, plan: LeasePlan, writer: ShardWriter
     ) -> tuple[LightningModule, LightningDataModule]:
-        """The module that holds the model, and what this process claims of the prompts."""
+        """The module with the model, and the data module with this process's share of the prompts."""
         from dlm.decoding.options import DecoderOptions
         from dlm.pipeline.data import PromptDataModule
         from dlm.pipeline.module import DecodingOptions, DiffusionLM
@@ -227,8 +227,8 @@ class Session:
         return module, data
 
     def _ready(self, writer: ShardWriter, decoder: Decoder) -> None:
-        """Let the decoder hear of a stop and be heard of, and say how this process computes and where that is not how
-        the run was begun."""
+        """Connect the decoder to the stop flag and the writer, and report this process's arithmetic and whether it
+        differs from what the run started with."""
         self.stop.on_stop(decoder.stop)
         writer.stats = decoder.stats
         worker, text = writer.heart.status.worker, str(decoder.arrangement)
@@ -237,20 +237,20 @@ class Session:
             print(f"computing in {text}", file=sys.stderr, flush=True)
         if begun != text:
             print(
-                f"{worker} computes in {text}; the run was begun in {begun}: bits of its answers may differ from what "
-                "they would have been there",
+                f"{worker} computes in {text}, but the run was started in {begun}: its answers may differ in bits from "
+                "those computed there",
                 file=sys.stderr,
                 flush=True,
             )
 
     def _recipe(self, source: ModelSource) -> DecodeConfig:
-        """How every prompt is decoded."""
+        """The decoding config for every prompt."""
         from dlm.decoding.algorithms import complete
         from dlm.decoding.params import PARAM_NAMES, SamplingParams
         from dlm.pipeline.data import DecodeConfig
 
         config, generation = self.config, self.config.generation
-        source.traits()  # refuses a checkpoint of another family before its tokenizer is looked at
+        source.traits()  # rejects a checkpoint of another family before reading its tokenizer
         engine, sampler = complete(
             instantiate(config.engine), instantiate(config.sampler), config.algorithm, source.traits
         )
@@ -268,7 +268,7 @@ class Session:
         return TextCodec.load(source.tokenizer_folder(), chat)
 
     def _trace(self) -> Path | None:
-        """Write the page of how answers were revealed, where it is asked for; where it lies."""
+        """Write the trace page, which shows how answers were revealed, if configured; returns its path."""
         from dlm.decoding.request import Request
         from dlm.runs.summary import read_predictions
 
@@ -285,7 +285,7 @@ class Session:
         return self.folder.trace
 
     def _conclude(self, others: PeerMonitor, totals: Totals, loggers: Sequence[Logger]) -> int:
-        """Merge, tell what was done, and choose the exit code."""
+        """Merge, report the results, and choose the exit code."""
         try:
             merged = merge(self.folder, self.command)
         except IncompleteRunError as error:
@@ -296,8 +296,8 @@ class Session:
                 return 128 + self.stop.signum
             if self.launch.array_size > 1 and not others.failed():
                 print(
-                    f"this task of the array is through; {error}\nwhen no other task is working, or let "
-                    f"python -m dlm.merge run_dir={self.folder.path} say what is missing",
+                    f"this task of the array is done; {error}\nonce no other task is running. To list what is missing: "
+                    f"python -m dlm.merge run_dir={self.folder.path}",
                     file=sys.stderr,
                 )
                 return 0
@@ -307,7 +307,7 @@ class Session:
         return 0
 
     def _tell(self, totals: Totals, loggers: Sequence[Logger]) -> None:
-        """Say what the predictions are worth: on standard output, in the folder, and to the loggers."""
+        """Report the summary on standard output, in the folder, and to the loggers."""
         from dlm.pipeline.loggers import attempt, log_summary
         from dlm.runs.summary import figures, show, summarize, write_summary
 

@@ -1,4 +1,4 @@
-"""The Trainer that predict uses: what a user chose, and what the pipeline does for itself."""
+"""Builds the Trainer for predict, from the user's choices and the pipeline's own settings."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from dlm.config.build import instantiate
 from dlm.errors import ConfigError
 
 QUIET = {
-    "lightning.pytorch.utilities.rank_zero": "which accelerators there are, and tips",
+    "lightning.pytorch.utilities.rank_zero": "available accelerators, and tips",
     "lightning.fabric.utilities.rank_zero": "the same from Fabric",
-    "lightning.pytorch.accelerators.cuda": "which devices are visible",
-    "lightning.fabric.utilities.distributed": "a line for each process that has joined",
+    "lightning.pytorch.accelerators.cuda": "visible devices",
+    "lightning.fabric.utilities.distributed": "a line for each process that joins",
 }
-"""Loggers whose notes are of no use to somebody who decodes prompts; their warnings still come through."""
+"""Loggers whose info lines are noise here; their warnings are still shown."""
 
 KNOWN_WARNINGS = {
-    r".*isinstance\(treespec, LeafSpec\).*": "lightning 2.6 walks batches with a name that torch 2.13 deprecates",
-    r".*does not have many workers.*": "the loader has one element and no work to hand out",
+    r".*isinstance\(treespec, LeafSpec\).*": "lightning 2.6 uses a name that torch 2.13 deprecates",
+    r".*does not have many workers.*": "the loader has one element and no work to distribute",
     r"GPU available but not used.*": "trainer=cpu was asked for",
-    r"The `srun` command is available.*": "one process on a login machine needs no srun",
-    r".*barrier\(\): using the device under current context.*": "Lightning names the device itself where it matters",
+    r"The `srun` command is available.*": "one process on a login node needs no srun",
+    r".*barrier\(\): using the device under current context.*": "Lightning sets the device itself where it matters",
 }
 """Warnings of Lightning and torch that are expected here, with the reason."""
 
 
 def quieten() -> None:
-    """Silence what is known and harmless; see `QUIET` and `KNOWN_WARNINGS`."""
+    """Silence known, harmless output; see `QUIET` and `KNOWN_WARNINGS`."""
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in KNOWN_WARNINGS:
@@ -51,10 +51,10 @@ def build_trainer(
     run_dir: Path,
     **settings: Any,
 ) -> Trainer:
-    """A Trainer without any of what a training run needs, but for the Trainer's arguments in `settings`.
+    """A Trainer with all training features off; `settings` are further Trainer arguments.
 
     Raises:
-        ConfigError: the devices are not there, or the launcher started another number of processes.
+        ConfigError: devices are missing, or the launcher started a different number of processes.
     """
     # auto_requeue would save a checkpoint of the whole model when SLURM sends its warning signal.
     plugins = [SLURMEnvironment(auto_requeue=False)] if _under_slurm() else None
@@ -78,11 +78,11 @@ def build_trainer(
         if isinstance(cause, MisconfigurationException | ValueError | RuntimeError):
             raise ConfigError(f"trainer: {cause}; choose trainer=cpu, gpu or ddp, or other trainer.devices") from error
         raise
-    # Not `trainer.world_size`: under torchrun that repeats what the launcher says.
+    # Not `trainer.world_size`: under torchrun that repeats the launcher's number.
     made = trainer.num_devices * trainer.num_nodes
     if world is not None and int(world) != made:
         raise ConfigError(
-            f"the launcher started {world} processes and trainer.devices={config.devices} with trainer.num_nodes="
+            f"the launcher started {world} processes, but trainer.devices={config.devices} with trainer.num_nodes="
             f"{config.num_nodes} makes {made}: each would decode everything. Use trainer=ddp without "
             "trainer.devices, or the launcher's own numbers"
         )

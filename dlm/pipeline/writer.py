@@ -1,4 +1,4 @@
-"""Answers to rows, and rows to this process's shard as soon as they are known."""
+"""Turns answers into rows and writes them to this process's shard as soon as they are finished."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from dlm.text import TextCodec
 class ShardWriter(Callback):
     """Appends each finished answer to a shard and counts it.
 
-    A row holds `id`, `sample` (where there are several), `prompt`, `text`, `token_ids`, `finish_reason`, `nfe`,
+    A row holds `id`, `sample` (if there are several), `prompt`, `text`, `token_ids`, `finish_reason`, `nfe`,
     `positions`, `seed`, `seconds`, `row` (the input row's other fields), and with `record` the `canvas_ids` with their
     `step_map` and `logprobs`; a row without an answer holds `id`, `prompt`, `error` and `row`. All but `seconds`
     depends on the prompt alone.
 
     Args:
-        shard: where rows go.
+        shard: the file that rows are appended to.
         prompts: all prompts of the run.
         stop: strings at which the text is cut.
-        samples: answers to each prompt.
-        heart: told what has been written.
+        samples: answers per prompt.
+        heart: counts what has been written.
 
     Attributes:
-        codec: for texts; set before the first answer.
-        stats: of the decoder, for those who look at the heart; None where nothing is decoded.
+        codec: the tokenizer; set before the first answer.
+        stats: the decoder's stats, published with the heartbeat; None if nothing is decoded.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class ShardWriter(Callback):
         self._stop, self._samples = tuple(stop), samples
 
     def write(self, completion: Completion) -> None:
-        """Write one answer. Raises `RunError` when there is no room."""
+        """Write one answer. Raises `RunError` if the disk is full."""
         if completion.error is not None:
             kind = NotFiniteError if completion.fault == "not_finite" else RequestError
             self.refuse(completion.request_id, Fault(kind.__name__, completion.error))
             return
         if self.codec is None:
-            raise CheckpointError("the writer was given no tokenizer")
+            raise CheckpointError("the writer has no tokenizer")
         prompt = self._prompts[completion.request_id]
         row: dict[str, Any] = {"id": prompt.id}
         if self._samples > 1:
@@ -77,13 +77,13 @@ class ShardWriter(Callback):
         self.heart.count(rows=1, errors=0, tokens=len(token_ids), nfe=completion.nfe)
 
     def put(self, prompt_id: str, fields: dict[str, Any], tokens: int, nfe: int) -> None:
-        """Write an answer that is no completion: the row holds `fields`. Raises `RunError` when there is no room."""
+        """Write an answer that is not a completion, as a row of `fields`. Raises `RunError` if the disk is full."""
         prompt = self._prompts[prompt_id]
         self._append(prompt, {"id": prompt.id, "prompt": prompt.content, **fields})
         self.heart.count(rows=1, errors=0, tokens=tokens, nfe=nfe)
 
     def refuse(self, prompt_id: str, fault: Fault) -> None:
-        """Write why a prompt has no answer. Raises `RunError` when there is no room."""
+        """Write an error row for a prompt without an answer. Raises `RunError` if the disk is full."""
         prompt = self._prompts[prompt_id]
         error = {"type": fault.type, "message": fault.message}
         self._append(prompt, {"id": prompt.id, "prompt": prompt.content, "error": error})

@@ -127,7 +127,7 @@ class Policy(PreTrainedModel):
         save_checkpoint(backbone, self.checkpoint.special, Path(save_directory), family=self.checkpoint.family)
 
     def read_weights(self, folder: str | PathLike[str]) -> None:
-        """Load weights from a folder of the same architecture. Raises `CheckpointError`, leaving the weights unchanged."""
+        """Load weights from a folder of the same architecture. On `CheckpointError` nothing is changed."""
         source = folder_source(Path(folder), self.backbone)
         shapes = {name: (source.shape(name), source.dtype(name)) for name in source.names()}
         writer = WeightWriter(shapes, self.checkpoint.family, self.backbone)

@@ -1,4 +1,4 @@
-"""Attention of training batches: every window attends to its own fresh keys and values, and gradients flow."""
+"""Attention for training batches: each window attends only to its own keys and values, with gradients."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dlm.models.attention.segments import Segment
 class FreshAttention:
     """`scaled_dot_product_attention` over runs of windows of equal length, in float32 under autocast too.
 
-    Runs are cut out by one `split`, whose backward is one concatenation: slicing each run out would fill a zero
-    gradient of the whole batch for every run. float32 because bfloat16 attention's backward is slow on CPUs.
+    Runs are separated by one `split`, whose backward is one concatenation: slicing out each run would allocate a zero
+    gradient of the whole batch per run. float32 because bfloat16 attention's backward is slow on CPUs.
 
     Args:
-        segments: the windows, in row order, covering the batch; neighbours of equal length share a call.
+        segments: windows in row order, covering the batch; adjacent windows of equal length share a call.
     """
 
     def __init__(self, segments: Sequence[Segment]) -> None:

@@ -1,4 +1,4 @@
-"""The schema behind `conf/train.yaml`; see the comments there for what each key does.
+"""The schema of `conf/train.yaml`, whose comments describe each key.
 
 The other schemas are in `dlm.config.schemas` and `dlm.bench.config`.
 """
@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 @dataclass
 class TrainedModel:
-    """A checkpoint to go on from, or the shape of a new model."""
+    """A checkpoint to continue from, or the shape of a new model."""
 
     path: str | None = None
     tokenizer: str | None = None
@@ -53,7 +53,7 @@ class TrainingOptimizer:
 
 @dataclass
 class TrainingTrainer:
-    """Where training runs and for how long."""
+    """Where and how long training runs."""
 
     max_steps: int = MISSING
     accelerator: str = "auto"
@@ -77,5 +77,5 @@ class TrainConfig:
 
 
 def register_training_schema() -> None:
-    """Make the schema known to Hydra; calling it again changes nothing."""
+    """Register the schema with Hydra; idempotent."""
     ConfigStore.instance().store(group="schema", name="train", node=TrainConfig)

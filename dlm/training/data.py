@@ -1,4 +1,4 @@
-"""Training canvases from a user's file, and the endless dataset of masked batches that a Trainer iterates.
+"""Training canvases from a user's file, and the endless dataset of masked batches for the Trainer.
 
 A training file is JSON lines of `{"prompt": ..., "answer": ...}`; prompts go through the tokenizer's chat template.
 """
@@ -23,13 +23,13 @@ from dlm.training.masking import MaskedBatch, Masker, TrainingCanvas
 
 
 class MaskedBatches(IterableDataset[MaskedBatch]):
-    """Endless masked batches; iterating it again starts it over.
+    """Endless masked batches; a new iterator starts over.
 
     Args:
-        canvases: makes the endless stream of canvases.
+        canvases: creates the endless stream of canvases.
         masker: draws the masks.
-        batch_size: canvases in a batch.
-        seed: of the masks.
+        batch_size: canvases per batch.
+        seed: mask seed.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class MaskedBatches(IterableDataset[MaskedBatch]):
 
 
 class CanvasBuilder:
-    """Prompt and answer texts to canvases: chat template, answer, end of turn, padding to the generation length.
+    """Turns prompts and answers into canvases: chat template, answer, end of turn, padding to the generation length.
 
     Raises:
-        CheckpointError: the tokenizer has no usable chat template, or the model no token that ends an answer.
+        CheckpointError: the tokenizer has no chat template, or the model no token that ends an answer.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> None:
@@ -61,7 +61,7 @@ class CanvasBuilder:
         self.end_id = self.padding_id if special.eot_id is None else special.eot_id
 
     def token_ids(self, prompts: Sequence[str], answers: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
-        """Token ids of each prompt in the chat template, and of its answer with its end token."""
+        """Token ids of each prompt, in the chat template, and of its answer, with the end token."""
         special: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
         texts = [
             self._template.render([{"role": "user", "content": prompt}], add_generation_prompt=True, **special)
@@ -73,7 +73,7 @@ class CanvasBuilder:
             yield head, [*tail, self.end_id]
 
     def canvas(self, prompt_ids: Sequence[int], answer_ids: Sequence[int], gen_length: int) -> TrainingCanvas:
-        """A canvas of exactly `gen_length` positions behind the prompt."""
+        """A canvas with exactly `gen_length` positions after the prompt."""
         padding = [self.padding_id] * (gen_length - len(answer_ids))
         return TrainingCanvas([*prompt_ids, *answer_ids, *padding], len(prompt_ids), len(answer_ids))
 
@@ -82,7 +82,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     """Rows of a training file.
 
     Raises:
-        DataError: the file is missing or empty, or a row is no object with the texts `prompt` and `answer`.
+        DataError: the file is missing or empty, or a row is not an object with the texts `prompt` and `answer`.
     """
     if not path.is_file():
         raise DataError(f"training file {path} does not exist; set data.path to a file of JSON lines")
@@ -100,7 +100,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
 
 
 def choose_length(rng: random.Random, needed: int, gen_lengths: Sequence[int], tight_share: float) -> int:
-    """One of the ascending `gen_lengths` that holds `needed` tokens: the shortest with probability `tight_share`."""
+    """One of the ascending `gen_lengths` that fits `needed`: the shortest with probability `tight_share`, else any."""
     fitting = [length for length in gen_lengths if length >= needed]
     return fitting[0] if rng.random() < tight_share else rng.choice(fitting)
 
@@ -108,7 +108,7 @@ def choose_length(rng: random.Random, needed: int, gen_lengths: Sequence[int], t
 def file_canvases(
     path: Path, builder: CanvasBuilder, gen_lengths: Sequence[int], tight_share: float, seed: int
 ) -> Iterator[TrainingCanvas]:
-    """The file's rows in a new random order each pass, without end.
+    """The file's rows, endlessly, reshuffled on each pass.
 
     Raises:
         DataError: as `read_pairs`, or an answer does not fit into the longest of `gen_lengths`.

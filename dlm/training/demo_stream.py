@@ -1,7 +1,7 @@
 """The demo's training stream: an endless, seeded supply of canvases over all task families.
 
-Each canvas gets a generation length that holds its answer. Most answers are short, and a canvas of 64 masked positions
-costs twice one of 16, so a share of the canvases takes the shortest that fits and the others any.
+Each canvas gets a generation length that fits its answer. Most answers are short, and a canvas of 64 masked positions
+costs twice as much as one of 16, so some canvases take the shortest length that fits and the others any.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def demo_canvases(
     """Endless canvases.
 
     Args:
-        builder: around the demo's tokenizer.
-        seed: of the tasks and of the lengths.
-        gen_lengths: generation lengths, ascending; the last holds every answer.
-        tight_share: how often the shortest fitting length is taken.
+        builder: canvas builder with the demo's tokenizer.
+        seed: seed of the tasks and the lengths.
+        gen_lengths: generation lengths, ascending; the last fits every answer.
+        tight_share: probability of taking the shortest length that fits.
     """
     rng, examples = random.Random(seed), training_examples(seed)
     while True:

@@ -1,6 +1,6 @@
 """The masked-diffusion loss.
 
-Training hides some tokens of an answer and asks for them back: with `x_t` the canvas in which each answer token was
+Training masks some tokens of an answer and predicts them: with `x_t` the canvas in which each answer token was
 masked with probability `t`, the objective of LLaDA (arXiv 2502.09992, equation 3) is
 
     - E_{t, x_0, x_t} [ 1/t * sum_i 1[x_t_i = mask] log p(x_0_i | x_t) ] / answer length
@@ -25,20 +25,20 @@ def token_weights(weighting: str, mask_ratio: Tensor) -> Tensor:
 
     Args:
         weighting: `uniform` or `inverse`.
-        mask_ratio: `[masked]`, the `t` with which each masked token's canvas was masked.
+        mask_ratio: `[masked]`, the `t` of each masked token's canvas.
 
     Returns:
         `[masked]` float32.
 
     Raises:
-        ConfigError: there is no such weighting.
+        ConfigError: the weighting is unknown.
     """
     if weighting == "uniform":
         weights = torch.ones_like(mask_ratio)
     elif weighting == "inverse":
         weights = 1.0 / (mask_ratio + INVERSE_OFFSET)
     else:
-        raise ConfigError(f"loss weighting {weighting!r} does not exist; choose uniform or inverse")
+        raise ConfigError(f"loss weighting {weighting!r} is unknown; choose uniform or inverse")
     return weights / weights.sum()
 
 

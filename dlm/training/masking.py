@@ -1,14 +1,14 @@
-"""From clean canvases to packed training batches with hidden tokens.
+"""Turns clean canvases into packed training batches with masked tokens.
 
 A canvas is a prompt, its answer, `<|eot_id|>`, and `<|endoftext|>` up to the generation length, as in LLaDA's
 fine-tuning (arXiv 2502.09992, appendix B). It is masked in one of two ways:
 
-* anywhere in the answer region, each token with the probability `t`, as the loss is derived;
-* as a semi-autoregressive decoder sees it: blocks on the left clean, the active block partly masked, everything to its
-  right masked. `t` is drawn with density `1 / (2 sqrt(1 - t))`: a decoder that reveals many tokens a step sees mostly
-  masked blocks. Only the active block's tokens are asked for: those to the right are not revealed from such a state.
+* anywhere in the answer region, each token with probability `t`, as in the derivation of the loss;
+* as a semi-autoregressive decoder sees it: blocks to the left clean, the active block partly masked, everything to its
+  right masked. `t` is drawn with density `1 / (2 sqrt(1 - t))`, because a decoder that reveals many tokens per step
+  sees mostly masked blocks. Only the active block's tokens are targets: no decoder reveals those to its right yet.
 
-Knows token ids only. No canvas is padded beyond its generation length: lengths may differ within a batch.
+Works on token ids only. Canvases are not padded beyond their generation length; lengths may differ within a batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dlm.models.attention.segments import Segment
 class TrainingCanvas:
     """One training example: `token_ids` with the answer region at `[prompt_length, len(token_ids))`.
 
-    `answer_length` counts the answer and its end token, not the padding behind.
+    `answer_length` counts the answer and its end token, not the padding after it.
     """
 
     token_ids: Sequence[int]
@@ -37,15 +37,15 @@ class TrainingCanvas:
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """Canvases laid end to end.
+    """Packed, masked canvases.
 
     Attributes:
         token_ids: `[tokens]` int64, with mask tokens.
-        positions: `[tokens]` int64, each token's place in its canvas.
-        segments: one for each canvas; canvases of equal length are neighbours.
-        places: `[masked]` int64, rows of the tokens asked for.
-        targets: `[masked]` int64, those tokens.
-        mask_ratio: `[masked]` float32, the `t` of their canvas.
+        positions: `[tokens]` int64, each token's position in its canvas.
+        segments: one per canvas; canvases of equal length are adjacent.
+        places: `[masked]` int64, rows of the target tokens.
+        targets: `[masked]` int64, the target tokens.
+        mask_ratio: `[masked]` float32, the `t` of each target's canvas.
     """
 
     token_ids: Tensor
@@ -72,8 +72,8 @@ class Masker:
 
     Args:
         mask_id: the mask token.
-        block_lengths: block lengths of the semi-autoregressive states, drawn from uniformly.
-        anywhere_share: share of canvases that are masked anywhere.
+        block_lengths: block lengths of the semi-autoregressive states, drawn uniformly.
+        anywhere_share: fraction of canvases masked anywhere.
     """
 
     def __init__(self, mask_id: int, block_lengths: Sequence[int], anywhere_share: float) -> None:
@@ -108,7 +108,7 @@ class Masker:
         )
 
     def _draw(self, length: int, answer_length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
-        """Which tokens of a region of `length` are hidden, which are asked for, and `t`."""
+        """For a region of `length` tokens: which are masked, which are targets, and `t`."""
         if rng.random() < self.anywhere_share:
             ratio = float(1.0 - rng.random())
             hidden = rng.random(length) < ratio

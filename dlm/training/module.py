@@ -1,6 +1,6 @@
 """The LightningModule that trains a model with the masked-diffusion loss.
 
-Knows token ids only: batches come masked and packed from `dlm.training.masking`.
+Works on token ids only: `dlm.training.masking` provides masked, packed batches.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class TrainingOptions:
 
     Attributes:
         optimizer: learning rates and schedule.
-        weighting: of the loss, `uniform` or `inverse`.
-        total_steps: where the learning rate reaches zero.
+        weighting: loss weighting, `uniform` or `inverse`.
+        total_steps: step at which the learning rate reaches zero.
         compile: compile the layers with torch.compile (about 1.3 times as fast, half a minute to start).
     """
 
@@ -41,8 +41,8 @@ class TrainingLM(LightningModule):
     """A diffusion language model in training.
 
     Args:
-        backbone: float32 parameters; mixed precision is the Trainer's business (`precision: bf16-mixed`).
-        options: how it is trained.
+        backbone: with float32 parameters; the Trainer handles mixed precision (`precision: bf16-mixed`).
+        options: training options.
     """
 
     def __init__(self, backbone: Backbone, options: TrainingOptions) -> None:
@@ -69,10 +69,10 @@ class TrainingLM(LightningModule):
         loss = self.loss(batch)
         self.manual_backward(loss)
         clip_grad_norm_(self.backbone.parameters(), self.options.optimizer.clip_norm)
-        for optimizer in self.optimizers():  # type: ignore[union-attr]  # a list: there are two
+        for optimizer in self.optimizers():  # type: ignore[union-attr]  # a list of two
             optimizer.step()
             optimizer.zero_grad()
-        for schedule in self.lr_schedulers():  # type: ignore[union-attr]  # one for each
+        for schedule in self.lr_schedulers():  # type: ignore[union-attr]  # one per optimizer
             schedule.step()
         self.log("loss", loss.detach())
         return loss.detach()

@@ -1,7 +1,7 @@
 """Optimizers and the learning-rate schedule of training.
 
 Matrices inside the layers are updated by Muon (`torch.optim.Muon`: orthogonalised momentum), embeddings, LM head and
-norms by AdamW: on a small budget that learns what AdamW alone does not.
+norms by AdamW: on a small budget this learns what AdamW alone does not.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from dlm.models.backbone import Backbone
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """Learning rates of the two optimizers and their common schedule.
+    """Learning rates of the two optimizers and their shared schedule.
 
     Attributes:
-        muon_lr: of the matrices inside the layers.
-        adamw_lr: of embeddings, LM head and norms.
-        weight_decay: of the matrices inside the layers.
-        warmup_steps: steps of the linear warmup.
-        clip_norm: bound of the gradient's norm.
+        muon_lr: for the matrices inside the layers.
+        adamw_lr: for embeddings, LM head and norms.
+        weight_decay: for the matrices inside the layers.
+        warmup_steps: steps of linear warmup.
+        clip_norm: maximum gradient norm.
     """
 
     muon_lr: float
@@ -39,7 +39,7 @@ def build_optimizers(backbone: Backbone, options: OptimizerOptions) -> list[Opti
     """Muon for the two-dimensional parameters of the layers, AdamW for the rest.
 
     Raises:
-        ConfigError: the installed torch has no Muon (it came with 2.9).
+        ConfigError: the installed torch has no Muon (added in 2.9).
     """
     if not hasattr(optim, "Muon"):
         raise ConfigError("training needs torch.optim.Muon: install torch 2.9 or later")
@@ -56,7 +56,7 @@ def build_optimizers(backbone: Backbone, options: OptimizerOptions) -> list[Opti
 
 
 def warmup_linear(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
-    """Linear warmup, then a straight line down to zero at `total_steps`."""
+    """Linear warmup, then linear decay to zero at `total_steps`."""
 
     def scale(step: int) -> float:
         if step < warmup_steps:

@@ -1,7 +1,7 @@
 """One training run: from a checked configuration to a checkpoint folder in LLaDA's format, with its log.
 
-The folder gets `config.json`, `model.safetensors`, the tokenizer's files and `training.jsonl`: first a line that says
-what was run, then one line for each `log_every` steps or measurement of exact match.
+The folder gets `config.json`, `model.safetensors`, the tokenizer's files and `training.jsonl`: a header line that says
+what was run, then one line per `log_every` steps and per exact-match validation.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from dlm.training.optimizers import OptimizerOptions
 
 
 class RunLog(Callback):
-    """Writes `training.jsonl`, prints its lines, and keeps a checkpoint at each measurement and at the end.
+    """Writes and prints `training.jsonl`, and saves a checkpoint at each validation and at the end.
 
     Args:
-        folder: where everything goes.
-        header: the first line.
-        checkpoint: what is being trained.
-        codec: for measurements.
+        folder: output folder.
+        header: first line of the log.
+        checkpoint: the model in training.
+        codec: tokenizer, for validation.
         log_every: steps between lines.
-        validate_every: steps between measurements on the demo's validation set; None measures nothing.
+        validate_every: steps between validations on the demo's validation set; None: no validation.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class RunLog(Callback):
 
 
 def plain_copy(backbone: Backbone) -> Backbone:
-    """The same weights without compiled layers, on the CPU, for decoding and saving."""
+    """A copy with the same weights and no compiled layers, on the CPU, for decoding and saving."""
     copy = empty_backbone(backbone.config, torch.float32, "cpu")
     copy.load_state_dict(backbone.state_dict())
     return copy.eval().requires_grad_(False)
 
 
 def build_model(config: DictConfig, tokenizer: Any) -> Checkpoint:
-    """The model to train, in float32 and with gradients. Raises `CheckpointError`, `ConfigError`."""
+    """The model to train, in float32 with gradients enabled. Raises `CheckpointError`, `ConfigError`."""
     if config.model.path is not None:
         checkpoint = load_checkpoint(Path(config.model.path), dtype="float32")
         checkpoint.backbone.train().requires_grad_(True)
@@ -155,11 +155,11 @@ def build_batches(config: DictConfig, tokenizer: Any, special: SpecialTokens) ->
 
 
 def train(config: DictConfig, command: str) -> Path:
-    """Train as `config` says and return the checkpoint folder.
+    """Train as configured and return the checkpoint folder.
 
     Args:
         config: checked against `TrainConfig`.
-        command: what was typed, for the log.
+        command: the command line, for the log.
     """
     quieten()
     if config.trainer.num_threads is not None:

@@ -51,8 +51,8 @@ def test_other_fields_go_along(tmp_path: Path) -> None:
         (b'{"prompt": ["x"]}', 'not of {"role", "content"} messages'),
         (b'{"prompt": [{"role": "user", "content": null}]}', "neither text nor a list of messages"),
         (b'{"prompt": "\\ud800"}', "half of a surrogate pair"),
-        (b'{"prompt": "x", "score": NaN}', "NaN is no JSON number"),
-        (b'{"prompt": "x", "id": {}}', "an id is text or a whole number"),
+        (b'{"prompt": "x", "score": NaN}', "NaN is not a JSON number"),
+        (b'{"prompt": "x", "id": {}}', "an id must be text or a whole number"),
         (b"[" * 100_000, "broken JSON"),
     ],
 )
@@ -142,10 +142,10 @@ def test_the_absence_of_the_package_is_a_fault_of_the_configuration(monkeypatch:
 
 
 ODD = {
-    "a number beyond JSON": (b'{"prompt": "x", "score": 1e999}', "field 'score': 1e999 is no JSON number"),
-    "one inside": (b'{"prompt": "x", "deep": [{"a": [-1e999]}]}', "field 'deep': -1e999 is no JSON number"),
-    "Infinity": (b'{"prompt": "x", "a": [Infinity]}', "Infinity is no JSON number"),
-    "digits without end": (b'{"prompt": "x", "a": ' + b"9" * 10_000 + b"}", "9999 is no JSON number"),
+    "a number beyond JSON": (b'{"prompt": "x", "score": 1e999}', "field 'score': 1e999 is not a JSON number"),
+    "one inside": (b'{"prompt": "x", "deep": [{"a": [-1e999]}]}', "field 'deep': -1e999 is not a JSON number"),
+    "Infinity": (b'{"prompt": "x", "a": [Infinity]}', "Infinity is not a JSON number"),
+    "digits without end": (b'{"prompt": "x", "a": ' + b"9" * 10_000 + b"}", "9999 is not a JSON number"),
     "half a pair": (b'{"prompt": "x", "note": "\\udc00"}', "field 'note': it holds half of a surrogate pair"),
     "half a pair inside": (b'{"prompt": "x", "a": [{"b": "\\ud800"}]}', "field 'a': it holds half"),
     "half a pair as a key": (b'{"prompt": "x", "a": {"\\ud800": 1}}', "field 'a': it holds half"),

@@ -275,8 +275,8 @@ def test_columns_with_names_of_ours_cost_nothing(tmp_path: Path) -> None:
     prompts = gsm8k(template="{question}").read(write(tmp_path / "rows.jsonl", rows))
     assert [prompt.content for prompt in prompts if prompt.fault is None] == [QUESTIONS[0]["question"]] * 3
     assert [prompt.fault.message for prompt in prompts if prompt.fault] == [
-        "field 'id' is {}; an id is text or a whole number",
-        "field 'id' is []; an id is text or a whole number",
+        "field 'id' is {}; an id must be text or a whole number",
+        "field 'id' is []; an id must be text or a whole number",
     ]
 
 

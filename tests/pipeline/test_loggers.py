@@ -42,7 +42,7 @@ def test_what_fails_is_said_and_goes_on(capsys: pytest.CaptureFixture[str]) -> N
     assert attempt("this", lambda: 1)
     assert not attempt("that", fail)
     shown = capsys.readouterr().err
-    assert "that: not logged, and the run goes on (ConnectionError: no way there)" in shown
+    assert "that: not logged, the run continues (ConnectionError: no way there)" in shown
     assert "this" not in shown
 
 
@@ -110,7 +110,7 @@ def test_a_run_ends_well_when_wandb_dies_in_the_middle(tmp_path: Path) -> None:
         done = running.finish(process)
     assert done.returncode == 0, done.stderr
     assert whole(run_dir, 24)
-    assert "not logged, and the run goes on" in done.stderr
+    assert "not logged, the run continues" in done.stderr
 
 
 def services(owner: int) -> list[int]:
@@ -141,7 +141,7 @@ def test_a_run_is_kept_offline_where_wandb_cannot_be_reached(tmp_path: Path) -> 
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert whole(run_dir, 3)
-    assert "W&B is kept in" in done.stderr
+    assert "W&B data is kept in" in done.stderr
     assert list((run_dir / "wandb").glob("offline-run-*/*.wandb"))
 
 

@@ -375,7 +375,7 @@ def test_autocast_around_it_does_not_reach_the_decoder() -> None:
 def test_a_trainer_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="different architectures"):
         rollouts_of(trainer=fresh("llada").backbone)
-    with pytest.raises(ConfigError, match="trainer is a Linear; give the Backbone inside it"):
+    with pytest.raises(ConfigError, match="trainer is a Linear; pass the Backbone inside it"):
         rollouts_of(trainer=torch.nn.Linear(2, 2))
     with pytest.raises(RunError, match="there is no trainer module; use update_weights"):
         rollouts_of().sync(version=1)

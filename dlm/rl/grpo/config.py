@@ -132,12 +132,12 @@ def _trained_faults(config: DictConfig) -> list[str]:
     """Model options that cannot be trained, or not in combination."""
     faults, drafter = _own_faults("lora")(config), config.model.get("drafter_adapter_path")
     if drafter is not None:
-        faults.append(f"model.drafter_adapter_path={drafter}: a drafter would be neither trained nor saved; leave it out")
+        faults.append(f"model.drafter_adapter_path={drafter}: a drafter is neither trained nor saved; leave it out")
     deterministic = config.decoder.deterministic
     if config.lora.rank and deterministic is not None and config.rollout_dtype is None:
         faults.append(
-            f"decoder.deterministic={str(deterministic).lower()}: has no effect on an adapter in training; leave it "
-            "at null, or set rollout_dtype (e.g. float32) to decode with a copy in which the adapter is merged"
+            f"decoder.deterministic={str(deterministic).lower()}: cannot be set for an adapter in training; "
+            "leave it at null, or write rollout_dtype=float32 (or another) to decode with a merged copy"
         )
     if config.lora.rank and config.model.get("adapter_path") is not None:
         faults.append(

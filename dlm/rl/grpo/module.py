@@ -1,5 +1,5 @@
-"""One step of GRPO as a LightningModule: roll out, reward, score, update. Prompts are token ids; texts are only used for
-rewards."""
+"""One step of GRPO as a LightningModule: roll out, reward, score, update. Prompts are token ids; only rewards see
+texts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The objective of GRPO: advantages within a group, clipped ratios, and a penalty for leaving the reference.
 
-Tensors alone; knows no model.
+Works on tensors only, without a model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dlm.decoding.params import check_real
 from dlm.errors import RequestError
 
 SPREAD = 1e-4
-"""Added to a group's standard deviation, so that equal rewards are no division by zero."""
+"""Added to a group's standard deviation, so that equal rewards do not divide by zero."""
 AVERAGES = ("sequence", "token", "constant")
 ESTIMATORS = ("k2", "k3")
 
@@ -25,20 +25,20 @@ class Objective:
     """How rewards become a loss.
 
     Attributes:
-        clip_low, clip_high: ratios of the new policy to the one that decoded are held in [1 - low, 1 + high] where that
-            lowers the objective (PPO; a higher upper bound is DAPO's, arXiv 2503.14476).
+        clip_low, clip_high: ratios of the new policy to the one that decoded are clipped to [1 - low, 1 + high] where
+            that lowers the objective (PPO; the higher upper bound is from DAPO, arXiv 2503.14476).
         kl: weight of the divergence from the reference; 0 keeps no reference.
-        kl_estimator: of that divergence, from a token's log-probabilities p under the policy and r under the reference:
-            `k2`, (r - p)^2 / 2; `k3`, exp(r - p) - (r - p) - 1 (J. Schulman, "Approximating KL divergence"). k3 is
-            TRL's, and unbiased for tokens that are drawn from p. Here they are drawn by the decoder and scored by a
-            stand-in, and where that finds a token improbable the exponential takes over; k2 does not.
-        scale_rewards: advantages are divided by their group's standard deviation (GRPO, arXiv 2402.03300); without it
-            they are differences from the mean (Dr. GRPO, arXiv 2503.20783).
-        average: over tokens: `sequence`, within each answer and then over answers (GRPO); `token`, over all tokens of
-            the step alike (DAPO); `constant`, a sum over the longest answer there can be (Dr. GRPO).
+        kl_estimator: estimator of that divergence, from a token's log-probabilities p under the policy and r under the
+            reference: `k2`, (r - p)^2 / 2; `k3`, exp(r - p) - (r - p) - 1 (J. Schulman, "Approximating KL divergence").
+            k3 is TRL's, and unbiased for tokens drawn from p. Here the decoder draws them and a surrogate scores them;
+            where the surrogate finds a token improbable, the exponential dominates k3 but not k2.
+        scale_rewards: divide advantages by their group's standard deviation (GRPO, arXiv 2402.03300); otherwise they
+            are differences from the mean (Dr. GRPO, arXiv 2503.20783).
+        average: averaging over tokens: `sequence`, within each answer and then over answers (GRPO); `token`, over all
+            tokens of the step (DAPO); `constant`, a sum divided by the maximum answer length (Dr. GRPO).
 
     Raises:
-        RequestError: a value out of range.
+        RequestError: a value is out of range.
     """
 
     clip_low: float = 0.2
@@ -57,24 +57,24 @@ class Objective:
                 raise RequestError(f"{name}={getattr(self, name)!r} is unknown; known: {', '.join(known)}")
 
     def advantages(self, rewards: Tensor) -> Tensor:
-        """How much better each answer is than its group.
+        """How much better each answer is than the mean of its group.
 
         Args:
             rewards: `[prompts, group]` float64.
 
         Returns:
-            `[prompts, group]` float64; 0 throughout a group of equal rewards.
+            `[prompts, group]` float64; all 0 for a group of equal rewards.
         """
         better = rewards - rewards.mean(dim=1, keepdim=True)
         return better / (rewards.std(dim=1, keepdim=True) + SPREAD) if self.scale_rewards else better
 
     def weights(self, counts: Sequence[int], longest: int, mean_tokens: float) -> Tensor:
-        """What a token of each answer weighs, so that the loss is a sum over all tokens.
+        """The weight of a token of each answer; the loss is then a weighted sum over all tokens.
 
         Args:
-            counts: tokens of each answer.
-            longest: tokens that an answer can have.
-            mean_tokens: the sum of the counts, averaged over processes, which have equally many answers and whose
+            counts: tokens in each answer.
+            longest: maximum tokens in an answer.
+            mean_tokens: the sum of the counts, averaged over processes, which have equal numbers of answers and whose
                 gradients are averaged.
 
         Returns:
@@ -88,13 +88,13 @@ class Objective:
         return torch.full_like(lengths, 1 / mean_tokens)
 
     def loss(self, new: Tensor, old: Tensor, reference: Tensor | None, advantage: Tensor, weight: Tensor) -> Losses:
-        """The loss of the tokens of several answers, laid end to end.
+        """The loss over the concatenated tokens of several answers.
 
         Args:
             new: `[tokens]` log-probabilities under the policy, with their graph.
             old: `[tokens]` under the policy that decoded.
-            reference: `[tokens]` under the reference; None where `kl` is 0.
-            advantage, weight: `[tokens]`, of the answer that each token belongs to.
+            reference: `[tokens]` under the reference; None if `kl` is 0.
+            advantage, weight: `[tokens]`, those of each token's answer.
         """
         ratio = (new - old).exp()
         held = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
@@ -106,19 +106,19 @@ class Objective:
         return Losses((weight * (self.kl * apart - gain)).sum(), apart.detach().mean(), clipped)
 
     def divergence(self, new: Tensor, reference: Tensor) -> Tensor:
-        """`[tokens]`, how far each token's log-probability is from that under the reference, by `kl_estimator`."""
+        """`[tokens]`, each token's divergence from the reference, by `kl_estimator`."""
         behind = reference - new
         return behind.square() / 2 if self.kl_estimator == "k2" else behind.exp() - behind - 1
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss of several tokens.
+    """The loss and its statistics.
 
     Attributes:
-        total: a scalar with its graph.
-        kl: mean divergence of a token from the reference; None without one.
-        clipped: share of the tokens whose ratio was held.
+        total: scalar loss, with its graph.
+        kl: mean per-token divergence from the reference; None without one.
+        clipped: fraction of tokens whose ratio was clipped.
     """
 
     total: Tensor

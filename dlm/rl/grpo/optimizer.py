@@ -14,13 +14,13 @@ BETAS = (0.9, 0.99)
 
 @dataclass(frozen=True)
 class PolicyOptimizerOptions:
-    """AdamW (betas 0.9 and 0.99, as d1 has them), after a linear warmup at a constant rate.
+    """AdamW (betas 0.9 and 0.99, as in d1) with a linear warmup, then a constant rate.
 
     Attributes:
         lr: learning rate.
-        weight_decay: of AdamW.
-        warmup_steps: updates until the rate is reached.
-        clip_norm: bound of the gradient's norm.
+        weight_decay: AdamW's weight decay.
+        warmup_steps: updates until `lr` is reached.
+        clip_norm: maximum gradient norm.
     """
 
     lr: float = 1e-6
@@ -29,7 +29,7 @@ class PolicyOptimizerOptions:
     clip_norm: float = 1.0
 
     def faults(self) -> list[str]:
-        """What is wrong with the values, each with its key and remedy."""
+        """Invalid values, each with its key and remedy."""
         found = [
             f"optimizer.{name}={value}: must be above 0"
             for name, value in (("lr", self.lr), ("clip_norm", self.clip_norm))

@@ -1,4 +1,4 @@
-"""What happens around the steps: measuring, keeping, telling, and ending when asked to."""
+"""What happens around the steps: validation, checkpoints, logging, and stopping on request."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from dlm.rl.grpo.record import Record
 
 
 class TrainingProgress(Callback):
-    """Rank 0 writes and tells; all processes measure, and agree on when to stop.
+    """Rank 0 writes and logs; all processes validate, and agree on when to stop.
 
     Args:
-        record: where to.
-        header: the first line of the record.
-        curriculum: whose held-out questions are measured with; none of them measures nothing.
-        samples: answers to each of these.
-        measure_every, keep_every: steps between measurements and between states; None is at the end alone.
-        last: step that ends the run.
-        stop: ends it earlier, after the step in progress.
+        record: the run's files.
+        header: first line of the record.
+        curriculum: provides the held-out questions; without any, nothing is validated.
+        samples: answers per held-out question.
+        measure_every, keep_every: steps between validations and between saved states; None: only at the end.
+        last: last step of the run.
+        stop: ends the run early, after the step in progress.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TrainingProgress(Callback):
 
     @property
     def seconds(self) -> float:
-        """Of the run, in all its attempts."""
+        """Duration of the run over all its attempts."""
         return self.spent + time.perf_counter() - self.begun
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,7 +89,7 @@ class TrainingProgress(Callback):
         return number == self.last or (every is not None and number % every == 0)
 
     def _measure(self, trainer: Trainer, module: GRPO) -> None:
-        """The mean reward of the held-out questions, decoded with the same noise each time."""
+        """Record the mean reward of the held-out questions, decoded with the same noise each time."""
         number = module.steps_done
         questions = self.curriculum.validation
         if not questions or self.measured == number:
@@ -111,7 +111,7 @@ class TrainingProgress(Callback):
         print(f"step {number}: reward of {len(means)} held-out prompts {reward:.3f} ± {error:.3f}", flush=True)
 
     def _tell(self, trainer: Trainer, number: int, figures: dict[str, float]) -> None:
-        """A line of the record, and the same to the logger."""
+        """Write metrics to the record and the loggers."""
         if not trainer.is_global_zero:
             return
         self.record.append(self.record.training, [{"step": number, "seconds": round(self.seconds, 2), **figures}])
@@ -120,7 +120,7 @@ class TrainingProgress(Callback):
 
 
 def in_words(figures: dict[str, float]) -> str:
-    """A step's figures in a line."""
+    """A step's metrics in one line."""
     apart = f"KL {figures['kl']:.4f}, " if "kl" in figures else ""
     spent = ", ".join(f"{part} {figures[f'seconds_{part}']:.2f} s" for part in ("rollout", "score", "update"))
     length = f"{figures['tokens']:.1f} tokens in {figures['nfe']:.1f} forwards"
@@ -128,7 +128,7 @@ def in_words(figures: dict[str, float]) -> str:
 
 
 def row_of(step: int, answer: SampledAnswer) -> dict[str, Any]:
-    """A measured answer as a line of `answers.jsonl`."""
+    """A validation answer as a line of `answers.jsonl`."""
     rollout = answer.rollout
     return {
         "step": step,
@@ -144,7 +144,7 @@ def row_of(step: int, answer: SampledAnswer) -> dict[str, Any]:
 
 
 def log_summary(logger: Logger, summary: dict[str, Any], answers: Sequence[dict[str, Any]], record: Record) -> None:
-    """The end of a run to a Lightning logger; to W&B the last measured answers as a table, and the record, too."""
+    """Log the summary of a run; for W&B also the last validation answers as a table and the record as an artifact."""
     figures = {f"summary/{name}": value for name, value in summary.items() if isinstance(value, int | float)}
     if not isinstance(logger, WandbLogger):
         logger.log_metrics(figures, step=summary["steps"])
@@ -164,7 +164,7 @@ def log_summary(logger: Logger, summary: dict[str, Any], answers: Sequence[dict[
 
 
 def _gathered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of all processes, each question's together."""
+    """The rows of all processes, grouped by question."""
     if not torch.distributed.is_initialized():
         return rows
     parts: list[Any] = [None] * torch.distributed.get_world_size()

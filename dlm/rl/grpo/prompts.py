@@ -1,4 +1,4 @@
-"""Which prompts each step asks: a function of the seed and the step alone, so that a resumed run asks the same."""
+"""Chooses each step's prompts from the seed and the step alone, so that a resumed run uses the same prompts."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class TrainingPrompt:
     """A prompt to roll out.
 
     Attributes:
-        id: its stable name, from which its seeds come.
-        row: the fields of the data, the prompt among them as `prompt`.
-        token_ids: the prompt, in the chat template where there is one.
-        turn: how often all questions were asked before.
+        id: stable name, from which its seeds are derived.
+        row: the data row, including the prompt as `prompt`.
+        token_ids: the prompt, formatted with the chat template if there is one.
+        turn: number of completed passes over all questions.
     """
 
     id: str
@@ -34,11 +34,11 @@ class TrainingPrompt:
 
 @dataclass(frozen=True)
 class Step:
-    """What one process asks in one step.
+    """One process's share of a step.
 
     Attributes:
-        number: of the step, from 1.
-        questions: its share of them.
+        number: step number, from 1.
+        questions: this process's questions.
     """
 
     number: int
@@ -48,16 +48,16 @@ class Step:
 def questions_of(
     prompts: Sequence[Prompt], codec: TextCodec, needs: Sequence[str], positions: int
 ) -> list[TrainingPrompt]:
-    """Encoded prompts.
+    """Encode prompts.
 
     Args:
         prompts: rows of the data.
         codec: encodes them.
-        needs: fields that each row must have, with a value that is not null.
-        positions: of the model.
+        needs: fields that each row must have, not null.
+        positions: the model's maximum positions.
 
     Raises:
-        DataError: a row cannot be used; a training set is mended, not skipped.
+        DataError: a row cannot be used; bad training rows must be fixed, not skipped.
     """
     faults = [(prompt.id, prompt.fault.message) for prompt in prompts if prompt.fault is not None]
     rows = [{**prompt.row, "prompt": prompt.content} for prompt in prompts]
@@ -76,15 +76,15 @@ def questions_of(
 
 
 def refuse(faults: Sequence[tuple[str, str]]) -> None:
-    """Raise `DataError` that names the first of some rows and what is wrong with it, if there are any."""
+    """Raise `DataError` naming the first faulty row and its fault, if there are any."""
     if faults:
         (name, fault), others = faults[0], len(faults) - 1
         more = f" (and {others} more)" if others else ""
-        raise DataError(f"row {name}: {fault}{more}; mend it, or leave it out")
+        raise DataError(f"row {name}: {fault}{more}; fix it, or leave it out")
 
 
 def _lack_of(row: Mapping[str, Any], needs: Sequence[str]) -> str | None:
-    """What the first field is that a row needs and does not have, or has as null; None where it has them all."""
+    """Describe the first needed field that is missing or null; None if the row has them all."""
     missing = next((need for need in needs if row.get(need) is None), None)
     if missing is None:
         return None
@@ -93,16 +93,16 @@ def _lack_of(row: Mapping[str, Any], needs: Sequence[str]) -> str | None:
 
 @dataclass(frozen=True)
 class PromptSampler:
-    """Questions to train on, in a new random order each time round, and others to measure with.
+    """Questions to train on, reshuffled on each pass, and held-out ones for validation.
 
     Attributes:
-        questions: all of them.
-        held_out: the last so many are for measuring.
-        per_step: asked in each step, by all processes together.
-        seed: of the order.
+        questions: all questions.
+        held_out: number of questions at the end reserved for validation.
+        per_step: questions per step, over all processes.
+        seed: shuffle seed.
 
     Raises:
-        ConfigError: too few are left to train on.
+        ConfigError: too few questions are left to train on.
     """
 
     questions: Sequence[TrainingPrompt]
@@ -147,9 +147,9 @@ class Steps(IterableDataset[Step]):
     """The steps of one process.
 
     Args:
-        curriculum: says what each asks.
-        first, last: steps to take, both included.
-        rank, world: which process of how many; each takes every `world`-th question of a step.
+        curriculum: provides the questions.
+        first, last: first and last step, inclusive.
+        rank, world: this process's rank and the number of processes; each takes every `world`-th question.
     """
 
     def __init__(self, curriculum: PromptSampler, first: int, last: int, rank: int, world: int) -> None:

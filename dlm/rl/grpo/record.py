@@ -56,7 +56,7 @@ class Record:
         return self.folder / "adapter"
 
     def begin(self, header: dict[str, Any], step: int | None) -> None:
-        """Write the header, and drop all lines after `step` (all lines if None), because those steps will be repeated."""
+        """Write the header, and drop the lines after `step` (None: all steps), because those steps will be repeated."""
         publish(self.training, json.dumps(header) + "\n")
         for path in (self.training, self.answers):
             if path.exists():

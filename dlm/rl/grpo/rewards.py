@@ -1,7 +1,7 @@
-"""What an answer is worth. A reward reads the row that the prompt came from and the answer's text.
+"""Rewards: a reward scores an answer from the prompt's data row and the answer's text.
 
-To bring one: `reward=function reward.path=package.module:function`, a function of the row (a dict, the prompt among it
-as `prompt`) and the text that returns a number; or `reward=checker` with the checker of an evaluation task.
+To add one: `reward=function reward.path=package.module:function`, a function that takes the row (a dict that includes
+the prompt as `prompt`) and the text and returns a number; or `reward=checker` with the checker of an evaluation task.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Reward(Protocol):
         """Fields that every row must have."""
 
     def faults(self) -> list[str]:
-        """What is wrong with it, each with its key and remedy."""
+        """Invalid settings, each with its key and remedy."""
 
     def function(self) -> Function:
         """The function of a row and an answer's text."""
@@ -34,7 +34,7 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class FunctionReward:
-    """A function of yours.
+    """A user-supplied function.
 
     Attributes:
         path: `package.module:function`.
@@ -54,17 +54,17 @@ class FunctionReward:
         return []
 
     def function(self) -> Function:
-        """Raises `ConfigError` where there is no such function."""
+        """Raises `ConfigError` if there is no such function."""
         return imported(self.path, "reward.path")
 
 
 @dataclass(frozen=True)
 class CheckerReward:
-    """1 for an answer that a checker of `dlm.evaluation.graders.checkers` finds right, else 0.
+    """1 for an answer that a checker of `dlm.evaluation.graders.checkers` accepts, else 0.
 
     Attributes:
-        checker: its name, such as `number` for GSM8K.
-        answer_field: the row's field of the right answer; None for a checker that needs none.
+        checker: checker name, such as `number` for GSM8K.
+        answer_field: row field with the correct answer; None if the checker needs none.
     """
 
     checker: str
@@ -72,7 +72,7 @@ class CheckerReward:
 
     @property
     def needs(self) -> Sequence[str]:
-        """Those of the checker, and `answer_field` where it is set. Raises `ConfigError` where there is no checker."""
+        """The checker's fields, and `answer_field` if set. Raises `ConfigError` if there is no such checker."""
         needs = [self.answer_field if need == "answer" else need for need in (*self._checker().needs, "answer")]
         return tuple(dict.fromkeys(need for need in needs if need is not None))
 
@@ -85,9 +85,7 @@ class CheckerReward:
         except ConfigError as error:
             return [str(error)]
         if checker.executes:
-            return [
-                f"reward.checker={self.checker} runs code; write a function with a sandbox of yours (reward=function)"
-            ]
+            return [f"reward.checker={self.checker} runs code; use reward=function with your own sandbox"]
         if "answer" in checker.needs and self.answer_field is None:
             return ["reward.answer_field is not set: write reward.answer_field=<field of the right answer>"]
         return []
@@ -103,15 +101,15 @@ class CheckerReward:
 
 @dataclass(frozen=True)
 class RewardVerdict:
-    """An answer's worth, and why it could not be judged, if so; it is worth 0 then."""
+    """An answer's reward, and why it could not be judged, if so (the reward is then 0)."""
 
     reward: float
     failure: str | None = None
 
 
 class RewardRunner:
-    """A reward that does not end a run for an answer that it raises on or gives no finite number. One that has failed
-    on everything so far does: it is the reward that is wrong.
+    """Runs a reward function, tolerating answers on which it raises or returns a non-finite number. A reward that has
+    failed on every answer so far ends the run: the reward itself is broken.
 
     Args:
         function: the reward.
@@ -124,7 +122,7 @@ class RewardRunner:
         """Judge answers.
 
         Raises:
-            RunError: none of them could be judged, nor any before.
+            RunError: neither these answers nor any before could be judged.
         """
         verdicts = [self._judged(row, text) for row, text in zip(rows, texts, strict=True)]
         self._works = self._works or any(verdict.failure is None for verdict in verdicts)
@@ -136,12 +134,12 @@ class RewardRunner:
         try:
             value = float(self.function(row, text))
             if not math.isfinite(value):
-                raise ValueError(f"{value} is no finite number")
+                raise ValueError(f"{value} is not a finite number")
         except Exception as error:  # whatever a user's function raises
             failure = f"{type(error).__name__}: {error}"
             kind = type(error).__name__
             if kind not in self._told:
                 self._told.add(kind)
-                print(f"the reward failed on an answer, which is worth 0: {failure}", flush=True)
+                print(f"the reward failed on an answer, which scores 0: {failure}", flush=True)
             return RewardVerdict(0.0, failure)
         return RewardVerdict(value)

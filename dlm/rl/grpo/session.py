@@ -1,4 +1,4 @@
-"""One process's part in a run: agree on the folder, train, and as rank 0 save the model and say what came of it."""
+"""One process's part in a run: agree on the folder, train, and on rank 0 save the model and print the results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from dlm.text import TextCodec
 
 ENTRY = "dlm.rl.grpo"
 FREE = ("trainer", "logger", "decoder", "run_dir", "steps", "keep_every", "validation.every")
-"""Parts of the configuration that may differ when a run goes on: they change no step."""
+"""Config parts that may change on resume, because they affect no step."""
 
 
 class GrpoSession:
@@ -49,7 +49,7 @@ class GrpoSession:
     Args:
         config: the checked configuration.
         launch: folder, attempt, launcher.
-        overrides: what was typed, for the command that resumes.
+        overrides: command-line overrides, for the resume command.
     """
 
     def __init__(self, config: DictConfig, launch: Launch, overrides: Sequence[str]) -> None:
@@ -64,15 +64,15 @@ class GrpoSession:
         if self.launch.parent is not None:
             die_with(self.launch.parent)
         source: ModelSource = instantiate(self.config.model)
-        if source.dtype == "auto" and not self.config.lora.rank:  # small updates are lost on half-precision weights
+        if source.dtype == "auto" and not self.config.lora.rank:  # half-precision weights lose small updates
             source = replace(source, dtype="float32")
         codec = TextCodec.load(source.tokenizer_folder(), self._chat(source))
         curriculum = self._prepare(source, codec)
         steps, kept = self.config.steps, self.record.steps_kept()
         if kept > steps:
-            raise ConfigError(f"steps={steps}: this run has made {kept}; write at least so many, or another run_dir")
+            raise ConfigError(f"steps={steps}: this run has made {kept}; write at least that many, or another run_dir")
         if self.record.through(steps):
-            print(f"this run is through; {self._trained()}")
+            print(f"this run is already complete; {self._trained()}")
             return 0
         interrupts = Interrupts(self.stop, launched=self.launch.parent is not None)
         interrupts.install()
@@ -84,7 +84,7 @@ class GrpoSession:
         except RunError as error:
             if not self.record.state.exists():
                 raise
-            raise RunError(f"{error}; what was kept goes on with\n  {self.command}") from error
+            raise RunError(f"{error}; to resume from the last saved state:\n  {self.command}") from error
         finally:
             if logger is not None:
                 finish(logger, code)
@@ -136,13 +136,13 @@ class GrpoSession:
         trainer = build_trainer(config.trainer, [*callbacks, progress], logger, self.folder.path, **settings)
         world = trainer.world_size
         if config.prompts_per_step % world:
-            raise ConfigError(f"prompts_per_step={config.prompts_per_step} does not divide among {world} processes")
+            raise ConfigError(f"prompts_per_step={config.prompts_per_step} is not divisible by the {world} processes")
         with locked(self.folder.path) if trainer.global_rank == 0 else nullcontext():
             steps = Steps(curriculum, self.record.steps_kept() + 1, config.steps, trainer.global_rank, world)
             self._fit(trainer, module, steps)
-            stopped = module.steps_done < config.steps  # asked here, or in another process
+            stopped = module.steps_done < config.steps  # on request, here or in another process
             if trainer.global_rank == 0 and stopped:
-                print(f"stopped after step {module.steps_done}; to go on:\n  {self.command}", flush=True)
+                print(f"stopped after step {module.steps_done}; to resume:\n  {self.command}", flush=True)
             elif trainer.global_rank == 0:
                 self._conclude(trainer, module, codec, progress)
             part(trainer)
@@ -154,7 +154,7 @@ class GrpoSession:
         except RuntimeError as error:
             if "onnection" not in str(error):
                 raise
-            # What gloo and NCCL say when another process is gone, which has told its own reason.
+            # gloo and NCCL raise this when another process is gone; that one has reported its own reason.
             raise RunError(f"process {trainer.global_rank} has lost another: {str(error).splitlines()[0]}") from error
 
     def _options(self) -> Options:
@@ -173,7 +173,7 @@ class GrpoSession:
         )
 
     def _conclude(self, trainer: Trainer, module: GRPO, codec: TextCodec, progress: TrainingProgress) -> None:
-        """Save the model and say what came of it."""
+        """Save the model, and log and print the summary."""
         path = self.record.adapter if self.config.lora.rank else self.record.checkpoint
         self.record.save(
             path, partial(module.learner.save, tokenizer=codec.tokenizer, base=self.config.model.get("path"))
@@ -185,26 +185,26 @@ class GrpoSession:
         print(self._trained())
 
     def _trained(self) -> str:
-        """Where what was trained is."""
+        """Where the trained adapter or model is."""
         if self.config.lora.rank:
-            return f"adapter: {self.record.adapter}, for model.adapter_path="
+            return f"adapter: {self.record.adapter} (use it with model.adapter_path=)"
         return f"model: {self.record.checkpoint}"
 
 
 def part(trainer: Trainer) -> None:
-    """Wait for the other processes and leave their group: who leaves alone may be killed while it ends, and with it,
-    under torchrun, those that still write."""
+    """Wait for the other processes and leave the group together: a process that leaves alone may be killed while
+    it exits, and under torchrun those that are still writing with it."""
     trainer.strategy.barrier()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def in_words(summary: dict[str, Any]) -> str:
-    """A run's end in one line."""
+    """The summary of a run in one line."""
     spent = ", ".join(f"{name} {share:.0%}" for name, share in summary["share_of_step_time"].items())
     reward = ""
     if summary["reward_before"] is not None:
         reward = f"reward {summary['reward_before']:.3f} -> {summary['reward_after']:.3f}, "
     failures = summary["answers_not_judged"]
-    unjudged = f"; {failures} answers the reward failed on are worth 0" if failures else ""
+    unjudged = f"; {failures} answers that the reward failed on score 0" if failures else ""
     return f"{reward}{summary['steps']} steps in {summary['minutes']:.1f} minutes ({spent}){unjudged}"

@@ -64,7 +64,7 @@ class WeightControl:
 
     @property
     def shared(self) -> bool:
-        """Whether the weights are the trainer's own."""
+        """Whether the weights are shared with the trainer."""
         return self.trainer is self.checkpoint.backbone
 
     @property

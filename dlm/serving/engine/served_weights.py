@@ -61,7 +61,7 @@ class ThreadControl(WeightControl):
         self._thread.weight_version = self.weight_version
         reason = None
         if self.torn is not None:
-            reason = f"the weights are a mixture, since {self.torn}; update them again"
+            reason = f"the weights are a mix of two versions: {self.torn}; update them again"
         elif self.asleep:
             reason = f"asleep: {', '.join(sorted(self.asleep))}; POST /resume_memory_occupation first"
         self._thread.refuse(reason)

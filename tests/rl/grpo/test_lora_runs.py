@@ -106,7 +106,7 @@ def test_weights_in_half_precision_can_be_adapted(tmp_path) -> None:
 
 
 def test_an_adapter_over_another_is_refused(straight: Record) -> None:
-    with pytest.raises(ConfigError, match=r"model.adapter_path=.*: an adapter over another cannot be saved as one"):
+    with pytest.raises(ConfigError, match=r"model.adapter_path=.*: stacked adapters cannot be saved as one"):
         check_grpo(compose(*LORA, f"model.adapter_path={straight.adapter}"))
 
 

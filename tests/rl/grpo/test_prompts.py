@@ -46,7 +46,7 @@ def test_too_few_prompts_are_refused():
 
 def test_a_row_that_cannot_be_used_is_named():
     prompts = [Prompt("a", "hello"), Prompt("b", "", {}, Fault("DataError", "field 'prompt' is empty"))]
-    with pytest.raises(DataError, match="row b: field 'prompt' is empty; mend it"):
+    with pytest.raises(DataError, match="row b: field 'prompt' is empty; fix it"):
         questions_of(prompts, None, (), 64)
 
 
@@ -61,7 +61,7 @@ def test_a_row_that_cannot_be_used_is_named():
 )
 def test_a_row_without_a_field_that_the_reward_reads_is_named(row, fault):
     prompts = [Prompt("a", "hello", {"answer": "1", "family": "add"}), Prompt("b", "hello", row), Prompt("c", "hello")]
-    with pytest.raises(DataError, match=rf"row b: {fault} \(and 1 more\); mend it"):
+    with pytest.raises(DataError, match=rf"row b: {fault} \(and 1 more\); fix it"):
         questions_of(prompts, None, ("answer", "family"), 64)
 
 
@@ -75,7 +75,7 @@ class Codec:
 
 
 def test_a_row_that_cannot_fit_is_named():
-    with pytest.raises(DataError, match="row b: 6 characters; mend it"):
+    with pytest.raises(DataError, match="row b: 6 characters; fix it"):
         questions_of([Prompt("a", "hello"), Prompt("b", "hellos")], Codec(), (), 5)
 
 

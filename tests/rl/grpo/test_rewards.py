@@ -69,11 +69,11 @@ def test_an_answer_that_cannot_be_judged_is_worth_nothing_and_its_kind_is_told_o
     found = judge([{}] * 4, ["a", "bb", "c", "dddd"])
     assert [verdict.reward for verdict in found] == [0.0, 2.0, 0.0, 4.0]
     assert [verdict.failure for verdict in found] == ["KeyError: 'a'", None, "KeyError: 'c'", None]
-    assert capsys.readouterr().out == "the reward failed on an answer, which is worth 0: KeyError: 'a'\n"
+    assert capsys.readouterr().out == "the reward failed on an answer, which scores 0: KeyError: 'a'\n"
     assert [verdict.reward for verdict in judge([{}], ["e"])] == [0.0], "it works in general"
 
 
-@pytest.mark.parametrize(("name", "said"), [("broken", "KeyError: 'a'"), ("endless", "inf is no finite number")])
+@pytest.mark.parametrize(("name", "said"), [("broken", "KeyError: 'a'"), ("endless", "inf is not a finite number")])
 def test_a_reward_that_fails_on_everything_ends_the_run(name, said):
     judge = RewardRunner(FunctionReward(f"{HERE}:{name}").function())
     with pytest.raises(RunError, match=f"the reward failed on all of the first 2 answers: .*{said}"):

@@ -273,8 +273,8 @@ def test_a_reward_that_fails_costs_its_answers_alone(tmp_path, capsys):
     assert all(row["reward"] == 0.0 and row["not_judged"] == f"KeyError: {row['text']!r}" for row in failed)
     [step] = [row for row in record.rows() if "reward" in row]
     assert summary["answers_not_judged"] == len(failed) + step["not_judged"]
-    assert said.count("the reward failed on an answer, which is worth 0: KeyError") == 1
-    assert f"{summary['answers_not_judged']} answers the reward failed on are worth 0" in said
+    assert said.count("the reward failed on an answer, which scores 0: KeyError") == 1
+    assert f"{summary['answers_not_judged']} answers that the reward failed on score 0" in said
 
 
 def test_a_reward_that_never_works_ends_the_run(tmp_path):
@@ -294,7 +294,7 @@ def test_csv_and_wandb_are_told(tmp_path):
 
 def test_a_state_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"half")
-    with pytest.raises(RunError, match=r"last.ckpt cannot be read .* remove it to begin again"):
+    with pytest.raises(RunError, match=r"last.ckpt cannot be read .* remove it to start over"):
         run(compose(f"run_dir={tmp_path}"), [])
 
 
@@ -322,7 +322,7 @@ def test_a_run_can_be_lengthened(straight, tmp_path):
 
 
 def test_a_run_cannot_be_shortened(straight):
-    with pytest.raises(ConfigError, match=r"steps=2: this run has made 4; write at least so many"):
+    with pytest.raises(ConfigError, match=r"steps=2: this run has made 4; write at least that many"):
         run(compose(f"run_dir={straight.folder}", "steps=2"), [])
 
 
@@ -347,7 +347,7 @@ def test_prompts_that_do_not_fit_are_named_before_the_first_step(tmp_path):
         "data=jsonl", f"data.path={file}", "reward=function", f"reward.path={HERE}:length", "validation.prompts=4",
         f"run_dir={tmp_path / 'run'}",
     ]  # fmt: skip
-    with pytest.raises(DataError, match=r"row row7: .*\d+ positions.*; mend it"):
+    with pytest.raises(DataError, match=r"row row7: .*\d+ positions.*; fix it"):
         run(compose_plain(*words), words)
     with pytest.raises(RequestError, match=r"no prompt can be decoded: algorithm='sdar' cannot run on a llada model"):
         run(compose(f"run_dir={tmp_path / 'other'}", "generation.algorithm=sdar", "generation.threshold=null"), [])
@@ -384,22 +384,22 @@ def test_a_full_disk_keeps_the_last_state(straight, tmp_path, monkeypatch):
     ("overrides", "said"),
     [
         (["generation.cfg_scale=1.5"], "generation.cfg_scale=1.5: guided answers are not the policy's own"),
-        (["generation.align_blocks=true"], "generation.align_blocks=true: replays would not know of it"),
+        (["generation.align_blocks=true"], "generation.align_blocks=true: replays would ignore it"),
         (["decoder.max_num_seqs=0"], "decoder.max_num_seqs=0: must be at least 1"),
         (["decoder.max_num_batched_tokens=4"], "a block alone has 16 positions"),
-        (["validation.prompts=1"], "validation.prompts=1: one tells no standard error"),
+        (["validation.prompts=1"], "validation.prompts=1: no standard error from one prompt"),
         (["group_size=1"], "group_size=1: must be at least 2"),
         (["generation.temperature=0"], "generation.temperature=0: all answers of a group would be equal"),
         (["generation.gen_length=0"], "gen_length=0"),
         (["objective.average=answer"], "objective.average='answer' is unknown"),
         (["optimizer.lr=0"], "optimizer.lr=0.0: must be above 0"),
         (["likelihood.p_mask_prompt=2"], "likelihood.p_mask_prompt"),
-        (["precision=8"], "precision=8: one of 32-true, bf16-mixed"),
-        (["rollout_dtype=int8"], "rollout_dtype=int8: null, or one of"),
+        (["precision=8"], "precision=8: must be one of 32-true, bf16-mixed"),
+        (["rollout_dtype=int8"], "rollout_dtype=int8: must be null or one of"),
         (["reward=function"], "reward.path is not set"),
         (["reward=checker", "reward.checker=number"], "reward.answer_field is not set"),
         (["steps=0", "updates=0"], "updates=0: must be at least 1"),
-        (["data.family=poem"], "data.family=poem: one of split, pick"),
+        (["data.family=poem"], "data.family=poem: must be one of split, pick"),
         (["trainer.devices=2"], "several processes are trainer=ddp"),
     ],
 )

@@ -288,7 +288,7 @@ def test_a_foreign_model_and_a_foreign_rollout_function_are_refused(tmp_path: Pa
     trainer = DiffusionGRPOTrainer(
         policy, reward, args=settings(tmp_path), rollout_func=lambda prompts, trainer: columns, **common
     )
-    with pytest.raises(RunError, match="rollout_func returned prompt_ids, .*, logprobs; keep the column 'rollout'"):
+    with pytest.raises(RunError, match=r"rollout_func returned prompt_ids, .*, logprobs; keep the column 'rollout'"):
         trainer.train()
 
 
