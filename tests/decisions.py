@@ -65,7 +65,7 @@ class Decision:
         return {
             "logits": self.logits,
             "boosted logits": self.boosted,
-            "rank": scores.rank,
+            "priority": scores.priority,
             "log-odds": scores.log_odds,
             "divergence": scores.divergence,
         }
@@ -110,7 +110,7 @@ class _Watching(Selector):
 
     def _logits(self, batch: Batch, canvas: Canvas, scores: Scores, hidden: Tensor) -> Floats:
         sides = (False, True) if canvas.guided else (False,)
-        rows = [upload(batch.rows(canvas, scores.positions, twin=twin), hidden.device) for twin in sides]
+        rows = [upload(batch.rows(canvas, scores.positions, uncond=twin), hidden.device) for twin in sides]
         plain, *twins = (self.model.head(hidden[row]).double().cpu().numpy() for row in rows)
         for twin in twins:
             plain = twin + (canvas.request.params.cfg_scale + 1.0) * (plain - twin)

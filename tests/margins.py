@@ -144,8 +144,8 @@ def _nearest(exact: Decision, single: Decision, scores: Scores, limits: Limits) 
     rows = np.flatnonzero(np.isin(scores.positions, list(disputed))) if disputed else range(len(scores.positions))
     shares = {int(row): _turning_share(exact, scores, limits, int(row)) for row in rows}
     row = min(shares, key=lambda one: shares[one])
-    ranked = exact.question.canvas.request.sampler.order
-    name = "log-odds" if ranked in ("low_confidence", "random") else "rank"
+    ranked = exact.question.canvas.request.sampler.ranks_by
+    name = "log-odds" if ranked in ("low_confidence", "random") else "priority"
     text = f"{name} of position {scores.positions[row]} and of its bar or rival"
     return text, shares[row] * limits[name], 2 * limits[name]
 
@@ -157,7 +157,7 @@ def _turning_share(exact: Decision, scores: Scores, limits: Limits, row: int) ->
 
     def turns(share: float) -> bool:
         moved = {}
-        for field, name, sign in (("rank", "rank", 1), ("log_odds", "log-odds", -1), ("divergence", "divergence", -1)):
+        for field, name, sign in (("priority", "priority", 1), ("log_odds", "log-odds", -1), ("divergence", "divergence", -1)):
             moved[field] = getattr(scores, field).copy()
             moved[field][row] += sign * share * limits[name]
         return exact.left_behind(exact.rechosen(replace(scores, **moved))) != before

@@ -30,7 +30,7 @@ class HtmlTrace:
         prompts: at most this many prompts, the first ones, each with all its samples.
     """
 
-    prompts: int
+    prompts: int = 20
 
     def faults(self) -> list[str]:
         """Invalid values, each with its remedy."""

@@ -72,7 +72,7 @@ def test_an_action_added_after_the_throw_acts_at_once() -> None:
 def test_a_killed_process_on_this_machine_is_dead_at_once(tmp_path: Path) -> None:
     program = (
         "import signal, sys; from pathlib import Path; from dlm.distributed.heartbeat import *\n"
-        "with Heart(Path(sys.argv[1]), 'rank1', StopSwitch()): signal.pause()"
+        "with Heartbeat(Path(sys.argv[1]), 'rank1', StopFlag()): signal.pause()"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
     wait_until(lambda: read_status(tmp_path, "rank1") is not None, "the first beat")

@@ -190,7 +190,7 @@ def test_the_trainers_settings_are_used_or_contradicted() -> None:
     stopping = make_rollout_func(rollouts, replace(PARAMS, stop=("+",)))
     with pytest.raises(ConfigError, match="mask_truncated_completions=True"):
         stopping([SPLIT], trainer_of(model, mask_truncated_completions=True))
-    with pytest.raises(ConfigError, match="give them codec="):
+    with pytest.raises(ConfigError, match="create them with codec="):
         make_rollout_func(own_weights(codec=None))
     with pytest.raises(ConfigError, match="num_generations=2"):
         make_rollout_func(rollouts, replace(PARAMS, n=2))
