@@ -157,7 +157,8 @@ def _turning_share(exact: Decision, scores: Scores, limits: Limits, row: int) ->
 
     def turns(share: float) -> bool:
         moved = {}
-        for field, name, sign in (("priority", "priority", 1), ("log_odds", "log-odds", -1), ("divergence", "divergence", -1)):
+        named = {"priority": ("priority", 1), "log_odds": ("log-odds", -1), "divergence": ("divergence", -1)}
+        for field, (name, sign) in named.items():
             moved[field] = getattr(scores, field).copy()
             moved[field][row] += sign * share * limits[name]
         return exact.left_behind(exact.rechosen(replace(scores, **moved))) != before
