@@ -298,7 +298,7 @@ def rollouts_schemes() -> dict[str, object]:
     [
         ({"scheme": "elbo"}, "scheme='elbo' is unknown; known: llada_mc, d1_onestep"),
         ({"scheme": "ar", "mc_num": 4}, "mc_num=4 applies only to scheme='llada_mc'"),
-        ({"scheme": Coupled(), "mc_num": 4}, "mc_num=4 goes with"),
+        ({"scheme": Coupled(), "mc_num": 4}, "mc_num=4 applies only to"),
         ({"scheme": "ar", "gradients": True}, "no parameter of the model has requires_grad"),
     ],
 )
